@@ -1,0 +1,1 @@
+"""GPUs, instances and prices as data, each figure with its source and date."""

@@ -1,0 +1,1 @@
+"""The analytical planner: words -> request -> blocks of ops -> ledger -> estimate -> search -> report."""
