@@ -5,7 +5,6 @@ pointers to custom code are ignored.
 """
 
 import json
-import math
 import os
 import stat
 from collections.abc import Mapping
@@ -54,18 +53,16 @@ def shown_path(path: str | os.PathLike[str]) -> str:
 def _read_regular_file(path: str | os.PathLike[str], given: str) -> bytes:
     """At most one byte more than the limit; a FIFO or device is refused before it is opened, since that could hang."""
     full_path = os.path.expanduser(path)
+    is_folder = os.path.isdir(full_path)
+    if is_folder:
+        full_path = os.path.join(full_path, CONFIG_NAME)
     try:
         mode = os.stat(full_path).st_mode
-        if stat.S_ISDIR(mode):
-            full_path = os.path.join(full_path, CONFIG_NAME)
-            mode = os.stat(full_path).st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
-        if os.path.isdir(full_path) or os.path.basename(full_path) != os.path.basename(os.path.expanduser(path)):
-            raise InputError(
-                f"The folder {given} has no {CONFIG_NAME}. Give the folder of a downloaded model, or the file itself."
-            ) from error
         raise InputError(
-            f"{given} does not exist. Give the path of a downloaded {CONFIG_NAME}, or a model name (see plan models)."
+            f"The folder {given} has no {CONFIG_NAME}. Give the folder of a downloaded model, or the file itself."
+            if is_folder
+            else f"{given} does not exist. Give the path of a downloaded {CONFIG_NAME}, or a name that plan models lists."
         ) from error
     if not stat.S_ISREG(mode):
         raise InputError(f"{given} is not a regular file. Give the path of a downloaded {CONFIG_NAME}.")
@@ -138,7 +135,7 @@ class ConfigReader:
         value = self.mapping.get(key)
         if value is None:
             return self._missing(key) if default is None else default
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             self._wrong_type(key, value, "a number")
         self._check_bounds(key, value, minimum, maximum)
         return float(value)

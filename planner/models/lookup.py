@@ -1,8 +1,8 @@
 """Finding a model: an alias, a hub id of the bundled catalog, or a path to a downloaded config.json.
 
 The catalog is the folder `catalog/`: one config.json a model, restricted to the keys that decide shapes, and
-`index.json`, which gives each its ids, aliases, source and checked parameter count. Two ids share a file when
-their configs agree in every key that is kept.
+`index.json`, which gives each its ids, aliases, source and checked parameter count. A variant whose config agrees
+in those keys, such as an instruct model, is an id under `also` and shares the file.
 """
 
 import json
@@ -54,10 +54,7 @@ def find(name: str) -> CatalogEntry:
         UnknownNameError: the catalog has no such name.
         DataFileError: the bundled index is broken.
     """
-    hub_id = _index().hub_ids.get(name.strip().lower())
-    if hub_id is None:
-        raise UnknownNameError("model", name, _all_names(), "plan models")
-    return _entry(hub_id)
+    return _find(name, where="plan models")
 
 
 def load(name_or_path: str) -> tuple[str, ConfigReader]:
@@ -74,15 +71,20 @@ def load(name_or_path: str) -> tuple[str, ConfigReader]:
     """
     if _is_path(name_or_path):
         return name_or_path, ConfigReader(read_config_file(name_or_path), shown_path(name_or_path))
-    try:
-        entry = find(name_or_path)
-    except UnknownNameError as error:
-        where = "a path to a downloaded config.json works too; plan models"
-        raise UnknownNameError("model", name_or_path, _all_names(), where) from error
+    entry = _find(name_or_path, where="a path to a downloaded config.json works too; plan models")
     try:
         return entry.id, ConfigReader(read_config_file(entry.config_path), entry.id)
     except InputError as error:
         raise DataFileError(f"The bundled config of {entry.id} is broken: {error}") from error
+
+
+def _find(name: str, where: str) -> CatalogEntry:
+    index = _index()
+    hub_id = index.hub_ids.get(name.strip().lower())
+    if hub_id is None:
+        known = [known for hub_id, aliases in index.aliases.items() for known in (hub_id, *aliases)]
+        raise UnknownNameError("model", name, known, where)
+    return _entry(hub_id)
 
 
 def _is_path(name: str) -> bool:
@@ -131,9 +133,3 @@ def _entry(hub_id: str) -> CatalogEntry:
         )
     except KeyError as error:
         raise DataFileError(f"The record of {hub_id} in {INDEX} is broken: {error!r}. Reinstall tuneplan.") from error
-
-
-def _all_names() -> list[str]:
-    """Hub ids as they are written, and aliases, for the list of close matches."""
-    index = _index()
-    return [name for hub_id, aliases in index.aliases.items() for name in (hub_id, *aliases)]
