@@ -62,7 +62,7 @@ def _read_regular_file(path: str | os.PathLike[str], given: str) -> bytes:
         raise InputError(
             f"The folder {given} has no {CONFIG_NAME}. Give the folder of a downloaded model, or the file itself."
             if is_folder
-            else f"{given} does not exist. Give the path of a downloaded {CONFIG_NAME}, or a name that plan models lists."
+            else f"{given} does not exist. Give a downloaded {CONFIG_NAME}, or a name that plan models lists."
         ) from error
     if not stat.S_ISREG(mode):
         raise InputError(f"{given} is not a regular file. Give the path of a downloaded {CONFIG_NAME}.")
