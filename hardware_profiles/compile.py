@@ -91,7 +91,7 @@ def _price_entry(row: PriceRow, sources: list[str]) -> list[Any]:
 
 
 def _figure(figure: FigureModel) -> list[Any]:
-    return [getattr(figure, "value"), figure.source, figure.quote]  # noqa: B009 - each subclass types its own value
+    return [figure.value, figure.source, figure.quote]
 
 
 def _source(source: SourceModel) -> list[str]:

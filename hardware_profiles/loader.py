@@ -166,13 +166,9 @@ def gpu_from_index(gpu_id: str, entry: Mapping[str, Any]) -> Gpu:
         value, source, quote = fields
         return Figure(value, sources[source], quote)
 
-    return Gpu(
-        id=gpu_id,
-        aliases=tuple(entry["aliases"]),
-        peaks={dtype: figure(fields) for dtype, fields in entry["peaks"].items()},
-        **entry["plain"],
-        **{name: figure(fields) for name, fields in entry["figures"].items()},
-    )
+    fields_of_gpu: dict[str, Any] = entry["plain"] | {name: figure(fields) for name, fields in entry["figures"].items()}
+    peaks = {dtype: figure(fields) for dtype, fields in entry["peaks"].items()}
+    return Gpu(id=gpu_id, aliases=tuple(entry["aliases"]), peaks=peaks, **fields_of_gpu)
 
 
 @cache

@@ -39,7 +39,7 @@ def _price(value: object) -> object:
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", max_length=60)]
-Text = Annotated[str, Field(min_length=1, max_length=500)]
+Text = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
 IsoDate = Annotated[str, AfterValidator(_iso_date)]
 Bytes = Annotated[int, BeforeValidator(_whole), Field(ge=2**30, le=2**50)]
 Rate = Annotated[int, BeforeValidator(_whole), Field(ge=10**9, le=10**18)]
@@ -65,6 +65,7 @@ class SourceModel(Model):
 class FigureModel(Model):
     """`source` names an entry of the file's sources; `quote` is the text or the key and value that was read."""
 
+    value: Any
     source: str
     quote: Text
 

@@ -33,7 +33,7 @@ def load_price_file(path: str | Path, gpus: Iterable[Gpu] = ()) -> list[Offer]:
         _check_columns(reader.fieldnames, path)
         found = [_offer(row, f"{path} line {reader.line_num}", path, own_gpus) for row in reader]
     except csv.Error as error:
-        raise ProfileError(f"Cannot use {path} line {reader.line_num}: {error}. Correct the file.") from None
+        raise ProfileError(f"Cannot use {path} near line {reader.line_num}: {error}. Correct the file.") from None
     if not found:
         raise ProfileError(f"Cannot use {path}: it has no prices. Add a row below the column names.")
     return loader.newest(found)
@@ -92,7 +92,7 @@ def _instance(price: PriceRow, cells: Mapping[str, str], where: str, own_gpus: M
         return Instance(id=price.instance, provider=price.provider, gpu=gpu.id, gpu_count=count)
     if (bundled.gpu, bundled.gpu_count) != (gpu.id, count):
         raise ProfileError(
-            f"Cannot use {where}: {bundled.id} is known as {bundled.gpu_count} x {bundled.gpu}, not {count} x {gpu.id}. "
+            f"Cannot use {where}: {bundled.id} has {bundled.gpu_count} x {bundled.gpu}, not {count} x {gpu.id}. "
             "Leave gpu and gpu_count empty or rename the instance."
         )
     return bundled
