@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 
 from tuneplan.hardware_profiles import loader
@@ -73,7 +74,7 @@ def _offer(row: Mapping[str | None, str | None], where: str, path: str | Path, o
 
 def _instance(price: PriceRow, cells: Mapping[str, str], where: str, own_gpus: Mapping[str, Gpu]) -> Instance:
     """The bundled instance of that name, or else the one that the row defines."""
-    bundled = next((i for i in loader.load_instances().values() if i.id.lower() == price.instance.lower()), None)
+    bundled = _bundled().get(price.instance.lower())
     gpu_name, count_text = cells.get("gpu", ""), cells.get("gpu_count", "")
     if not gpu_name and not count_text:
         if bundled is None:
@@ -96,6 +97,11 @@ def _instance(price: PriceRow, cells: Mapping[str, str], where: str, own_gpus: M
             "Leave gpu and gpu_count empty or rename the instance."
         )
     return bundled
+
+
+@cache
+def _bundled() -> dict[str, Instance]:
+    return {instance_id.lower(): instance for instance_id, instance in loader.load_instances().items()}
 
 
 def _gpu(name: str, where: str, own_gpus: Mapping[str, Gpu]) -> Gpu:
