@@ -1,0 +1,139 @@
+"""Attention between projected queries, keys and values, one function for each kernel that can run.
+
+Shapes: q `(batch, heads, length, head_dim)`; k and v have `key_heads` heads, and may be longer than q by a prefix.
+Mirrors transformers 5.23 `eager_attention_forward` and `sdpa_attention_forward`, and the kernels behind
+`scaled_dot_product_attention` of torch 2.13.
+"""
+
+from tuneplan.planner.graph import pointwise as pw
+from tuneplan.planner.graph.matmul import batched
+from tuneplan.planner.graph.tape import Gradient, Tape
+from tuneplan.planner.graph.tensor import Size, Tensor, round_block, tensor_bytes
+
+
+def repeat_heads(tape: Tape, x: Tensor, heads: Size) -> Tensor:
+    """`repeat_kv`: each key/value head copied for its query heads; the gradient is summed back over the copies."""
+    batch, key_heads, length, head_dim = x.shape
+    if key_heads == heads:
+        return x
+    out = tape.fresh((batch, heads, length, head_dim), x.dtype, x.requires_grad)
+    gradient = Gradient(x, round_block(x.nbytes), moved=out.nbytes + x.nbytes)
+    return tape.record("repeat_kv", (x,), out, gradients=(gradient,))
+
+
+def eager(tape: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> tuple[Tensor, Tensor]:
+    """Written-out attention with a fp32 softmax; keeps heads x length^2 values three times over.
+
+    Returns the output `(batch, length, heads, head_dim)` and the attention weights, which the layer's Python code holds.
+    """
+    batch, heads, length, head_dim = q.shape
+    keys, values = repeat_heads(tape, k, heads), repeat_heads(tape, v, heads)
+    query = pw.copy(tape, q)
+    factor = pw.copy(tape, keys) if keys is k else keys
+    scores = batched(tape, query, factor, (batch, heads, length, k.shape[2]), head_dim)
+    scores = pw.scale(tape, scores)
+    if mask is not None:
+        scores = pw.add(tape, scores, mask)
+    wide = pw.cast(tape, scores, "fp32")
+    soft = _softmax(tape, wide)
+    tape.hold(scores)
+    weights = pw.dropout(tape, pw.cast(tape, soft, q.dtype), dropout)
+    factor = pw.copy(tape, values) if values is v else values
+    mixed = batched(tape, weights, factor, q.shape, k.shape[2])
+    joined = tape.fresh((batch, length, heads, head_dim), mixed.dtype, mixed.requires_grad)
+    copied = Gradient(mixed, round_block(mixed.nbytes), moved=2 * mixed.nbytes)
+    tape.record("contiguous", (mixed,), joined, gradients=(copied,))
+    tape.hold(q, k, v, keys, values)
+    return joined, weights
+
+
+def math(tape: Tape, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """PyTorch's unfused fallback (`_scaled_dot_product_attention_math`), which computes in fp32 and keeps heads x length^2 fp32."""
+    batch, heads, length, head_dim = q.shape
+    dtype = q.dtype
+    wide = [pw.cast(tape, t, "fp32") for t in (q, k, v)]
+    query = pw.scale(tape, wide[0])
+    mask = tape.fresh((length, k.shape[2]), "fp32", False)
+    tape.record("causal_mask", (), mask, scratch=2 * tensor_bytes((length, k.shape[2]), "bool"))
+    grouped = k.shape[1] != heads
+    keys, values = repeat_heads(tape, wide[1], heads), repeat_heads(tape, wide[2], heads)
+    scaled = pw.scale(tape, keys)
+    scaled = scaled if grouped else pw.copy(tape, scaled)
+    scores = batched(tape, pw.copy(tape, query), scaled, (batch, heads, length, k.shape[2]), head_dim)
+    weights = pw.dropout(tape, _softmax(tape, pw.add(tape, scores, mask)), dropout)
+    mixed = batched(tape, weights, values if grouped else pw.copy(tape, values), q.shape, k.shape[2])
+    tape.hold(*wide, query, keys, values, weights)
+    out = pw.cast(tape, mixed, dtype)
+    joined = tape.fresh((batch, length, heads, head_dim), dtype, out.requires_grad)
+    tape.record("contiguous", (out,), joined, gradients=(Gradient(out, None),))
+    tape.hold(q, k, v, mask)
+    return joined
+
+
+def _softmax(tape: Tape, x: Tensor) -> Tensor:
+    out = tape.fresh(x.shape, x.dtype, x.requires_grad)
+    gradient = Gradient(x, round_block(x.nbytes), moved=3 * x.nbytes)
+    return tape.record("softmax", (x,), out, saved=(out,), gradients=(gradient,))
+
+
+def flash(tape: Tape, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """FlashAttention-2 (also the memory of cuDNN's kernel): saves q, k, v, the output and a fp32 log-sum-exp.
+
+    The backward holds a fp32 accumulator of dQ with rows rounded to 128 and columns to 32 and, with grouped heads, dK and dV
+    for every query head (`mha_bwd`, flash_api.cpp).
+    """
+    batch, heads, length, head_dim = q.shape
+    rows, columns = _up(length, 128), _up(head_dim, 32)
+    scratch = tensor_bytes((batch, heads, rows), "fp32") + tensor_bytes((batch, rows, heads, columns), "fp32")
+    if k.shape[1] != heads:
+        scratch = scratch + 2 * tensor_bytes((batch, k.shape[2], heads, head_dim), k.dtype)
+    return _fused(tape, "flash_attention", q, k, v, length, scratch)
+
+
+def efficient(tape: Tape, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The memory-efficient (CUTLASS) kernel: takes fp32, has no grouped heads, so keys and values are repeated first.
+
+    Below fp32 the backward accumulates dQ in a fp32 workspace (`_efficient_attention_backward`).
+    """
+    batch, heads, length, head_dim = q.shape
+    keys, values = repeat_heads(tape, k, heads), repeat_heads(tape, v, heads)
+    scratch = tensor_bytes((batch, heads, length), "fp32")
+    if q.dtype != "fp32":
+        scratch = scratch + tensor_bytes((batch, heads, length, head_dim), "fp32")
+    out = _fused(tape, "efficient_attention", q, keys, values, _up(length, 32), scratch)
+    tape.hold(k, v)
+    return out
+
+
+def _fused(tape: Tape, kind: str, q: Tensor, k: Tensor, v: Tensor, lse_length: Size, scratch: Size) -> Tensor:
+    batch, heads, length, head_dim = q.shape
+    needs = q.requires_grad or k.requires_grad or v.requires_grad
+    lse = tape.fresh((batch, heads, lse_length), "fp32", False)
+    out = tape.fresh((batch, length, heads, head_dim), q.dtype, needs)
+    # Causal: half of the score matrix is computed; the backward does five products for the forward's two.
+    flops: Size = 2 * 2 * batch * heads * length * k.shape[2] * head_dim // 2
+    moved = 2 * (q.nbytes + k.nbytes)
+    tape.record("log_sum_exp", (), lse, moved=0)
+    tape.ops[-1].launches = 0
+    gradients = [
+        Gradient(q, round_block(q.nbytes), flops=5 * flops // 2, moved=3 * moved),
+        Gradient(k, round_block(k.nbytes)),
+        Gradient(v, round_block(v.nbytes)),
+    ]
+    tape.record(
+        kind,
+        (q, k, v, lse),
+        out,
+        saved=(q, k, v, out, lse),
+        gradients=tuple(gradients),
+        flops=flops,
+        moved=moved,
+        workspace=scratch,
+    )
+    return out
+
+
+
+
+def _up(value: Size, multiple: int) -> Size:
+    return -(-value // multiple) * multiple

@@ -1,0 +1,65 @@
+"""A block: the ops of one piece of the model (embedding, a decoder layer, head and loss), ready to be walked."""
+
+from dataclasses import dataclass, field
+
+from tuneplan.planner.graph.tape import Op, Tape
+from tuneplan.planner.graph.tensor import Storage, Tensor
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """Ops with their lifetimes.
+
+    Attributes:
+        name: what it is, such as "layer".
+        ops: in forward order.
+        entry: the tensor that the block before made (hidden states), or None for the first block.
+        exit: the tensor that the next block reads, or None for the last.
+        entry_held: see `close`.
+        carried: storages made here that later blocks read (rotary tables, mask); they live to the end of the backward.
+        frees: for each op, the storages whose last Python reference goes after it.
+        batch: how many of the carried storages are the batch itself, which the training loop holds.
+    """
+
+    name: str
+    ops: list[Op]
+    entry: Tensor | None
+    exit: Tensor | None
+    carried: tuple[Storage, ...] = ()
+    frees: list[list[Storage]] = field(default_factory=list)
+    batch: int = 0
+    entry_held: bool = True
+
+
+def close(
+    name: str,
+    tape: Tape,
+    entry: Tensor | None,
+    exit: Tensor | None,
+    carried: tuple[Storage, ...] = (),
+    batch: int = 0,
+    entry_held: bool = True,
+) -> Block:
+    """End a block: find the op after which nothing in the forward refers to a storage any more.
+
+    `entry_held`: the model's loop over layers holds the entry until the block ends; else it is freed where it is last read.
+    """
+    last: dict[int, int] = {}
+    owned: dict[int, Storage] = {}
+    if entry is not None and not entry_held:
+        owned[id(entry.storage)] = entry.storage
+    for index, op in enumerate(tape.ops):
+        if op.allocates is not None:
+            owned[id(op.allocates)] = op.allocates
+            last[id(op.allocates)] = index
+        for storage in op.reads:
+            if id(storage) in owned:
+                last[id(storage)] = index
+    kept = {id(storage) for storage in carried}
+    if exit is not None:
+        kept.add(id(exit.storage))
+    frees: list[list[Storage]] = [[] for _ in tape.ops]
+    for key, index in last.items():
+        if key not in kept:
+            frees[index].append(owned[key])
+    return Block(name, tape.ops, entry, exit, carried, frees, batch, entry_held)

@@ -1,0 +1,217 @@
+"""The ledger: walks the blocks of a step under autograd's rules and says what is live at each moment.
+
+Forward: a storage dies with its last Python reference unless an op saved it. Backward: ops in reverse order; while a node
+runs its output's gradient, everything it saved and the gradients it makes are alive; then the saved tensors go, and gradients
+of one tensor are added in place if the earlier one has no other user (torch/csrc/autograd/engine.cpp, input_buffer.cpp).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tuneplan.planner.graph.block import Block
+from tuneplan.planner.graph.meter import Meter, Segment
+from tuneplan.planner.graph.tape import Gradient, Op
+from tuneplan.planner.graph.tensor import GRADIENTS, LOGITS, TEMPORARY, Size, Storage, Tensor, round_block
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A gradient on its way: its bytes and category, and how many tensors share its storage."""
+
+    nbytes: Size
+    category: int
+    users: int = 1
+
+
+@dataclass(slots=True)
+class Shared:
+    """What the backward of one block must know of the others.
+
+    Attributes:
+        accumulating: parameters already hold gradients (gradient accumulation), so each new one is added and freed.
+        seen: parameters (by id) that received a gradient earlier in this backward, such as a tied embedding.
+    """
+
+    accumulating: bool
+    seen: set[int]
+
+
+class Walk:
+    """One block, walked forward and then backward, with the references that autograd holds in between."""
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+        self._saved: dict[int, int] = {}
+        self._released: set[int] = set()
+
+    def forward(self, keep: bool = True) -> Segment:
+        """The forward pass; leaves behind what is saved and the exit.
+
+        Args:
+            keep: whether autograd saves tensors; if not (a checkpointed region) only the entry stays.
+        """
+        meter = Meter()
+        self._run(len(self.block.ops), keep, meter)
+        if keep and self.block.entry is not None and self.block.entry_held:
+            self._unreference(self.block.entry.storage, meter)
+        return meter.segment()
+
+    def backward(self, shared: Shared, checkpointing: str = "off") -> Segment:
+        """The backward pass: starts with the gradient of the exit alive, ends with that of the entry alive.
+
+        Args:
+            shared: state of the whole backward.
+            checkpointing: "off"; "non-reentrant": the forward runs again when the first saved tensor is asked for, and stops
+                early; "reentrant": it runs again whole, and its output and the incoming gradient are held to the end.
+        """
+        meter = Meter()
+        block = self.block
+        reentrant = checkpointing == "reentrant"
+        pending: dict[int, _Pending] = {}
+        start = block.exit if block.exit is not None else _last_output(block)
+        if start is None or not start.requires_grad:
+            return meter.segment()
+        incoming = _Pending(round_block(start.nbytes), TEMPORARY, users=2 if reentrant else 1)
+        if block.exit is None:
+            meter.add(incoming.nbytes, TEMPORARY)
+        pending[id(start)] = incoming
+        waiting = checkpointing == "non-reentrant"
+        if reentrant:
+            self._run(len(block.ops), True, meter)
+        for op in reversed(block.ops):
+            if op.output is None or not op.output.requires_grad:
+                continue
+            if waiting and op.saves:
+                self._recompute(meter)
+                waiting = False
+            grad = pending.pop(id(op.output), None)
+            made = self._node(op, grad, meter) if grad is not None else []
+            self._release(op.saved, meter)
+            if grad is not None:
+                _leave(grad, meter)
+                _deliver(op, made, pending, shared, meter)
+        if reentrant:
+            _leave(incoming, meter)
+            meter.drop(start.storage.nbytes, start.storage.category)
+        if checkpointing != "off" and block.entry is not None:
+            meter.drop(block.entry.storage.nbytes, block.entry.storage.category)
+        return meter.segment()
+
+    def _recompute(self, meter: Meter) -> None:
+        """The forward of a checkpointed region again, up to the last tensor that autograd saves.
+
+        Mirrors `_recomputation_hook` with early stop, the default of torch/utils/checkpoint.py. The last operator does not run
+        if all it saves are its inputs; then every local variable of the model's code goes at once.
+        """
+        ops = self.block.ops
+        last = max(index for index, op in enumerate(ops) if op.saves)
+        own = ops[last].allocates
+        stop = last + 1 if own in ops[last].saved else last
+        self._run(stop, True, meter)
+        for storage in ops[last].saved:
+            if stop == last:
+                self._saved[id(storage)] = self._saved.get(id(storage), 0) + 1
+        for op in ops[:stop]:
+            if op.allocates is not None and id(op.allocates) not in self._released:
+                self._unreference(op.allocates, meter)
+
+    def _run(self, stop: int, keep: bool, meter: Meter) -> None:
+        saved = self._saved
+        frees = self.block.frees
+        for index, op in enumerate(self.block.ops[:stop]):
+            meter.op = op.name
+            if op.allocates is not None:
+                meter.add(op.allocates.nbytes, op.allocates.category)
+            if op.scratch is not None:
+                meter.touch(op.scratch)
+            if keep:
+                for storage in op.saved:
+                    saved[id(storage)] = saved.get(id(storage), 0) + 1
+            for storage in frees[index]:
+                self._unreference(storage, meter)
+
+    def _unreference(self, storage: Storage, meter: Meter) -> None:
+        """The last Python reference goes; the bytes go too unless autograd holds the storage."""
+        self._released.add(id(storage))
+        if id(storage) not in self._saved:
+            meter.drop(storage.nbytes, storage.category)
+
+    def _node(self, op: Op, grad: _Pending, meter: Meter) -> list[tuple[Gradient, _Pending]]:
+        """Run one node: its gradients are born while its output's gradient and all it saved are alive."""
+        meter.op = f"{op.name} (backward)"
+        made: list[tuple[Gradient, _Pending]] = []
+        for gradient in op.gradients:
+            if gradient.given is not None:
+                self._saved[id(gradient.given)] += 1
+                made.append((gradient, _Pending(gradient.given.nbytes, gradient.given.category)))
+            elif gradient.nbytes is None:
+                grad.users += 1
+                made.append((gradient, grad))
+            else:
+                category = gradient_category(gradient.of)
+                meter.add(gradient.nbytes, category)
+                made.append((gradient, _Pending(gradient.nbytes, category)))
+            if gradient.scratch is not None:
+                meter.touch(gradient.scratch)
+        if op.workspace is not None:
+            meter.touch(op.workspace)
+        return made
+
+    def _release(self, saved: Iterable[Storage], meter: Meter) -> None:
+        for storage in saved:
+            key = id(storage)
+            self._saved[key] -= 1
+            if self._saved[key] == 0:
+                del self._saved[key]
+                if key in self._released:
+                    meter.drop(storage.nbytes, storage.category)
+
+
+def gradient_category(of: Tensor) -> int:
+    """What the gradient of a tensor is counted as: a parameter's is a gradient, that of logits is part of the logits."""
+    if of.name:
+        return GRADIENTS
+    return LOGITS if of.storage.category == LOGITS else TEMPORARY
+
+
+def _deliver(
+    op: Op, made: list[tuple[Gradient, _Pending]], pending: dict[int, _Pending], shared: Shared, meter: Meter
+) -> None:
+    for gradient, new in made:
+        if gradient.of.name:
+            _to_parameter(gradient.of, new, shared, meter)
+            continue
+        old = pending.get(id(gradient.of))
+        if old is None:
+            pending[id(gradient.of)] = new
+        elif old.users == 1:
+            _leave(new, meter)
+        else:
+            meter.op = f"{op.name} (sum of gradients)"
+            total = _Pending(old.nbytes, gradient_category(gradient.of))
+            meter.add(total.nbytes, total.category)
+            pending[id(gradient.of)] = total
+            _leave(old, meter)
+            _leave(new, meter)
+
+
+def _to_parameter(parameter: Tensor, new: _Pending, shared: Shared, meter: Meter) -> None:
+    """`AccumulateGrad`: the first gradient is taken over as it is, a later one is added in place and freed."""
+    if shared.accumulating or id(parameter) in shared.seen:
+        _leave(new, meter)
+    elif new.category != GRADIENTS:
+        meter.drop(new.nbytes, new.category)
+        meter.add(new.nbytes, GRADIENTS)
+    shared.seen.add(id(parameter))
+
+
+def _leave(grad: _Pending, meter: Meter) -> None:
+    grad.users -= 1
+    if grad.users == 0:
+        meter.drop(grad.nbytes, grad.category)
+
+
+def _last_output(block: Block) -> Tensor | None:
+    """The loss: the last output that needs a gradient in a block without an exit."""
+    outputs = [op.output for op in block.ops if op.output is not None and op.output.requires_grad]
+    return outputs[-1] if outputs else None

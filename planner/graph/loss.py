@@ -1,0 +1,118 @@
+"""From hidden states to the loss: the head's logits and the three ways of computing cross-entropy.
+
+N tokens, V vocabulary, H hidden size. Logits and their gradients are in the category "logits".
+"""
+
+from tuneplan.planner.graph import pointwise as pw
+from tuneplan.planner.graph.matmul import linear
+from tuneplan.planner.graph.tape import Gradient, Tape
+from tuneplan.planner.graph.tensor import LOGITS, Size, Tensor, elements, round_block, tensor_bytes
+
+CHUNKS = 8
+
+
+def eager(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, divide: bool) -> Tensor:
+    """Full logits, a fp32 copy, log-softmax and negative log-likelihood.
+
+    Mirrors `LlamaForCausalLM.forward` and `ForCausalLMLoss` of transformers 5.23: the model's output holds the logits until
+    the loss is returned; log-softmax is what stays for the backward. `divide`: logits are scaled first (Granite).
+    """
+    tape.category = LOGITS
+    logits = linear(tape, hidden, weight, bias)
+    if divide:
+        logits = pw.scale(tape, logits, "logits_scaling")
+    labels = tape.fresh(hidden.shape[:-1], "int64", False)
+    tape.record("shift_labels", (), labels, scratch=tensor_bytes(hidden.shape[:-1], "int64"))
+    wide = pw.cast(tape, logits, "fp32")
+    loss = _cross_entropy(tape, wide, labels)
+    tape.hold(logits, wide, hidden)
+    return loss
+
+
+def _cross_entropy(tape: Tape, wide: Tensor, labels: Tensor) -> Tensor:
+    full = round_block(wide.nbytes)
+    logs = tape.fresh(wide.shape, "fp32", wide.requires_grad)
+    tape.record(
+        "log_softmax", (wide,), logs, saved=(logs,), gradients=(Gradient(wide, full, moved=3 * wide.nbytes),)
+    )
+    loss = tape.fresh((1,), "fp32", wide.requires_grad)
+    gradient = Gradient(logs, full, moved=wide.nbytes)
+    return tape.record("nll_loss", (logs, labels), loss, saved=(logs, labels), gradients=(gradient,), moved=0)
+
+
+def chunked(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, divide: bool) -> Tensor:
+    """The head and the loss on an eighth of the tokens at a time; only one chunk's fp32 logits exist at once.
+
+    As torchtune's `LinearCrossEntropyLoss` with `num_output_chunks=8`: log-softmax of every chunk stays for the backward, the
+    head's gradients come chunk by chunk.
+    """
+    tape.category = LOGITS
+    batch, length = hidden.shape[:-1]
+    part: Size = -(-length // CHUNKS)
+    total: Tensor | None = None
+    for index in range(CHUNKS):
+        size = part if index < CHUNKS - 1 else length - (CHUNKS - 1) * part
+        piece = pw.copy(tape, pw.narrow(tape, hidden, (batch, size, hidden.shape[-1])), "select")
+        logits = linear(tape, piece, weight, bias)
+        if divide:
+            logits = pw.scale(tape, logits, "logits_scaling")
+        labels = tape.fresh((batch, size), "int64", False)
+        tape.record("labels", (), labels)
+        loss = _cross_entropy(tape, pw.cast(tape, logits, "fp32"), labels)
+        total = loss if total is None else pw.add(tape, total, loss)
+    assert total is not None
+    tape.hold(hidden)
+    return total
+
+
+def liger(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, divide: bool) -> Tensor:
+    """Liger's fused linear cross-entropy: the gradients of hidden states and head are made in the forward, chunk by chunk.
+
+    Mirrors `fused_linear_cross_entropy_forward` of Liger-Kernel (ops/fused_linear_cross_entropy.py): the chunk is
+    next_power_of_2(ceil(N / ceil(V / H))) tokens long. `divide` is folded into the kernel's arguments.
+    """
+    tape.category = LOGITS
+    vocabulary, width = weight.shape
+    tokens = elements(hidden.shape[:-1])
+    chunk = _next_power_of_two(-(-tokens // -(-vocabulary // width)))
+    chunk = chunk + (tokens < chunk) * (tokens - chunk)
+    logits = tensor_bytes((chunk, vocabulary), hidden.dtype)
+    needs = hidden.requires_grad or weight.requires_grad
+    flops: Size = 2 * tokens * vocabulary * width
+    grad_hidden = tape.fresh(hidden.shape, hidden.dtype, False)
+    tape.record("grad_hidden", (hidden,), grad_hidden, moved=hidden.nbytes)
+    kept: tuple[Tensor, ...] = (grad_hidden,)
+    gradients: tuple[Gradient, ...] = (Gradient(hidden, None, given=grad_hidden.storage),)
+    products = 2
+    if weight.requires_grad:
+        grad_weight = tape.fresh(weight.shape, weight.dtype, False)
+        tape.record("grad_weight", (), grad_weight, moved=weight.nbytes)
+        kept = (grad_hidden, grad_weight)
+        gradients = (*gradients, Gradient(weight, None, given=grad_weight.storage))
+        products = 3
+        logits = logits + tensor_bytes(weight.shape, weight.dtype)
+    losses = tape.fresh(hidden.shape[:-1], "fp32", False)
+    tape.record("loss_per_token", (), losses)
+    loss = tape.fresh((1,), "fp32", needs)
+    return tape.record(
+        "fused_linear_cross_entropy",
+        (hidden, weight, losses, *kept),
+        loss,
+        saved=kept,
+        gradients=gradients,
+        scratch=logits,
+        flops=products * flops,
+        moved=products * (hidden.nbytes + weight.nbytes) + 2 * tokens * vocabulary * 2,
+    )
+
+
+def _next_power_of_two(value: Size) -> Size:
+    """The smallest power of two that is not below `value`; works on ints and numpy arrays."""
+    power: Size = value * 0 + 1
+    for _ in range(40):
+        power = power * (1 + (power < value))
+    return power
+
+
+LOSSES = {"eager": eager, "liger": liger, "chunked": chunked}
+

@@ -1,0 +1,78 @@
+"""Matrix multiplications: linear layers, frozen quantized ones, embeddings and batched products.
+
+One multiply-add counts as 2 FLOPs. Rules: torch 2.13 derivatives.yaml; bitsandbytes 0.50 `autograd/_functions.py`.
+"""
+
+from tuneplan.planner.graph.pointwise import cast
+from tuneplan.planner.graph.tape import Gradient, Tape
+from tuneplan.planner.graph.tensor import Size, Tensor, elements, round_block
+
+ABSMAX_BLOCK = 64
+
+
+def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear(x, weight, bias)`: saves x if the weight is trained; a frozen weight costs the input's gradient alone.
+
+    Shapes: x `(..., in)`, weight `(out, in)`, bias `(out,)`.
+    """
+    out_features, in_features = weight.shape
+    trained = bias is not None and bias.requires_grad
+    needs = x.requires_grad or weight.requires_grad or trained
+    out = tape.fresh((*x.shape[:-1], out_features), x.dtype, needs)
+    flops: Size = 2 * elements(x.shape[:-1]) * out_features * in_features
+    moved = x.nbytes + weight.nbytes + out.nbytes
+    gradients = [
+        Gradient(x, round_block(x.nbytes), flops=flops, moved=moved),
+        Gradient(weight, round_block(weight.nbytes), flops=flops, moved=moved),
+    ]
+    inputs = (x, weight)
+    if bias is not None:
+        gradients.append(Gradient(bias, round_block(bias.nbytes), moved=out.nbytes))
+        inputs = (x, weight, bias)
+    saved = ((x,) if weight.requires_grad else ()) + ((weight,) if x.requires_grad else ())
+    return tape.record("linear", inputs, out, saved=saved, gradients=tuple(gradients), flops=flops, moved=moved)
+
+
+def linear_4bit(
+    tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, compute_dtype: str, stored_bytes: Size
+) -> Tensor:
+    """A frozen bitsandbytes 4-bit layer: the input is cast to the compute dtype, the result back to the input's dtype.
+
+    Mirrors `Linear4bit.forward` and `MatMul4Bit` of bitsandbytes 0.50: no activation is saved; the weight is dequantized to
+    the compute dtype, with its scales in fp32, for the product of the forward and again in the backward.
+
+    Shapes: x `(..., in)`, weight `(out, in)`. `stored_bytes`: packed weight and its scales [bytes].
+    """
+    given = x.dtype
+    narrow = cast(tape, x, compute_dtype)
+    out_features, in_features = weight.shape
+    out = tape.fresh((*x.shape[:-1], out_features), compute_dtype, x.requires_grad)
+    flops: Size = 2 * elements(x.shape[:-1]) * out_features * in_features
+    count = out_features * in_features
+    dense = round_block(2 * count) + round_block(-(-count // ABSMAX_BLOCK) * 4)
+    moved = stored_bytes + 2 * 2 * count + narrow.nbytes + out.nbytes
+    gradient = Gradient(narrow, round_block(narrow.nbytes), scratch=dense, flops=flops, moved=moved)
+    inputs = (narrow,) if bias is None else (narrow, bias)
+    tape.record("linear_4bit", inputs, out, gradients=(gradient,), scratch=dense, flops=flops, moved=moved)
+    tape.hold(narrow)
+    return cast(tape, out, given)
+
+
+def embedding(tape: Tape, shape: tuple[Size, ...], weight: Tensor) -> Tensor:
+    """`F.embedding`: the gradient of the weight is dense (`embedding_dense_backward`).
+
+    Shapes: result `shape` + `(hidden,)`, weight `(vocabulary, hidden)`.
+    """
+    out = tape.fresh((*shape, weight.shape[1]), weight.dtype, weight.requires_grad)
+    gradient = Gradient(weight, round_block(weight.nbytes), moved=weight.nbytes + out.nbytes)
+    return tape.record("embedding", (), out, gradients=(gradient,), moved=2 * out.nbytes)
+
+
+def batched(tape: Tape, a: Tensor, b: Tensor, shape: tuple[Size, ...], inner: Size) -> Tensor:
+    """A batched product of activations with `inner` as the summed dimension: each factor is saved for the other's gradient."""
+    out = tape.fresh(shape, a.dtype, a.requires_grad or b.requires_grad)
+    flops: Size = 2 * elements(shape) * inner
+    moved = a.nbytes + b.nbytes + out.nbytes
+    gradients = tuple([Gradient(t, round_block(t.nbytes), flops=flops, moved=moved) for t in (a, b)])
+    saved = ((a,) if b.requires_grad else ()) + ((b,) if a.requires_grad else ())
+    return tape.record("bmm", (a, b), out, saved=saved, gradients=gradients, flops=flops, moved=moved)

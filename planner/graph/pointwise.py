@@ -1,0 +1,135 @@
+"""Elementwise operators, casts and copies, with the tensors autograd saves and the gradients it makes.
+
+Rules: torch 2.13 tools/autograd/derivatives.yaml. Temporaries of one C++ expression live until its end.
+"""
+
+from tuneplan.planner.graph.tape import Gradient, Op, Tape
+from tuneplan.planner.graph.tensor import Size, Storage, Tensor, round_block, tensor_bytes
+
+
+def cast(tape: Tape, x: Tensor, dtype: str) -> Tensor:
+    """`x.to(dtype)`: the same tensor if nothing changes; saves nothing; the gradient is cast back."""
+    if x.dtype == dtype:
+        return x
+    out = tape.fresh(x.shape, dtype, x.requires_grad)
+    return tape.record(
+        "to", (x,), out, gradients=(Gradient(x, round_block(x.nbytes), moved=x.nbytes + out.nbytes),)
+    )
+
+
+def copy(tape: Tape, x: Tensor, kind: str = "clone") -> Tensor:
+    """A contiguous copy (`clone`, `contiguous`, a `reshape` that cannot be a view); the gradient passes through."""
+    out = tape.fresh(x.shape, x.dtype, x.requires_grad)
+    return tape.record(kind, (x,), out, gradients=(Gradient(x, None),))
+
+
+def add(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """`a + b`, `b` of the same shape or broadcast without a gradient; saves nothing.
+
+    Where the dtypes differ the result has the wider one, and the gradient of the narrower is cast.
+    """
+    dtype = a.dtype if a.dtype == b.dtype or a.dtype == "fp32" else b.dtype
+    out = tape.fresh(a.shape, dtype, a.requires_grad or b.requires_grad)
+    gradients = [Gradient(t, None if t.dtype == dtype else round_block(t.nbytes)) for t in (a, b)]
+    return tape.record("add", (a, b), out, gradients=tuple(gradients))
+
+
+def scale(tape: Tape, x: Tensor, kind: str = "scale") -> Tensor:
+    """`x * c` or `x / c` with a Python number: saves nothing, the gradient is scaled too."""
+    out = tape.fresh(x.shape, x.dtype, x.requires_grad)
+    return tape.record(kind, (x,), out, gradients=(Gradient(x, round_block(x.nbytes), moved=2 * x.nbytes),))
+
+
+def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """`a * b`, `b` of the same shape or broadcast; each is saved if the other needs a gradient.
+
+    The gradient of a broadcast factor is a full-size product that is then summed.
+    """
+    shape = a.shape if len(a.shape) >= len(b.shape) else b.shape
+    dtype = a.dtype if a.dtype == b.dtype or a.dtype == "fp32" else b.dtype
+    out = tape.fresh(shape, dtype, a.requires_grad or b.requires_grad)
+    full = round_block(out.nbytes)
+    gradients = []
+    for this in (a, b):
+        broadcast = this.shape != shape
+        scratch = full if broadcast or this.dtype != dtype else None
+        gradients.append(Gradient(this, round_block(this.nbytes), scratch=scratch, moved=3 * out.nbytes))
+    saved = ((a,) if b.requires_grad else ()) + ((b,) if a.requires_grad else ())
+    return tape.record("mul", (a, b), out, saved=saved, gradients=tuple(gradients))
+
+
+def activation(tape: Tape, x: Tensor, kind: str) -> Tensor:
+    """A fused activation such as silu or gelu: saves its input."""
+    out = tape.fresh(x.shape, x.dtype, x.requires_grad)
+    gradient = Gradient(x, round_block(x.nbytes), moved=3 * x.nbytes)
+    return tape.record(kind, (x,), out, saved=(x,), gradients=(gradient,))
+
+
+def dropout(tape: Tape, x: Tensor, p: float) -> Tensor:
+    """`nn.Dropout` in training: nothing at p = 0; else a boolean mask of one byte an element is saved."""
+    if p == 0.0:
+        return x
+    out = tape.fresh(x.shape, x.dtype, x.requires_grad)
+    mask = Tensor(Storage(tensor_bytes(x.shape, "bool"), tape.category), x.shape, "bool")
+    tape.ops.append(Op(f"{tape.scope}.dropout_mask", (), mask, allocates=mask.storage, launches=0))
+    gradient = Gradient(x, round_block(x.nbytes), moved=2 * x.nbytes + mask.nbytes)
+    tape.record("dropout", (x, mask), out, saved=(mask,), gradients=(gradient,))
+    return out
+
+
+def rms_norm(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
+    """Root-mean-square normalization as transformers writes it: computed in fp32, cast back, then scaled.
+
+    Mirrors `LlamaRMSNorm.forward` of transformers 5.23. Saves the fp32 copy of its input and, where the weight is trained, the
+    normalized output.
+    """
+    dtype = x.dtype
+    wide = cast(tape, x, "fp32")
+    rows = (*wide.shape[:-1], 1)
+    full = round_block(wide.nbytes)
+    needs = x.requires_grad
+    squared = tape.fresh(wide.shape, "fp32", needs)
+    tape.record(
+        "pow", (wide,), squared, saved=(wide,), gradients=(Gradient(wide, full, scratch=2 * full, moved=6 * full),)
+    )
+    mean = tape.fresh(rows, "fp32", needs)
+    tape.record("mean", (squared,), mean, gradients=(Gradient(squared, full, moved=full),))
+    shifted = tape.fresh(rows, "fp32", needs)
+    tape.record("add_eps", (mean,), shifted, gradients=(Gradient(mean, None),))
+    small = round_block(mean.nbytes)
+    root = tape.fresh(rows, "fp32", needs)
+    tape.record("rsqrt", (shifted,), root, saved=(root,), gradients=(Gradient(shifted, small, scratch=2 * small),))
+    normal = multiply(tape, wide, root)
+    tape.hold(wide)
+    return multiply(tape, weight, cast(tape, normal, dtype))
+
+
+def narrow(tape: Tape, x: Tensor, shape: tuple[Size, ...]) -> Tensor:
+    """A slice of `x`: a view; its gradient is padded with zeros to the full size (`slice_backward`)."""
+    out = tape.view("slice", x, shape)
+    full = round_block(x.nbytes)
+    tape.ops[-1].gradients = (Gradient(x, full, moved=2 * x.nbytes),) if x.requires_grad else ()
+    return out
+
+
+def transpose(tape: Tape, x: Tensor, shape: tuple[Size, ...], copied: bool) -> Tensor:
+    """Two dimensions swapped: a view. `copied`: the gradient needs a copy to be seen in the old layout."""
+    out = tape.view("transpose", x, shape)
+    if copied and x.requires_grad:
+        tape.ops[-1].gradients = (Gradient(x, round_block(x.nbytes), moved=2 * x.nbytes),)
+    return out
+
+
+def rotate(tape: Tape, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of queries or keys: `x * cos + cat(-x2, x1) * sin`.
+
+    Mirrors `apply_rotary_pos_emb` and `rotate_half` of transformers 5.23.
+    """
+    half = (*x.shape[:-1], x.shape[-1] // 2)
+    turned = multiply(tape, x, cos)
+    first, second = narrow(tape, x, half), narrow(tape, x, half)
+    negative = scale(tape, second, "neg")
+    joined = tape.fresh(x.shape, x.dtype, x.requires_grad)
+    tape.record("cat", (negative, first), joined, gradients=(Gradient(negative, None), Gradient(first, None)))
+    tape.hold(first, second)
+    return add(tape, turned, multiply(tape, joined, sin))

@@ -1,0 +1,130 @@
+"""The tape: the list of ops that one block records, with what autograd will keep and compute for each.
+
+An op is resolved when it is recorded: whether its output needs a gradient is known then, so the tensors it saves and the
+gradients its backward produces are plain data. The ledger only walks them.
+"""
+
+from dataclasses import dataclass
+
+from tuneplan.planner.graph.tensor import ACTIVATIONS, Size, Storage, Tensor, tensor_bytes
+
+
+@dataclass(slots=True, eq=False)
+class Gradient:
+    """What the backward of an op does for one of its inputs.
+
+    Attributes:
+        of: the input that receives the gradient.
+        nbytes: bytes of a fresh gradient; None when the output's gradient is passed on (a view, or an addition).
+        given: a saved storage that becomes the gradient (a loss that computed it in the forward).
+        scratch: bytes held only while this gradient is computed.
+        flops: matrix-multiply FLOPs of this gradient.
+        moved: bytes read and written for this gradient.
+    """
+
+    of: Tensor
+    nbytes: Size | None
+    scratch: Size | None = None
+    flops: Size = 0
+    moved: Size = 0
+    given: Storage | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Op:
+    """One operator of the forward pass and its backward.
+
+    Attributes:
+        name: module path and operator, such as "mlp.up_proj.linear".
+        reads: storages that must be alive while it runs.
+        output: its result, or None for a marker that only keeps its inputs alive.
+        allocates: the result's storage where it is fresh; None for a view.
+        scratch: bytes held only while it runs.
+        saved: storages of activations kept for the backward.
+        saves: whether autograd keeps anything, parameters included.
+        gradients: one entry for each input that needs a gradient.
+        flops: matrix-multiply FLOPs of the forward.
+        moved: bytes read and written by the forward.
+        launches: kernels that the forward starts; 0 for views.
+        workspace: bytes held only while its backward runs, whichever gradient is being computed.
+    """
+
+    name: str
+    reads: tuple[Storage, ...]
+    output: Tensor | None = None
+    allocates: Storage | None = None
+    scratch: Size | None = None
+    saved: tuple[Storage, ...] = ()
+    saves: bool = False
+    gradients: tuple[Gradient, ...] = ()
+    flops: Size = 0
+    moved: Size = 0
+    launches: int = 1
+    workspace: Size | None = None
+
+
+class Tape:
+    """Records the ops of one block.
+
+    Attributes:
+        ops: what was recorded so far.
+        scope: prefix of the names of ops, such as "mlp.up_proj".
+        category: what fresh tensors are for (an index of CATEGORIES).
+    """
+
+    def __init__(self) -> None:
+        self.ops: list[Op] = []
+        self.scope = ""
+        self.category = ACTIVATIONS
+
+    def fresh(self, shape: tuple[Size, ...], dtype: str, requires_grad: bool) -> Tensor:
+        """A new tensor in a new storage."""
+        return Tensor(Storage(tensor_bytes(shape, dtype), self.category), shape, dtype, requires_grad)
+
+    def record(
+        self,
+        kind: str,
+        inputs: tuple[Tensor, ...],
+        output: Tensor,
+        *,
+        saved: tuple[Tensor, ...] = (),
+        gradients: tuple[Gradient, ...] = (),
+        scratch: Size | None = None,
+        flops: Size = 0,
+        moved: Size | None = None,
+        workspace: Size | None = None,
+    ) -> Tensor:
+        """Append an op with a fresh output; what it saves and computes backward counts only if a gradient is needed."""
+        if not output.requires_grad:
+            saved, gradients = (), ()
+        if moved is None:
+            moved = output.nbytes
+            for tensor in inputs:
+                moved = moved + tensor.nbytes
+        self.ops.append(
+            Op(
+                name=f"{self.scope}.{kind}" if self.scope else kind,
+                reads=tuple([tensor.storage for tensor in inputs]),
+                output=output,
+                allocates=output.storage,
+                scratch=scratch,
+                saved=tuple([tensor.storage for tensor in saved if not tensor.name]),
+                saves=bool(saved),
+                gradients=tuple([g for g in gradients if g.of.requires_grad]),
+                flops=flops,
+                moved=moved,
+                workspace=workspace,
+            )
+        )
+        return output
+
+    def view(self, kind: str, x: Tensor, shape: tuple[Size, ...]) -> Tensor:
+        """The same storage seen with another shape; its gradient is a view of the output's gradient."""
+        output = Tensor(x.storage, shape, x.dtype, x.requires_grad)
+        gradients = (Gradient(x, None),) if x.requires_grad else ()
+        self.ops.append(Op(kind, (x.storage,), output, gradients=gradients, launches=0))
+        return output
+
+    def hold(self, *tensors: Tensor) -> None:
+        """Keep tensors alive up to here, as a local variable of the model's Python code does."""
+        self.ops.append(Op("hold", tuple([tensor.storage for tensor in tensors]), launches=0))

@@ -1,0 +1,64 @@
+"""Tensors, storages and data types of the symbolic step.
+
+A size is an `int` or a numpy `int64` array of any shape: every function of the graph and of the ledger takes both, so that
+one walk gives one configuration or many at once.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+Size: TypeAlias = int
+
+BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "int64": 64, "uint8": 8, "bool": 8}
+
+WEIGHTS, GRADIENTS, OPTIMIZER_STATES, ACTIVATIONS, LOGITS, TEMPORARY, KV_CACHE = range(7)
+CATEGORIES = ("weights", "gradients", "optimizer_states", "activations", "logits", "temporary", "kv_cache")
+
+BLOCK_BYTES = 512
+
+
+def round_block(size_bytes: Size) -> Size:
+    """Bytes that the CUDA caching allocator counts for a request: rounded up to 512 (kMinBlockSize, CUDACachingAllocator.cpp)."""
+    return -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def elements(shape: tuple[Size, ...]) -> Size:
+    """Number of elements of a shape."""
+    count: Size = 1
+    for dimension in shape:
+        count = count * dimension
+    return count
+
+
+@dataclass(slots=True, eq=False)
+class Storage:
+    """A piece of device memory: bytes as the allocator counts them, and what it is for (one of CATEGORIES, by index)."""
+
+    nbytes: Size
+    category: int
+
+
+@dataclass(slots=True, eq=False)
+class Tensor:
+    """A view of a storage. A parameter has a name; any other tensor has none."""
+
+    storage: Storage
+    shape: tuple[Size, ...]
+    dtype: str
+    requires_grad: bool = False
+    name: str = ""
+
+    @property
+    def numel(self) -> Size:
+        """Number of elements."""
+        return elements(self.shape)
+
+    @property
+    def nbytes(self) -> Size:
+        """Bytes of the elements, without the allocator's rounding."""
+        return elements(self.shape) * BITS[self.dtype] // 8
+
+
+def tensor_bytes(shape: tuple[Size, ...], dtype: str) -> Size:
+    """Bytes of a fresh contiguous tensor as the allocator counts them."""
+    return round_block(elements(shape) * BITS[dtype] // 8)

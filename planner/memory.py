@@ -1,0 +1,159 @@
+"""Device memory over one training step in steady state: phases, peak and what is live at the peak."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tuneplan.planner.graph.ledger import Shared, Walk
+from tuneplan.planner.graph.meter import Levels, Meter, Segment, join, repeat
+from tuneplan.planner.graph.tensor import (
+    CATEGORIES,
+    GRADIENTS,
+    OPTIMIZER_STATES,
+    TEMPORARY,
+    WEIGHTS,
+    Size,
+    elements,
+    round_block,
+)
+from tuneplan.planner.models.assembly import Parameter
+from tuneplan.planner.models.network import Network, Run
+from tuneplan.planner.training.optimizers import Optimizer, state_bytes, step_scratch
+from tuneplan.planner.training.settings import Settings
+
+_EMPTY: Levels = [0] * len(CATEGORIES)
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A phase of the step.
+
+    Attributes:
+        peak_bytes: most bytes live in it.
+        end_bytes: bytes live when it ends.
+        op: the op at its peak.
+        levels: bytes by category at its peak, in the order of CATEGORIES.
+    """
+
+    peak_bytes: Size
+    end_bytes: Size
+    op: str
+    levels: Levels
+
+
+@dataclass(frozen=True, slots=True)
+class StepMemory:
+    """Allocated bytes of one step, by phase ("load", "forward", "backward", "optimizer_step")."""
+
+    phases: dict[str, Phase]
+    host_optimizer_bytes: int
+    peak_phase: str = field(default="")
+
+    @property
+    def peak(self) -> Phase:
+        """The phase in which most bytes are live (of the first configuration, for arrays)."""
+        return self.phases[self.peak_phase]
+
+
+def step_memory(network: Network, settings: Settings, optimizer: Optimizer) -> StepMemory:
+    """Walk a whole step: forward, loss, backward, clipping, optimizer, as the second and every later step runs.
+
+    Weights, optimizer states and, while accumulating, gradients are there from the start.
+    """
+    master = settings.precision == "master-weights"
+    parameters = network.parameters
+    states = state_bytes(optimizer, parameters, master)
+    gradients = gradient_bytes(parameters)
+    base = _EMPTY.copy()
+    base[WEIGHTS] = weight_bytes(parameters)
+    base[OPTIMIZER_STATES] = states.device
+    base[GRADIENTS] = gradients if settings.accumulating else 0
+    forward, backward = step_segments(network, settings)
+    start = Segment(base, _EMPTY, 0, "")
+    after_forward = join(start, forward)
+    phases = {
+        "load": _load(parameters, settings),
+        "forward": _phase(base, forward),
+        "backward": _phase(after_forward.delta, backward),
+    }
+    held = base.copy()
+    held[GRADIENTS] = gradients
+    update = _update(parameters, optimizer, master)
+    phases["optimizer_step"] = _phase(held, update)
+    highest = max(phases, key=lambda name: _first(phases[name].peak_bytes))
+    return StepMemory(phases, states.host, highest)
+
+
+def step_segments(network: Network, settings: Settings) -> tuple[Segment, Segment]:
+    """The forward and the backward of a step as segments."""
+    shared = Shared(settings.accumulating, set())
+    forward = Meter().segment()
+    walks: list[tuple[Run, Walk]] = []
+    for run in network.runs:
+        walk = Walk(run.block)
+        forward = join(forward, repeat(walk.forward(keep=not run.checkpointed), run.count))
+        walks.append((run, walk))
+    backward = Meter().segment()
+    for run, walk in reversed(walks):
+        if run.checkpointed:
+            segment = Walk(run.block).backward(shared, settings.gradient_checkpointing)
+        else:
+            segment = walk.backward(shared)
+        backward = join(backward, repeat(segment, run.count))
+    early, late = _carried(network)
+    return join(forward, early), join(backward, late)
+
+
+def _carried(network: Network) -> tuple[Segment, Segment]:
+    """Storages that blocks share go with the forward, unless an op saved them or a checkpoint holds its arguments."""
+    checkpointed = any(run.checkpointed for run in network.runs)
+    saved = {id(storage) for run in network.runs for op in run.block.ops for storage in op.saved}
+    early, late = Meter(), Meter()
+    for run in network.runs:
+        for index, storage in enumerate(run.block.carried):
+            held = checkpointed or id(storage) in saved or index < run.block.batch
+            (late if held else early).drop(storage.nbytes, storage.category)
+    return early.segment(), late.segment()
+
+
+def weight_bytes(parameters: Sequence[Parameter]) -> int:
+    """Bytes of all weights in the formats they are kept in."""
+    return sum(p.stored_bytes * p.count for p in parameters)
+
+
+def gradient_bytes(parameters: Sequence[Parameter]) -> int:
+    """Bytes of the gradients of all trained weights."""
+    return sum(p.stored_bytes * p.count for p in parameters if p.trainable)
+
+
+def _load(parameters: Sequence[Parameter], settings: Settings) -> Phase:
+    """Loading: a weight that changes format (quantized, or cast to fp32) is there in 16 bits for a moment."""
+    levels = _EMPTY.copy()
+    levels[WEIGHTS] = weight_bytes(parameters)
+    converted = [
+        round_block(2 * elements(p.shape))
+        for p in parameters
+        if not p.adapter and p.storage != settings.dtype
+    ]
+    end = levels[WEIGHTS]
+    levels[TEMPORARY] = max(converted, default=0)
+    return Phase(sum(levels), end, "weights", levels)
+
+
+def _update(parameters: Sequence[Parameter], optimizer: Optimizer, master: bool) -> Segment:
+    meter = Meter()
+    trained = [p for p in parameters if p.trainable]
+    meter.op = "clip_grad_norm_"
+    meter.touch(round_block(4) * sum(p.count for p in trained))
+    meter.op = f"{optimizer.name}.step"
+    meter.touch(step_scratch(optimizer, parameters, master))
+    return meter.segment()
+
+
+def _phase(start: Levels, segment: Segment) -> Phase:
+    levels = [a + b for a, b in zip(start, segment.peak, strict=True)]
+    end: Size = sum(start) + sum(segment.delta)
+    return Phase(sum(start) + segment.peak_total, end, segment.peak_op, levels)
+
+
+def _first(size: Size) -> int:
+    return size if isinstance(size, int) else int(size.flat[0])

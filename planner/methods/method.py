@@ -1,0 +1,39 @@
+"""A method: parts that act together on one model."""
+
+from dataclasses import dataclass
+
+from tuneplan.planner.methods.part import Part, Weight
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A composition of parts.
+
+    Attributes:
+        name: as the user wrote it, with the options that differ from the defaults.
+        parts: in the order in which they act.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+
+    def trains(self, weight: Weight) -> bool:
+        """Whether any part trains a base weight."""
+        return any(part.trains(weight) for part in self.parts)
+
+    def storage(self, weight: Weight, dtype: str) -> str:
+        """The format of a base weight: that of the first part that changes it, else `dtype`."""
+        for part in self.parts:
+            storage = part.storage(weight, dtype)
+            if storage is not None:
+                return storage
+        return dtype
+
+    def inputs_need_grad(self) -> bool:
+        """Whether embeddings are made to require a gradient when gradient checkpointing is on."""
+        return any(part.inputs_need_grad() for part in self.parts)
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether every part folds into the base weights."""
+        return all(part.mergeable for part in self.parts)

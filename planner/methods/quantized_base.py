@@ -1,0 +1,46 @@
+"""A frozen base in 4 bits: bitsandbytes `Linear4bit` for every linear layer but the head."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tuneplan.planner.errors import InputError
+from tuneplan.planner.methods.part import Part, Weight
+
+QUANT_TYPES = ("nf4", "fp4")
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedBase(Part):
+    """The base of QLoRA.
+
+    Attributes:
+        quant_type: nf4 or fp4.
+        double_quant: scales are quantized too.
+        prepare_kbit: PEFT's `prepare_model_for_kbit_training` is called: every weight left in 16 bits becomes fp32, and with
+            it the residual stream.
+    """
+
+    label: ClassVar[str] = "quantized_base"
+    paper: ClassVar[str] = "Dettmers et al. 2023, QLoRA: Efficient Finetuning of Quantized LLMs"
+    source: ClassVar[str] = "section 3; bitsandbytes 0.50 nn/modules.py Linear4bit; peft 0.21 utils/other.py"
+    not_modelled: ClassVar[str] = "quantized storage other than uint8; a compute dtype other than the model's"
+    mergeable: ClassVar[bool] = False
+
+    quant_type: str = "nf4"
+    double_quant: bool = True
+    prepare_kbit: bool = True
+
+    def check(self) -> None:
+        """Raise InputError for an unknown quantization type."""
+        if self.quant_type not in QUANT_TYPES:
+            raise InputError(f"quant_type={self.quant_type!r} is not known; choose one of {', '.join(QUANT_TYPES)}")
+
+    def storage(self, weight: Weight, dtype: str) -> str | None:
+        """4 bits for linear layers; fp32 for the rest if the model is prepared for k-bit training."""
+        if weight.kind == "linear":
+            return self.quant_type + ("-double" if self.double_quant else "")
+        return "fp32" if self.prepare_kbit else None
+
+    def inputs_need_grad(self) -> bool:
+        """`prepare_model_for_kbit_training` hooks the embeddings."""
+        return True

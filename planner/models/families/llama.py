@@ -1,0 +1,260 @@
+"""Llama and every architecture shaped like it.
+
+Mirrors transformers 5.23 models/llama/modeling_llama.py and its relatives: RMS norm, rotary positions, (grouped) attention
+with four projections, a gated MLP. The relatives differ by the flags of `_VARIANTS`.
+"""
+
+from dataclasses import dataclass
+
+from tuneplan.planner.errors import InputError
+from tuneplan.planner.graph import attention as kernels
+from tuneplan.planner.graph import loss as losses
+from tuneplan.planner.graph import pointwise as pw
+from tuneplan.planner.graph.block import Block, close
+from tuneplan.planner.graph.matmul import embedding
+from tuneplan.planner.graph.tensor import Storage, Tensor, tensor_bytes
+from tuneplan.planner.models.assembly import Assembly
+from tuneplan.planner.models.config import ConfigReader
+from tuneplan.planner.models.spec import ModelSpec
+from tuneplan.planner.training.attention_kernel import choose
+
+
+@dataclass(frozen=True, slots=True)
+class _Variant:
+    """How a relative differs from Llama.
+
+    Attributes:
+        qkv_bias: biases on q, k and v whatever the config says (Qwen2).
+        reads_attention_bias: the config's `attention_bias` gives biases to q, k, v and o.
+        head_norm: RMS norm of queries and keys, head by head (Qwen3).
+        multipliers: embeddings, residuals and logits are scaled (Granite).
+        window: the config's `sliding_window` may limit attention.
+    """
+
+    qkv_bias: bool = False
+    reads_attention_bias: bool = False
+    head_norm: bool = False
+    multipliers: bool = False
+    window: bool = False
+
+
+_VARIANTS = {
+    "llama": _Variant(reads_attention_bias=True),
+    "mistral": _Variant(window=True),
+    "qwen2": _Variant(qkv_bias=True, window=True),
+    "qwen3": _Variant(reads_attention_bias=True, head_norm=True, window=True),
+    "granite": _Variant(reads_attention_bias=True, multipliers=True),
+}
+MODEL_TYPES = tuple(_VARIANTS)
+LAYERS = "model.layers.*."
+EMBEDDING = "model.embed_tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaSpec(ModelSpec):
+    """A Llama-shaped model. Names are those of config.json; `sliding_window` is None where attention is full."""
+
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    head_norm: bool
+    multipliers: bool
+    attention_dropout: float
+    hidden_act: str
+    sliding_window: int | None
+
+
+def read(id: str, config: ConfigReader) -> LlamaSpec:
+    """The spec of a config.json. Raises InputError where dimensions are missing, absurd or contradict each other."""
+    model_type = config.text("model_type")
+    variant = _VARIANTS[model_type]
+    hidden = config.integer("hidden_size")
+    heads = config.integer("num_attention_heads", maximum=2**16)
+    key_heads = config.integer("num_key_value_heads", heads, maximum=2**16)
+    if heads % key_heads:
+        raise InputError(
+            f"{config.origin}: num_attention_heads={heads} is not a multiple of num_key_value_heads={key_heads}; "
+            "check the config"
+        )
+    if not config.has("head_dim") and hidden % heads:
+        raise InputError(
+            f"{config.origin}: hidden_size={hidden} is not a multiple of num_attention_heads={heads} and there is no "
+            "head_dim; check the config"
+        )
+    head_dim = config.integer("head_dim", hidden // heads or None, maximum=2**14)
+    if head_dim % 2:
+        raise InputError(f"{config.origin}: head_dim={head_dim} is odd, which rotary positions cannot be; check the config")
+    bias = variant.reads_attention_bias and config.boolean("attention_bias", False)
+    return LlamaSpec(
+        id=id,
+        model_type=model_type,
+        hidden_size=hidden,
+        num_hidden_layers=config.integer("num_hidden_layers", maximum=2**12),
+        vocab_size=config.integer("vocab_size"),
+        max_position_embeddings=config.integer("max_position_embeddings", 2048, maximum=2**30),
+        tie_word_embeddings=config.boolean("tie_word_embeddings", False),
+        intermediate_size=config.integer("intermediate_size"),
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        head_dim=head_dim,
+        qkv_bias=bias or variant.qkv_bias,
+        output_bias=bias,
+        mlp_bias=model_type in ("llama", "granite") and config.boolean("mlp_bias", False),
+        head_norm=variant.head_norm,
+        multipliers=variant.multipliers,
+        attention_dropout=config.number("attention_dropout", 0.0, maximum=1.0),
+        hidden_act=config.text("hidden_act", "silu"),
+        sliding_window=_window(config, variant),
+    )
+
+
+def _window(config: ConfigReader, variant: _Variant) -> int | None:
+    """The attention window: Mistral's applies when given, Qwen's only with `use_sliding_window`."""
+    if not variant.window or not config.has("sliding_window"):
+        return None
+    if config.text("model_type") != "mistral" and not config.boolean("use_sliding_window", False):
+        return None
+    return config.integer("sliding_window", maximum=2**30)
+
+
+def start(model: Assembly, spec: LlamaSpec) -> tuple[Block, tuple[Tensor, ...]]:
+    """Token ids, embeddings, rotary tables and, for eager attention, the mask; returns what layers share."""
+    tape = model.begin("", 1)
+    batch, length = model.token_shape
+    ids = tape.fresh((batch, length), "int64", False)
+    tape.record("token_ids", (), ids)
+    labels = tape.fresh((batch, length), "int64", False)
+    tape.record("labels", (), labels)
+    hidden = embedding(tape, (batch, length), model.weight(EMBEDDING, (spec.vocab_size, spec.hidden_size), "embedding"))
+    leaf: tuple[Tensor, ...] = ()
+    if model.settings.gradient_checkpointing != "off" and model.method.inputs_need_grad():
+        hidden.requires_grad = True
+        leaf = (hidden,) if spec.multipliers else ()
+    if spec.multipliers:
+        hidden = pw.scale(tape, hidden, "embedding_multiplier")
+    shared = [_table(model, spec, hidden.dtype) for _ in range(2)]
+    mask = _mask(model, spec, hidden.dtype)
+    if mask is not None:
+        shared.append(mask)
+    carried: tuple[Storage, ...] = tuple([t.storage for t in (ids, labels, *shared, *leaf)])
+    return close("embed_tokens", tape, None, hidden, carried, batch=2), tuple(shared)
+
+
+def _table(model: Assembly, spec: LlamaSpec, dtype: str) -> Tensor:
+    table = model.tape.fresh((1, model.settings.seq_len, spec.head_dim), dtype, False)
+    wide = tensor_bytes(table.shape, "fp32")
+    return model.tape.record("rotary_table", (), table, scratch=3 * wide)
+
+
+def _mask(model: Assembly, spec: LlamaSpec, dtype: str) -> Tensor | None:
+    """Eager attention adds a mask of the hidden states' dtype; sdpa gets a boolean one when sequences are padded."""
+    batch, length = model.token_shape
+    if model.settings.attention == "eager":
+        mask = model.tape.fresh((batch, 1, length, length), dtype, False)
+    elif model.settings.attention == "sdpa" and model.settings.padded:
+        mask = model.tape.fresh((batch, 1, length, length), "bool", False)
+    else:
+        return None
+    return model.tape.record("causal_mask", (), mask, scratch=tensor_bytes(mask.shape, "bool"))
+
+
+def layer(model: Assembly, spec: LlamaSpec, entry: Tensor, shared: tuple[Tensor, ...]) -> Block:
+    """A decoder layer. `entry`: the hidden states `(batch, length, hidden_size)`."""
+    tape = model.tape
+    hidden = model.rms_norm(entry, "input_layernorm")
+    hidden, weights = _attention(model, spec, hidden, shared)
+    residual = _residual(model, spec, entry, hidden)
+    hidden = model.rms_norm(residual, "post_attention_layernorm")
+    exit = _residual(model, spec, residual, _mlp(model, spec, hidden))
+    tape.hold(*weights)
+    return close("layer", tape, entry, exit)
+
+
+def _residual(model: Assembly, spec: LlamaSpec, residual: Tensor, hidden: Tensor) -> Tensor:
+    if spec.multipliers:
+        hidden = pw.scale(model.tape, hidden, "residual_multiplier")
+    return pw.add(model.tape, residual, hidden)
+
+
+def _attention(
+    model: Assembly, spec: LlamaSpec, x: Tensor, shared: tuple[Tensor, ...]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Self-attention; also returns attention weights that the layer's code holds (eager)."""
+    tape = model.tape
+    cos, sin, *masks = shared
+    width = spec.num_key_value_heads * spec.head_dim
+    settings = model.settings
+    grouped = spec.num_attention_heads != spec.num_key_value_heads
+    kernel = choose(settings, x.dtype, grouped, spec.head_dim)
+    fused_values = kernel.name == "flash" or (kernel.name == "efficient" and not grouped)
+    q = model.linear(x, "self_attn.q_proj", spec.num_attention_heads * spec.head_dim, spec.qkv_bias)
+    q = _heads(model, q, spec, "q_norm", copied=True)
+    k = model.linear(x, "self_attn.k_proj", width, spec.qkv_bias)
+    k = _heads(model, k, spec, "k_norm", copied=True)
+    v = model.linear(x, "self_attn.v_proj", width, spec.qkv_bias)
+    v = _heads(model, v, spec, "", copied=not fused_values)
+    tape.scope = "self_attn"
+    q, k = pw.rotate(tape, q, cos, sin), pw.rotate(tape, k, cos, sin)
+    model.notes["attention_kernel"] = kernel.name
+    model.notes["attention_kernel_reason"] = kernel.reason
+    dropout = spec.attention_dropout if settings.attention_dropout is None else settings.attention_dropout
+    weights: tuple[Tensor, ...] = ()
+    if kernel.name == "eager":
+        out, scores = kernels.eager(tape, q, k, v, masks[0], dropout)
+        weights = (scores,)
+    elif kernel.name == "math":
+        out = kernels.math(tape, q, k, v, dropout)
+    elif kernel.name == "efficient":
+        out = kernels.efficient(tape, q, k, v)
+    else:
+        q, k, v = (pw.cast(tape, t, settings.dtype) for t in (q, k, v))
+        out = kernels.flash(tape, q, k, v)
+    out = tape.view("join_heads", out, (*x.shape[:-1], spec.num_attention_heads * spec.head_dim))
+    tape.scope = ""
+    y = model.linear(out, "self_attn.o_proj", spec.hidden_size, spec.output_bias)
+    tape.hold(x, q, k, v)
+    return y, weights
+
+
+def _heads(model: Assembly, x: Tensor, spec: LlamaSpec, norm: str, copied: bool) -> Tensor:
+    """`(batch, length, heads * head_dim)` -> `(batch, heads, length, head_dim)`, a view.
+
+    `copied`: the gradient arrives in the other layout and is copied before the projection's backward can use it.
+    """
+    tape = model.tape
+    batch, length, width = x.shape
+    heads = width // spec.head_dim
+    x = tape.view("split_heads", x, (batch, length, heads, spec.head_dim))
+    if norm and spec.head_norm:
+        x = model.rms_norm(x, f"self_attn.{norm}")
+    return pw.transpose(tape, x, (batch, heads, length, spec.head_dim), copied)
+
+
+def _mlp(model: Assembly, spec: LlamaSpec, x: Tensor) -> Tensor:
+    tape = model.tape
+    gate = model.linear(x, "mlp.gate_proj", spec.intermediate_size, spec.mlp_bias)
+    tape.scope = "mlp"
+    active = pw.activation(tape, gate, spec.hidden_act)
+    up = model.linear(x, "mlp.up_proj", spec.intermediate_size, spec.mlp_bias)
+    tape.scope = "mlp"
+    product = pw.multiply(tape, active, up)
+    tape.scope = ""
+    y = model.linear(product, "mlp.down_proj", spec.hidden_size, spec.mlp_bias)
+    tape.hold(x)
+    return y
+
+
+def finish(model: Assembly, spec: LlamaSpec, entry: Tensor) -> Block:
+    """Final norm, head and loss."""
+    tape = model.begin("", 1)
+    hidden = model.rms_norm(entry, "model.norm")
+    tape.hold(entry)
+    shape = (spec.vocab_size, spec.hidden_size)
+    head = model.weight(EMBEDDING, shape, "embedding") if spec.tie_word_embeddings else model.weight("lm_head", shape, "head")
+    tape.scope = "lm_head"
+    losses.LOSSES[model.settings.loss](tape, hidden, head, None, spec.multipliers)
+    return close("head", tape, entry, None, entry_held=False)

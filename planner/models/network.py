@@ -1,0 +1,89 @@
+"""A model under a method: runs of alike blocks, from token ids to the loss."""
+
+from dataclasses import dataclass
+
+from tuneplan.planner.errors import InputError
+from tuneplan.planner.graph.block import Block
+from tuneplan.planner.methods.lora import ALL_LINEAR, Lora
+from tuneplan.planner.methods.method import Method
+from tuneplan.planner.models.assembly import Assembly, Parameter
+from tuneplan.planner.models.registry import family
+from tuneplan.planner.models.spec import ModelSpec
+from tuneplan.planner.training.settings import Settings
+
+
+@dataclass(slots=True)
+class Run:
+    """`count` blocks alike, one after the other."""
+
+    block: Block
+    count: int
+    checkpointed: bool
+
+
+@dataclass(slots=True)
+class Network:
+    """Everything that the ledger, the clock and the report need of a model under a method.
+
+    Attributes:
+        runs: blocks in forward order.
+        parameters: every weight, the method's included.
+        notes: facts for the report.
+    """
+
+    runs: list[Run]
+    parameters: list[Parameter]
+    notes: dict[str, str]
+
+    @property
+    def total_parameters(self) -> int:
+        """Weights of model and method, tied ones once."""
+        return sum(p.numel for p in self.parameters)
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Weights that get a gradient."""
+        return sum(p.numel for p in self.parameters if p.trainable)
+
+
+def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
+    """Assemble the model. Raises InputError where the method does not fit it.
+
+    Layers are recorded once for each distinct form; without gradient checkpointing the first layer of a frozen model is one of
+    its own, because its input needs no gradient.
+    """
+    builder = family(spec.model_type)
+    model = Assembly(method, settings)
+    first, shared = builder.start(model, spec)
+    runs = [Run(first, 1, checkpointed=False)]
+    entry = first.exit
+    assert entry is not None
+    checkpointed = settings.gradient_checkpointing != "off"
+    remaining = spec.num_hidden_layers
+    while remaining:
+        known = set(model.parameters)
+        model.begin(builder.LAYERS, 1)
+        block = builder.layer(model, spec, entry, shared)
+        alike = remaining if block.exit.requires_grad == entry.requires_grad else 1
+        for name, parameter in model.parameters.items():
+            if name.startswith(builder.LAYERS):
+                parameter.count += alike if name in known else alike - 1
+        runs.append(Run(block, alike, checkpointed))
+        remaining -= alike
+        entry = block.exit
+    runs.append(Run(builder.finish(model, spec, entry), 1, checkpointed=False))
+    _check_targets(method, model)
+    return Network(runs, list(model.parameters.values()), model.notes)
+
+
+def _check_targets(method: Method, model: Assembly) -> None:
+    """Raise InputError where a part names modules that the model does not have."""
+    for part in method.parts:
+        if not isinstance(part, Lora):
+            continue
+        for target in part.target_modules:
+            if target != ALL_LINEAR and not any(m == target or m.endswith(f".{target}") for m in model.adapted):
+                names = ", ".join(sorted({m.rsplit(".", 1)[-1] for m in model.linears}))
+                raise InputError(
+                    f"target module {target!r} matches nothing in this model; it has {names} (all-linear takes all of them)"
+                )

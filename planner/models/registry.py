@@ -1,0 +1,28 @@
+"""Every family by the `model_type` of its config.json."""
+
+from types import ModuleType
+
+from tuneplan.planner.errors import InputError
+from tuneplan.planner.models.config import ConfigReader
+from tuneplan.planner.models.families import llama
+from tuneplan.planner.models.spec import ModelSpec
+
+FAMILIES = {"llama": llama}
+
+
+def family(model_type: str, origin: str = "") -> ModuleType:
+    """The family module of a model type. Raises InputError where no family mirrors it yet."""
+    for module in FAMILIES.values():
+        if model_type in module.MODEL_TYPES:
+            return module
+    known = ", ".join(sorted(t for module in FAMILIES.values() for t in module.MODEL_TYPES))
+    raise InputError(
+        f"{origin + ': ' if origin else ''}model_type {model_type!r} is an architecture that tuneplan does not know yet, "
+        f"so it will not guess; it knows {known}"
+    )
+
+
+def read_spec(id: str, config: ConfigReader) -> ModelSpec:
+    """The spec of a config.json. Raises InputError for an unknown family or impossible dimensions."""
+    spec: ModelSpec = family(config.text("model_type"), config.origin).read(id, config)
+    return spec

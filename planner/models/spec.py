@@ -1,0 +1,26 @@
+"""What every family says about a model, whatever its architecture."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Dimensions that every language model has; a family's own spec adds to them.
+
+    Attributes:
+        id: hub id, or the path as the user gave it.
+        model_type: the `model_type` of config.json.
+        hidden_size: width of the residual stream.
+        num_hidden_layers: decoder layers.
+        vocab_size: rows of the embedding.
+        max_position_embeddings: longest context the config states.
+        tie_word_embeddings: the head is the embedding.
+    """
+
+    id: str
+    model_type: str
+    hidden_size: int
+    num_hidden_layers: int
+    vocab_size: int
+    max_position_embeddings: int
+    tie_word_embeddings: bool

@@ -1,0 +1,153 @@
+"""Optimizers: what they keep for each trained parameter, where, and what a step needs for a moment.
+
+Sizes are of the update as the named library runs it; see each entry's `source`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tuneplan.planner.errors import UnknownNameError
+from tuneplan.planner.graph.tensor import BITS, elements, round_block
+from tuneplan.planner.models.assembly import Parameter
+
+SMALL_8BIT = 4096
+PAGED_MINIMUM = 100_000
+STATE_BLOCK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """An optimizer of the registry.
+
+    Attributes:
+        name: as given on the command line.
+        states: tensors as large as the parameter.
+        state_dtype: their dtype; "" is the parameter's own.
+        scratch: how a step needs memory: "none", "foreach" (a copy of all parameters of a dtype), "loop" (two copies of one
+            parameter) or "adafactor".
+        paged: states live in host memory and move on demand.
+        factored: the second moment of a matrix is a row and a column.
+        moved_bytes: bytes read and written for each parameter of 2 bytes, for the clock.
+        launches: kernels started for each parameter tensor (for-loop) or for each call (foreach, fused).
+        source: whose behaviour it mirrors.
+    """
+
+    name: str
+    states: int
+    state_dtype: str
+    scratch: str
+    source: str
+    paged: bool = False
+    factored: bool = False
+    passes: int = 1
+
+
+_TORCH = "torch 2.13 torch/optim/adam.py"
+_BNB = "bitsandbytes 0.50 optim/optimizer.py"
+
+OPTIMIZERS = {
+    o.name: o
+    for o in (
+        Optimizer("adamw", 2, "", "foreach", f"{_TORCH} _multi_tensor_adam (foreach, the default)", passes=4),
+        Optimizer("adamw_fused", 2, "", "none", f"{_TORCH} _fused_adam"),
+        Optimizer("adamw_forloop", 2, "", "loop", f"{_TORCH} _single_tensor_adam (foreach=False)", passes=5),
+        Optimizer("adamw_8bit", 2, "uint8", "none", f"{_BNB} AdamW8bit, blocks of {STATE_BLOCK}"),
+        Optimizer("paged_adamw_32bit", 2, "fp32", "none", f"{_BNB} PagedAdamW32bit", paged=True),
+        Optimizer("paged_adamw_8bit", 2, "uint8", "none", f"{_BNB} PagedAdamW8bit, blocks of {STATE_BLOCK}", paged=True),
+        Optimizer("sgd", 0, "", "none", "torch 2.13 torch/optim/sgd.py _multi_tensor_sgd, no weight decay"),
+        Optimizer("sgd_momentum", 1, "", "none", "torch 2.13 torch/optim/sgd.py _multi_tensor_sgd", passes=2),
+        Optimizer(
+            "adafactor", 1, "fp32", "adafactor", "transformers 5.23 optimization.py Adafactor.step", factored=True, passes=6
+        ),
+        Optimizer("lion", 1, "fp32", "none", f"{_BNB} Lion, 32 bits"),
+    )
+}
+
+ALIASES = {
+    "adamw_torch": "adamw",
+    "adamw_torch_fused": "adamw_fused",
+    "adamw_bnb_8bit": "adamw_8bit",
+    "paged_adamw": "paged_adamw_32bit",
+    "lion_32bit": "lion",
+}
+
+
+def find(name: str) -> Optimizer:
+    """The optimizer of a name or alias. Raises UnknownNameError."""
+    key = name.strip().lower()
+    key = ALIASES.get(key, key)
+    if key not in OPTIMIZERS:
+        raise UnknownNameError("optimizer", name, [*OPTIMIZERS, *ALIASES], "plan estimate --help")
+    return OPTIMIZERS[key]
+
+
+@dataclass(frozen=True, slots=True)
+class StateBytes:
+    """Bytes of optimizer state: on the device, and in host memory for paged optimizers."""
+
+    device: int
+    host: int
+
+
+def state_bytes(optimizer: Optimizer, parameters: Iterable[Parameter], master: bool) -> StateBytes:
+    """Optimizer state of all trained parameters.
+
+    `master`: the optimizer keeps a fp32 copy of every 16-bit parameter and its own states in fp32.
+    """
+    device = host = 0
+    for p in parameters:
+        if not p.trainable:
+            continue
+        on_device, on_host = _one(optimizer, p.shape, p.storage, master)
+        device += on_device * p.count
+        host += on_host * p.count
+    return StateBytes(device, host)
+
+
+def _one(optimizer: Optimizer, shape: tuple[int, ...], dtype: str, master: bool) -> tuple[int, int]:
+    count = elements(shape)
+    copy = round_block(4 * count) if master and dtype != "fp32" else 0
+    if optimizer.factored and len(shape) > 1:
+        rows = elements(shape[:-1])
+        columns = count // shape[-2]
+        return copy + round_block(4 * rows) + round_block(4 * columns), 0
+    kept = "fp32" if master and not optimizer.state_dtype else optimizer.state_dtype or dtype
+    if kept == "uint8" and count < SMALL_8BIT:
+        return copy + optimizer.states * round_block(4 * count), 0
+    state = optimizer.states * round_block(count * BITS[kept] // 8)
+    scales = optimizer.states * round_block(4 * -(-count // STATE_BLOCK)) if kept == "uint8" else 0
+    if optimizer.paged and count >= PAGED_MINIMUM:
+        return copy + scales, optimizer.states * count * BITS[kept] // 8
+    return copy + state + scales, 0
+
+
+def step_scratch(optimizer: Optimizer, parameters: Sequence[Parameter], master: bool) -> int:
+    """Bytes that an update holds for a moment, on top of weights, gradients and states."""
+    trained = [p for p in parameters if p.trainable]
+    if not trained:
+        return 0
+    gradients = sum(round_block(4 * elements(p.shape)) * p.count for p in trained if p.storage != "fp32") if master else 0
+    if optimizer.scratch == "foreach":
+        return gradients + _foreach(trained, master)
+    largest = max(trained, key=lambda p: elements(p.shape) * (4 if master else BITS[p.storage] // 8))
+    count = elements(largest.shape)
+    if optimizer.scratch == "loop":
+        return gradients + 2 * round_block(count * (4 if master else BITS[largest.storage] // 8))
+    if optimizer.scratch == "adafactor":
+        return gradients + _adafactor(count, largest.storage if not master else "fp32")
+    return gradients
+
+
+def _foreach(trained: Sequence[Parameter], master: bool) -> int:
+    """The square root of all second moments of one dtype at once; the last group's copy is still referenced by the next."""
+    groups: dict[str, int] = {}
+    for p in trained:
+        dtype = "fp32" if master else p.storage
+        groups[dtype] = groups.get(dtype, 0) + round_block(elements(p.shape) * BITS[dtype] // 8) * p.count
+    return sum(groups.values())
+
+
+def _adafactor(count: int, dtype: str) -> int:
+    """fp32 copies of the largest gradient and parameter (if they are 16-bit), the update, and one product of it."""
+    wide = round_block(4 * count)
+    return (2 if dtype == "fp32" else 4) * wide

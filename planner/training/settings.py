@@ -1,0 +1,46 @@
+"""How a step is trained: everything about a run that is neither the model, the method nor the hardware."""
+
+from dataclasses import dataclass
+
+from tuneplan.planner.graph.tensor import Size
+
+DTYPES = ("bf16", "fp16", "fp32")
+PRECISIONS = ("pure", "master-weights")
+ATTENTIONS = ("eager", "sdpa", "flash")
+CHECKPOINTING = ("off", "non-reentrant", "reentrant")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One training step as PyTorch runs it.
+
+    Attributes:
+        micro_batch_size: sequences of one forward and backward.
+        seq_len: tokens of each sequence.
+        dtype: of the model's weights and activations.
+        precision: "pure" (weights, gradients and states in `dtype`) or "master-weights" (16-bit weights and gradients, fp32
+            master copies and states in the optimizer).
+        attention: the implementation asked of transformers.
+        loss: eager, liger or chunked.
+        gradient_checkpointing: "off", "non-reentrant" (transformers' default) or "reentrant".
+        optimizer: a name of the optimizer registry.
+        accumulating: gradients exist when the forward starts (all micro-batches of a step but the first).
+        max_grad_norm: gradients are clipped to this norm; 0 is no clipping.
+        attention_dropout: overrides the model's own when not None.
+        compute_capability: of the card, as (major, minor), where sdpa's choice of kernel depends on it.
+        padded: sequences are padded, so attention gets a mask.
+    """
+
+    micro_batch_size: Size = 1
+    seq_len: Size = 2048
+    dtype: str = "bf16"
+    precision: str = "pure"
+    attention: str = "sdpa"
+    loss: str = "eager"
+    gradient_checkpointing: str = "non-reentrant"
+    optimizer: str = "adamw"
+    accumulating: bool = False
+    max_grad_norm: float = 1.0
+    attention_dropout: float | None = None
+    compute_capability: tuple[int, int] = (8, 0)
+    padded: bool = False
