@@ -85,7 +85,7 @@ def step_memory(network: Network, settings: Settings, optimizer: Optimizer) -> S
 
 def step_segments(network: Network, settings: Settings) -> tuple[Segment, Segment]:
     """The forward and the backward of a step as segments."""
-    shared = Shared(settings.accumulating, set())
+    shared = Shared(settings.accumulating, _uses(network))
     forward = Meter().segment()
     walks: list[tuple[Run, Walk]] = []
     for run in network.runs:
@@ -101,6 +101,18 @@ def step_segments(network: Network, settings: Settings) -> tuple[Segment, Segmen
         backward = join(backward, repeat(segment, run.count))
     early, late = _carried(network)
     return join(forward, early), join(backward, late)
+
+
+def _uses(network: Network) -> dict[int, int]:
+    """How many gradients each parameter outside the layers receives."""
+    uses: dict[int, int] = {}
+    for run in network.runs:
+        if run.count == 1:
+            for op in run.block.ops:
+                for gradient in op.gradients:
+                    if gradient.of.name:
+                        uses[id(gradient.of)] = uses.get(id(gradient.of), 0) + 1
+    return uses
 
 
 def _carried(network: Network) -> tuple[Segment, Segment]:

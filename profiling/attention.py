@@ -85,6 +85,8 @@ class EfficientMemory(torch.autograd.Function):
 def _flash(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: object, **_: object
 ) -> tuple[torch.Tensor, None]:
+    if query.dtype is torch.float32 and module.config.dtype is not torch.float32:  # type: ignore[union-attr]
+        query, key, value = (t.to(module.config.dtype) for t in (query, key, value))  # type: ignore[union-attr,arg-type]
     out: torch.Tensor = FlashMemory.apply(query, key, value)  # type: ignore[no-untyped-call]
     return out.transpose(1, 2).contiguous(), None
 

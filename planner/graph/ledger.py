@@ -6,7 +6,7 @@ of one tensor are added in place if the earlier one has no other user (torch/csr
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tuneplan.planner.graph.block import Block
 from tuneplan.planner.graph.meter import Meter, Segment
@@ -29,18 +29,22 @@ class Shared:
 
     Attributes:
         accumulating: parameters already hold gradients (gradient accumulation), so each new one is added and freed.
-        seen: parameters (by id) that received a gradient earlier in this backward, such as a tied embedding.
+        uses: how many gradients each parameter (by id) will still receive; more than one for a tied embedding, whose node
+            waits for all of them.
+        waiting: parameters (by id) that received some of them already.
     """
 
     accumulating: bool
-    seen: set[int]
+    uses: dict[int, int]
+    waiting: set[int] = field(default_factory=set)
 
 
 class Walk:
     """One block, walked forward and then backward, with the references that autograd holds in between."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, meter: type[Meter] = Meter) -> None:
         self.block = block
+        self._meter = meter
         self._saved: dict[int, int] = {}
         self._released: set[int] = set()
 
@@ -50,7 +54,7 @@ class Walk:
         Args:
             keep: whether autograd saves tensors; if not (a checkpointed region) only the entry stays.
         """
-        meter = Meter()
+        meter = self._meter()
         self._run(len(self.block.ops), keep, meter)
         if keep and self.block.entry is not None and self.block.entry_held:
             self._unreference(self.block.entry.storage, meter)
@@ -64,7 +68,7 @@ class Walk:
             checkpointing: "off"; "non-reentrant": the forward runs again when the first saved tensor is asked for, and stops
                 early; "reentrant": it runs again whole, and its output and the incoming gradient are held to the end.
         """
-        meter = Meter()
+        meter = self._meter()
         block = self.block
         reentrant = checkpointing == "reentrant"
         pending: dict[int, _Pending] = {}
@@ -196,13 +200,25 @@ def _deliver(
 
 
 def _to_parameter(parameter: Tensor, new: _Pending, shared: Shared, meter: Meter) -> None:
-    """`AccumulateGrad`: the first gradient is taken over as it is, a later one is added in place and freed."""
-    if shared.accumulating or id(parameter) in shared.seen:
+    """`AccumulateGrad`: runs when all gradients of the parameter are there, the later ones added in place to the first.
+
+    The sum becomes the parameter's gradient, or is added to the one it has and freed.
+    """
+    key = id(parameter)
+    shared.uses[key] = shared.uses.get(key, 1) - 1
+    if key in shared.waiting:
         _leave(new, meter)
-    elif new.category != GRADIENTS:
+        if shared.accumulating and shared.uses[key] <= 0:
+            meter.drop(new.nbytes, GRADIENTS)
+        return
+    if shared.uses[key] > 0:
+        shared.waiting.add(key)
+    elif shared.accumulating:
+        _leave(new, meter)
+        return
+    if new.category != GRADIENTS:
         meter.drop(new.nbytes, new.category)
         meter.add(new.nbytes, GRADIENTS)
-    shared.seen.add(id(parameter))
 
 
 def _leave(grad: _Pending, meter: Meter) -> None:

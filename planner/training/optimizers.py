@@ -110,7 +110,7 @@ def _one(optimizer: Optimizer, shape: tuple[int, ...], dtype: str, master: bool)
     if optimizer.factored and len(shape) > 1:
         rows = elements(shape[:-1])
         columns = count // shape[-2]
-        return copy + round_block(4 * rows) + round_block(4 * columns), 0
+        return copy + round_block(4 * rows) + round_block(4 * columns) + round_block(4), 0
     kept = "fp32" if master and not optimizer.state_dtype else optimizer.state_dtype or dtype
     if kept == "uint8" and count < SMALL_8BIT:
         return copy + optimizer.states * round_block(4 * count), 0
@@ -129,13 +129,17 @@ def step_scratch(optimizer: Optimizer, parameters: Sequence[Parameter], master: 
     gradients = sum(round_block(4 * elements(p.shape)) * p.count for p in trained if p.storage != "fp32") if master else 0
     if optimizer.scratch == "foreach":
         return gradients + _foreach(trained, master)
-    largest = max(trained, key=lambda p: elements(p.shape) * (4 if master else BITS[p.storage] // 8))
-    count = elements(largest.shape)
     if optimizer.scratch == "loop":
-        return gradients + 2 * round_block(count * (4 if master else BITS[largest.storage] // 8))
+        return gradients + _pairs(trained, 2, 1, master)
     if optimizer.scratch == "adafactor":
-        return gradients + _adafactor(count, largest.storage if not master else "fp32")
+        return gradients + _adafactor(trained, master)
     return gradients
+
+
+def _pairs(trained: Sequence[Parameter], own: int, before: int, master: bool) -> int:
+    """Copies of a parameter and of the one before it, whose variables the loop has not overwritten yet; the largest such sum."""
+    sizes = [round_block(elements(p.shape) * (4 if master else BITS[p.storage] // 8)) for p in trained]
+    return max(own * size + before * previous for previous, size in zip(sizes[-1:] + sizes[:-1], sizes, strict=True))
 
 
 def _foreach(trained: Sequence[Parameter], master: bool) -> int:
@@ -147,7 +151,8 @@ def _foreach(trained: Sequence[Parameter], master: bool) -> int:
     return sum(groups.values())
 
 
-def _adafactor(count: int, dtype: str) -> int:
-    """fp32 copies of the largest gradient and parameter (if they are 16-bit), the update, and one product of it."""
-    wide = round_block(4 * count)
-    return (2 if dtype == "fp32" else 4) * wide
+def _adafactor(trained: Sequence[Parameter], master: bool) -> int:
+    """fp32 copies of a gradient and a parameter (if they are 16-bit), the squared gradient twice, and the update before it."""
+    sizes = [(round_block(4 * elements(p.shape)), 2 if master or p.storage == "fp32" else 4) for p in trained]
+    shifted = sizes[-1:] + sizes[:-1]
+    return max(copies * wide + previous for (previous, _), (wide, copies) in zip(shifted, sizes, strict=True))
