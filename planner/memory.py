@@ -19,6 +19,7 @@ from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network, Run
 from tuneplan.planner.training.optimizers import Optimizer, state_bytes, step_scratch
 from tuneplan.planner.training.settings import Settings
+from tuneplan.planner.training.sharding import Sharding, bucket_bytes, gathered_bytes, share
 
 _EMPTY: Levels = [0] * len(CATEGORIES)
 
@@ -54,37 +55,54 @@ class StepMemory:
         return self.phases[self.peak_phase]
 
 
-def step_memory(network: Network, settings: Settings, optimizer: Optimizer) -> StepMemory:
-    """Walk a whole step: forward, loss, backward, clipping, optimizer, as the second and every later step runs.
+def step_memory(
+    network: Network,
+    settings: Settings,
+    optimizer: Optimizer,
+    sharding: Sharding = Sharding(),
+    segments: tuple[Segment, Segment] | None = None,
+) -> StepMemory:
+    """One rank's memory over a whole step: forward, loss, backward, clipping, optimizer, as every step but the first runs.
 
     Weights, optimizer states and, while accumulating, gradients are there from the start.
+
+    Args:
+        network: the model under its method.
+        settings: the run.
+        optimizer: what updates the trained weights.
+        sharding: which model states are split over how many ranks.
+        segments: the result of `step_segments` for the same network, settings and gradient ranks, if it is known.
     """
     master = settings.precision == "master-weights"
     parameters = network.parameters
     states = state_bytes(optimizer, parameters, master)
-    gradients = gradient_bytes(parameters)
+    gradients = share(gradient_bytes(parameters), sharding.gradient_ranks)
     base = _EMPTY.copy()
-    base[WEIGHTS] = weight_bytes(parameters)
-    base[OPTIMIZER_STATES] = states.device
-    base[GRADIENTS] = gradients if settings.accumulating else 0
-    forward, backward = step_segments(network, settings)
-    start = Segment(base, _EMPTY, 0, "")
-    after_forward = join(start, forward)
-    phases = {
-        "load": _load(parameters, settings),
-        "forward": _phase(base, forward),
-        "backward": _phase(after_forward.delta, backward),
-    }
+    base[WEIGHTS] = share(weight_bytes(parameters), sharding.weight_ranks)
+    base[OPTIMIZER_STATES] = share(states.device, sharding.state_ranks)
+    buckets = bucket_bytes(sharding, gradient_bytes(parameters))
+    base[GRADIENTS] = buckets + (gradients if settings.accumulating else 0)
+    forward, backward = segments or step_segments(network, settings, sharding.gradient_ranks)
+    computing = base.copy()
+    computing[TEMPORARY] = gathered_bytes(sharding, network)
+    after_forward = join(Segment(computing, _EMPTY, 0, ""), forward)
     held = base.copy()
-    held[GRADIENTS] = gradients
-    update = _update(parameters, optimizer, master)
-    phases["optimizer_step"] = _phase(held, update)
+    held[GRADIENTS] = buckets + gradients
+    phases = {
+        "load": _load(parameters, settings, sharding),
+        "forward": _phase(computing, forward),
+        "backward": _phase(after_forward.delta, backward),
+        "optimizer_step": _phase(held, _update(parameters, optimizer, master, sharding)),
+    }
     highest = max(phases, key=lambda name: _first(phases[name].peak_bytes))
-    return StepMemory(phases, states.host, highest)
+    return StepMemory(phases, share(states.host, sharding.state_ranks), highest)
 
 
-def step_segments(network: Network, settings: Settings) -> tuple[Segment, Segment]:
-    """The forward and the backward of a step as segments."""
+def step_segments(network: Network, settings: Settings, gradient_ranks: int = 1) -> tuple[Segment, Segment]:
+    """The forward and the backward of a step as segments.
+
+    `gradient_ranks`: a layer's gradients are whole while its backward runs, then reduced and split over so many ranks.
+    """
     shared = Shared(settings.accumulating, _uses(network))
     forward = Meter().segment()
     walks: list[tuple[Run, Walk]] = []
@@ -98,6 +116,7 @@ def step_segments(network: Network, settings: Settings) -> tuple[Segment, Segmen
             segment = Walk(run.block).backward(shared, settings.gradient_checkpointing)
         else:
             segment = walk.backward(shared)
+        segment.delta[GRADIENTS] = -(-segment.delta[GRADIENTS] // gradient_ranks)
         backward = join(backward, repeat(segment, run.count))
     early, late = _carried(network)
     return join(forward, early), join(backward, late)
@@ -137,27 +156,23 @@ def gradient_bytes(parameters: Sequence[Parameter]) -> int:
     return sum(p.stored_bytes * p.count for p in parameters if p.trainable)
 
 
-def _load(parameters: Sequence[Parameter], settings: Settings) -> Phase:
+def _load(parameters: Sequence[Parameter], settings: Settings, sharding: Sharding) -> Phase:
     """Loading: a weight that changes format (quantized, or cast to fp32) is there in 16 bits for a moment."""
     levels = _EMPTY.copy()
-    levels[WEIGHTS] = weight_bytes(parameters)
-    converted = [
-        round_block(2 * elements(p.shape))
-        for p in parameters
-        if not p.adapter and p.storage != settings.dtype
-    ]
+    levels[WEIGHTS] = share(weight_bytes(parameters), sharding.weight_ranks)
+    changed = [p for p in parameters if not p.adapter and p.storage != settings.dtype]
     end = levels[WEIGHTS]
-    levels[TEMPORARY] = max(converted, default=0)
+    levels[TEMPORARY] = max([round_block(2 * elements(p.shape)) for p in changed], default=0)
     return Phase(sum(levels), end, "weights", levels)
 
 
-def _update(parameters: Sequence[Parameter], optimizer: Optimizer, master: bool) -> Segment:
+def _update(parameters: Sequence[Parameter], optimizer: Optimizer, master: bool, sharding: Sharding) -> Segment:
     meter = Meter()
     trained = [p for p in parameters if p.trainable]
     meter.op = "clip_grad_norm_"
     meter.touch(round_block(4) * sum(p.count for p in trained))
     meter.op = f"{optimizer.name}.step"
-    meter.touch(step_scratch(optimizer, parameters, master))
+    meter.touch(share(step_scratch(optimizer, parameters, master), sharding.state_ranks))
     return meter.segment()
 
 

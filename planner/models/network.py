@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph.block import Block
+from tuneplan.planner.methods.formats import BLOCK_FORMATS
 from tuneplan.planner.methods.lora import ALL_LINEAR, Lora
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.assembly import Assembly, Parameter
@@ -44,6 +45,11 @@ class Network:
     def trainable_parameters(self) -> int:
         """Weights that get a gradient."""
         return sum(p.numel for p in self.parameters if p.trainable)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether any weight is kept in a block format."""
+        return any(p.storage in BLOCK_FORMATS for p in self.parameters)
 
 
 def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:

@@ -1,0 +1,138 @@
+"""What a user should know about an estimate, each figure worked out by running the ledger again with one thing changed."""
+
+from dataclasses import replace
+
+from tuneplan.planner.estimate import Estimate
+from tuneplan.planner.memory import step_memory, step_segments
+from tuneplan.planner.methods.full import Full
+from tuneplan.planner.methods.lora import Lora
+from tuneplan.planner.methods.method import Method
+from tuneplan.planner.models.network import build
+from tuneplan.planner.request import Request
+from tuneplan.planner.training.optimizers import OPTIMIZERS
+from tuneplan.planner.units import GIB, format_gib
+
+WORTH_SAYING = GIB // 4
+
+
+def warnings(estimate: Estimate) -> tuple[str, ...]:
+    """Warnings, most important first."""
+    request = estimate.request
+    texts = [
+        *_capacity(estimate),
+        *_kernel(estimate),
+        *_adapter_inputs(estimate),
+        *_readings(estimate),
+        *_context(request),
+        *_not_modelled(request),
+    ]
+    return tuple(texts)
+
+
+def peak_of(request: Request) -> int:
+    """Allocated peak of a request, bytes."""
+    network = build(request.spec, request.method, request.settings)
+    return step_memory(network, request.settings, request.optimizer, request.sharding).peak.peak_bytes
+
+
+def activations_of(request: Request) -> int:
+    """Bytes that the forward leaves for the backward: what is live at its end, less weights, gradients and states."""
+    network = build(request.spec, request.method, request.settings)
+    forward, _ = step_segments(network, request.settings)
+    return sum(forward.delta)
+
+
+def _capacity(estimate: Estimate) -> list[str]:
+    request = estimate.request
+    texts = []
+    if request.capacity_bytes is not None and estimate.device_bytes > request.capacity_bytes:
+        short = estimate.device_bytes - request.capacity_bytes
+        texts.append(f"Does not fit: short by {format_gib(short)} of {format_gib(request.capacity_bytes)} usable.")
+    gpu = request.gpu
+    if gpu is not None and not gpu.memory_is_measured:
+        texts.append(f"The capacity of {gpu.name} is its label, not what a driver reported; expect a little less.")
+    if estimate.time is not None and estimate.time.seconds is None:
+        texts.append(f"No time: {estimate.time.reason}")
+    return texts
+
+
+def _kernel(estimate: Estimate) -> list[str]:
+    """sdpa that does not run flash: which kernel, why, and what it costs."""
+    request, notes = estimate.request, estimate.network.notes
+    if request.settings.attention != "sdpa" or notes.get("attention_kernel") == "flash":
+        return []
+    saved = estimate.allocated_bytes - peak_of(_with(request, attention="flash"))
+    cost = f" FlashAttention-2 would save {format_gib(saved)}." if saved > WORTH_SAYING else ""
+    kernel = {"math": "unfused math", "efficient": "memory-efficient"}[notes["attention_kernel"]]
+    return [f"sdpa runs its {kernel} kernel here, because {notes['attention_kernel_reason']}.{cost}"]
+
+
+def _adapter_inputs(estimate: Estimate) -> list[str]:
+    """PEFT's fp32 adapters make a fp32 copy of the input of every adapted module."""
+    request = estimate.request
+    if request.settings.dtype == "fp32":
+        return []
+    parts = [
+        replace(part, autocast_adapter_dtype=False) if isinstance(part, Lora) else part for part in request.method.parts
+    ]
+    if tuple(parts) == request.method.parts:
+        return []
+    saved = estimate.allocated_bytes - peak_of(replace(request, method=Method(request.method.name, tuple(parts))))
+    if saved < WORTH_SAYING:
+        return []
+    text = (
+        "PEFT keeps adapters in fp32, so each adapted module copies its input to fp32; "
+        f"autocast_adapter_dtype=False saves {format_gib(saved)}."
+    )
+    held = activations_of(request)
+    full = activations_of(replace(request, method=Method("full", (Full(),))))
+    if held > full:
+        text += f" Activations after the forward are {format_gib(held)}, more than the {format_gib(full)} of full fine-tuning."
+    return [text]
+
+
+def _readings(estimate: Estimate) -> list[str]:
+    """"bf16 AdamW" has several readings: which one this is, and what the others would take."""
+    request = estimate.request
+    if request.settings.dtype == "fp32" or not request.optimizer.name.startswith(("adamw", "paged_adamw")):
+        return []
+    pure = _with(request, precision="pure")
+    candidates = {
+        f"states in {request.settings.dtype} with foreach's copy": replace(pure, optimizer=OPTIMIZERS["adamw"]),
+        f"states in {request.settings.dtype}, fused": replace(pure, optimizer=OPTIMIZERS["adamw_fused"]),
+        "fp32 master weights and states": replace(
+            _with(request, precision="master-weights"), optimizer=OPTIMIZERS["adamw_fused"]
+        ),
+        "8-bit states": replace(pure, optimizer=OPTIMIZERS["adamw_8bit"]),
+    }
+    network = estimate.network
+    peaks = {
+        label: step_memory(network, r.settings, r.optimizer, r.sharding).peak.peak_bytes for label, r in candidates.items()
+    }
+    if max(peaks.values()) - min(peaks.values()) < WORTH_SAYING:
+        return []
+    states = "master weights" if request.settings.precision == "master-weights" else f"states in {request.settings.dtype}"
+    listed = "; ".join(f"{label} {format_gib(size)}" for label, size in peaks.items())
+    return [f"AdamW here is {request.optimizer.name} with {states}. Peak by reading: {listed}."]
+
+
+def _context(request: Request) -> list[str]:
+    longest = request.spec.max_position_embeddings
+    if request.settings.seq_len <= longest:
+        return []
+    return [f"{request.settings.seq_len} tokens are more than the {longest} that the model's config allows."]
+
+
+def _not_modelled(request: Request) -> list[str]:
+    window = getattr(request.spec, "sliding_window", None)
+    if window is not None and window < request.settings.seq_len:
+        return [
+            f"The model attends to a window of {window} tokens; memory and time are counted as for full attention "
+            "(sdpa would also need a mask)."
+        ]
+    return []
+
+
+def _with(request: Request, **changes: object) -> Request:
+    return replace(request, settings=replace(request.settings, **changes))  # type: ignore[arg-type]
+

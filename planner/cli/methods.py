@@ -1,0 +1,68 @@
+"""`plan methods`: the parts that methods are made of, and the compositions with a name."""
+
+import json
+from dataclasses import fields
+from typing import Any
+
+import click
+
+from tuneplan.planner.cli.options import json_option
+from tuneplan.planner.methods.compose import explicit, parse
+from tuneplan.planner.methods.part import Part
+from tuneplan.planner.methods.registry import PARTS, PRESETS
+
+
+@click.group(name="methods", invoke_without_command=True)
+@json_option
+@click.pass_context
+def command(ctx: click.Context, as_json: bool) -> int:
+    """The fine-tuning methods; join parts with +, such as quantized_base+lora(r=16)."""
+    if ctx.invoked_subcommand is not None:
+        return 0
+    if as_json:
+        body = {"parts": [_part(part()) for part in PARTS.values()], "presets": PRESETS}
+        click.echo(json.dumps({"schema_version": 1, **body}, indent=2))
+        return 0
+    for name, part in PARTS.items():
+        click.echo(f"{name}: {_summary(part)} [{part.paper}]")
+    for name, text in PRESETS.items():
+        click.echo(f"{name}: = {text}")
+    return 0
+
+
+@command.command(name="show")
+@click.argument("name")
+@json_option
+def show(name: str, as_json: bool) -> int:
+    """One method: what it expands to, its options, and what it follows."""
+    method = parse(name)
+    if as_json:
+        body = {"name": method.name, "in_full": explicit(method), "mergeable": method.mergeable}
+        click.echo(json.dumps({"schema_version": 1, **body, "parts": [_part(p) for p in method.parts]}, indent=2))
+        return 0
+    click.echo(f"{method.name} = {explicit(method)}")
+    click.echo(f"merges into the base weights: {'yes' if method.mergeable else 'no'}")
+    for part in method.parts:
+        click.echo(f"{part.label}: {_summary(type(part))}")
+        for key, value in _part(part).items():
+            if key not in ("name", "summary", "options") and value:
+                click.echo(f"  {key.replace('_', ' ')}: {value}")
+        for option in fields(part):
+            click.echo(f"  option {option.name} = {getattr(part, option.name)}")
+    return 0
+
+
+def _summary(part: type[Part]) -> str:
+    return (part.__doc__ or "").strip().splitlines()[0]
+
+
+def _part(part: Part) -> dict[str, Any]:
+    return {
+        "name": part.label,
+        "summary": _summary(type(part)),
+        "options": {option.name: getattr(part, option.name) for option in fields(part)},
+        "paper": part.paper,
+        "follows": part.source,
+        "not_modelled": part.not_modelled,
+        "mergeable": part.mergeable,
+    }

@@ -1,0 +1,95 @@
+"""Options that several commands share, and how their words become a request."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from tuneplan.planner.errors import InputError
+from tuneplan.planner.methods.compose import parse
+from tuneplan.planner.methods.method import Method
+from tuneplan.planner.models.lookup import load
+from tuneplan.planner.models.registry import read_spec
+from tuneplan.planner.models.spec import ModelSpec
+from tuneplan.planner.training.settings import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, shown in the order given."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+model_option = click.option(
+    "--model", required=True, metavar="M", help="Alias (70b), hub id of the catalog, or path to a config.json or its folder."
+)
+
+lora_options = stack(
+    click.option("--rank", type=int, default=None, metavar="R", help="Rank r of low-rank parts (their own default: 8)."),
+    click.option(
+        "--target-modules", default=None, metavar="NAMES", help="Modules to adapt, such as q_proj,v_proj, or all-linear."
+    ),
+)
+
+step_options = stack(
+    click.option("--seq-len", type=int, default=2048, show_default=True, help="Tokens of a sequence."),
+    click.option(
+        "--attention", default="sdpa", show_default=True, metavar="eager|sdpa|flash", help="Attention implementation."
+    ),
+    click.option("--loss", default="eager", show_default=True, metavar="eager|liger|chunked", help="Loss implementation."),
+    click.option("--attention-dropout", type=float, default=None, help="Overrides the model's own attention dropout."),
+    click.option("--padded", is_flag=True, help="Sequences are padded, so attention gets a mask."),
+    click.option("--max-grad-norm", type=float, default=1.0, show_default=True, help="Clip gradients; 0 for no clipping."),
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The values of `step_options`."""
+
+    seq_len: int
+    attention: str
+    loss: str
+    attention_dropout: float | None
+    padded: bool
+    max_grad_norm: float
+
+    def settings(self) -> Settings:
+        """As settings of a run. Raises InputError for a dropout that is not a probability."""
+        if self.attention_dropout is not None and not 0 <= self.attention_dropout < 1:
+            raise InputError(f"attention-dropout {self.attention_dropout} is not a probability below 1; use such as 0.1")
+        return Settings(
+            seq_len=self.seq_len,
+            attention=self.attention,
+            loss=self.loss,
+            attention_dropout=self.attention_dropout,
+            padded=self.padded,
+            max_grad_norm=self.max_grad_norm,
+        )
+
+
+def read_model(name: str) -> ModelSpec:
+    """The spec of `--model`. Raises InputError."""
+    if not name.strip():
+        raise InputError("--model is empty; name one such as 70b, or a path to a config.json")
+    return read_spec(*load(name))
+
+
+def read_method(text: str, rank: int | None, target_modules: str | None) -> Method:
+    """The method of `--method` with the short forms applied. Raises InputError."""
+    overrides: dict[str, Any] = {}
+    if rank is not None:
+        overrides["r"] = rank
+    if target_modules is not None:
+        overrides["target_modules"] = target_modules
+    return parse(text, overrides)

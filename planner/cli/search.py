@@ -1,0 +1,221 @@
+"""`plan --model M --gpu G`: what fits, what it costs, and which to take."""
+
+import json
+from datetime import date
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tuneplan import __version__
+from tuneplan.hardware_profiles.loader import load_gpu_file, load_price_file
+from tuneplan.planner.cli.main import LazyGroup
+from tuneplan.planner.cli.options import Step, json_option, lora_options, read_method, read_model, stack, step_options
+from tuneplan.planner.device_memory import DEFAULT_SAFETY_MARGIN
+from tuneplan.planner.errors import InputError, UnknownNameError
+from tuneplan.planner.job import AUTO, DEFAULT_METHODS, DEFAULT_OPTIMIZERS, OBJECTIVES, Job
+from tuneplan.planner.target import Target, of_gpu, of_memory, targets
+from tuneplan.planner.training.optimizers import find as find_optimizer
+from tuneplan.planner.training.settings import CHECKPOINTING
+from tuneplan.planner.units import parse_bytes, parse_count
+
+EXAMPLES = """\b
+Examples:
+  plan --model 70b --gpu a100-80g
+  plan --model 70b --gpu p4de.24xlarge --method full,lora --seq-len 512
+  plan --model 8b --gpu rtx-4090 --gpus 1 --tokens 50M
+  plan --model ./config.json --gpu any --max-usd 50
+  plan estimate --model 7b --method lora --micro-batch-size 8 --seq-len 512
+"""
+
+search_options = stack(
+    click.option("--model", metavar="M", help="Alias (70b), hub id of the catalog, or path to a config.json or its folder."),
+    click.option("--gpu", "gpus_named", metavar="G", help="GPU ids or instance types, comma-separated; any; local."),
+    click.option("--gpu-memory", metavar="SIZE", help="Memory of a card that is not known, such as 24GiB: no time, no price."),
+    click.option("--gpu-file", metavar="FILE", help="Your own card, a TOML file like those of hardware_profiles/gpus."),
+    click.option("--prices", metavar="FILE", help="Your own prices, a CSV like those of hardware_profiles/prices."),
+    click.option(
+        "--method", default=",".join(DEFAULT_METHODS), show_default=True, metavar="NAMES", help="Methods to consider."
+    ),
+    lora_options,
+    click.option("--gpus", default=AUTO, show_default=True, metavar="N|auto", help="Numbers of GPUs, comma-separated."),
+    step_options,
+    click.option("--global-batch-size", type=int, default=64, show_default=True, help="Sequences of one update."),
+    click.option("--micro-batch-size", type=int, default=None, help="Only this micro-batch."),
+    click.option("--tokens", default="10M", show_default=True, help="Tokens to train on."),
+    click.option("--samples", default=None, help="Sequences of the data set, instead of tokens."),
+    click.option("--epochs", type=int, default=1, show_default=True, help="With --samples: passes over them."),
+    click.option("--dtype", default=AUTO, show_default=True, metavar="bf16|fp16|fp32", help="Of weights and activations."),
+    click.option(
+        "--precision",
+        default=AUTO,
+        show_default=True,
+        metavar="pure|master-weights",
+        help="auto: fp32 master weights where the base is trained.",
+    ),
+    click.option(
+        "--optimizer",
+        default=",".join(DEFAULT_OPTIMIZERS),
+        show_default=True,
+        metavar="NAMES",
+        help="Optimizers to consider.",
+    ),
+    click.option(
+        "--gradient-checkpointing/--no-gradient-checkpointing", default=None, help="Only with, or only without; both if neither."
+    ),
+    click.option("--zero-stage", type=int, default=None, help="Only this stage (0 is DDP); all if not given."),
+    click.option("--objective", default="cost", show_default=True, metavar="cost|time|memory", help="What to make least."),
+    click.option("--spot", is_flag=True, help="Spot prices instead of on demand."),
+    click.option("--max-hours", type=float, default=None, help="Leave out slower plans."),
+    click.option("--max-usd", default=None, help="Leave out dearer plans."),
+    click.option(
+        "--safety-margin",
+        type=float,
+        default=DEFAULT_SAFETY_MARGIN,
+        show_default=True,
+        help="Share of the card's memory to keep free.",
+    ),
+    click.option("--html", metavar="FILE", help="Also write the report as HTML."),
+    json_option,
+)
+
+
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    epilog=EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@search_options
+@click.version_option(__version__, prog_name="plan", message="%(prog)s %(version)s")
+@click.pass_context
+def plan(ctx: click.Context, **given: Any) -> int:
+    """What does it take to fine-tune a model: which configuration fits, how long it runs, what it costs."""
+    if ctx.invoked_subcommand is not None:
+        return 0
+    if given["model"] is None:
+        raise InputError("name a model: plan --model 70b --gpu a100-80g (plan --help)")
+    job = job_of(given)
+    from tuneplan.planner.search import find
+
+    answer = find(job, date.today())
+    if given["as_json"]:
+        from tuneplan.planner.report.json_report import answer_json
+
+        click.echo(json.dumps(answer_json(answer), indent=2))
+    if not given["as_json"] or given["html"]:
+        from tuneplan.planner.report.answer import render
+        from tuneplan.planner.report.terminal import console
+
+        screen = console(record=bool(given["html"]), quiet=given["as_json"])
+        screen.print(render(answer, given["model"]))
+        if given["html"]:
+            _write(given["html"], screen.export_html())
+    return 0 if answer.plans else 1
+
+
+def job_of(given: dict[str, Any]) -> Job:
+    """The job of the command line's words. Raises InputError and the loader's errors."""
+    spec = read_model(given["model"])
+    step = Step(**{name: given[name] for name in Step.__slots__})
+    stages = (0, 1, 2, 3)
+    if given["zero_stage"] is not None:
+        if given["zero_stage"] not in stages:
+            raise InputError(f"zero-stage {given['zero_stage']} does not exist; use 0, 1, 2 or 3")
+        stages = (given["zero_stage"],)
+    if given["objective"] not in OBJECTIVES:
+        raise UnknownNameError("objective", given["objective"], OBJECTIVES, "plan --help")
+    micro = given["micro_batch_size"]
+    if micro is not None and (micro < 1 or given["global_batch_size"] % micro):
+        raise InputError(
+            f"micro-batch-size {micro} does not divide global-batch-size {given['global_batch_size']}; use a divisor of it"
+        )
+    checkpointing: tuple[str, ...] = CHECKPOINTING[:2]
+    if given["gradient_checkpointing"] is not None:
+        checkpointing = (CHECKPOINTING[1] if given["gradient_checkpointing"] else CHECKPOINTING[0],)
+    return Job(
+        spec=spec,
+        methods=tuple(read_method(m, given["rank"], given["target_modules"]) for m in _methods(given["method"])),
+        targets=tuple(_targets(given)),
+        tokens=_tokens(given, step.seq_len),
+        global_batch_size=given["global_batch_size"],
+        settings=step.settings(),
+        precision=given["precision"],
+        dtype=given["dtype"],
+        checkpointing=checkpointing,
+        micro_batch_sizes=(micro,) if micro is not None else (),
+        optimizers=tuple(find_optimizer(name) for name in given["optimizer"].split(",")),
+        zero_stages=stages,
+        objective=given["objective"],
+        purchase="spot" if given["spot"] else "on_demand",
+        safety_margin=given["safety_margin"],
+        max_hours=given["max_hours"],
+        max_usd=_dollars(given["max_usd"]),
+    )
+
+
+def _methods(text: str) -> list[str]:
+    """Methods separated by commas outside parentheses."""
+    names, depth, start = [], 0, 0
+    for index, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth == 0:
+            names.append(text[start:index])
+            start = index + 1
+    return [*names, text[start:]]
+
+
+def _targets(given: dict[str, Any]) -> list[Target]:
+    counts = _counts(given["gpus"])
+    result: list[Target] = []
+    own = load_gpu_file(given["gpu_file"]) if given["gpu_file"] else None
+    extra = load_price_file(given["prices"], [own] if own else []) if given["prices"] else []
+    if own is not None:
+        result.append(of_gpu(own, counts, [offer for offer in extra if offer.instance.gpu == own.id]))
+    if given["gpu_memory"]:
+        result.append(of_memory(parse_bytes(given["gpu_memory"]), counts))
+    if given["gpus_named"]:
+        result += targets([name.strip() for name in given["gpus_named"].split(",")], counts, extra)
+    if not result:
+        raise InputError("name a card: --gpu a100-80g, an instance, any or local; or --gpu-memory 24GiB (plan gpus)")
+    return result
+
+
+def _counts(text: str) -> tuple[int, ...] | None:
+    if text == AUTO:
+        return None
+    try:
+        counts = tuple(sorted({int(item) for item in text.split(",")}))
+    except ValueError:
+        raise InputError(f"--gpus {text!r} is not a number of GPUs; use such as 1, 8 or 1,2,4, or auto") from None
+    if counts[0] < 1 or counts[-1] > 1024:
+        raise InputError(f"--gpus {text} is not a number of GPUs of a machine; use 1 or more")
+    return counts
+
+
+def _tokens(given: dict[str, Any], seq_len: int) -> int:
+    if given["samples"] is None:
+        return parse_count(given["tokens"])
+    if given["epochs"] < 1:
+        raise InputError(f"epochs {given['epochs']} is no pass over the data; use 1 or more")
+    return parse_count(given["samples"]) * given["epochs"] * seq_len
+
+
+def _dollars(text: str | None) -> Decimal | None:
+    if text is None:
+        return None
+    try:
+        amount = Decimal(text.removeprefix("$"))
+    except InvalidOperation:
+        raise InputError(f"--max-usd {text!r} is not an amount; write a number such as 50") from None
+    if not amount.is_finite():
+        raise InputError(f"--max-usd {text!r} is not an amount; write a number such as 50")
+    return amount
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path!r} cannot be written: {error.strerror}; choose another file") from None

@@ -1,0 +1,170 @@
+"""The estimate of one configuration: memory from the ledger, reserved and process memory, time, checkpoint, warnings."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tuneplan.planner.device_memory import RuntimeMemory, checkpoint_bytes, host_bytes, runtime_bytes
+from tuneplan.planner.graph.tensor import CATEGORIES
+from tuneplan.planner.memory import StepMemory, step_memory
+from tuneplan.planner.models.network import Network, build
+from tuneplan.planner.replay import replay
+from tuneplan.planner.request import Request
+from tuneplan.planner.timing.step_time import StepTime, step_time
+
+SCHEMA_VERSION = 1
+STACK = "transformers 5.23, peft 0.21, bitsandbytes 0.50, torch 2.13 (plain, Trainer order of calls)"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Everything that is known of one configuration.
+
+    Attributes:
+        request: what was asked.
+        network: the model under its method.
+        memory: allocated bytes by phase.
+        reserved_bytes: what the caching allocator holds at most.
+        runtime: what the process holds outside the allocator.
+        host_bytes: host memory at most, one rank.
+        checkpoint_bytes: of what is saved.
+        time: of a whole step (all micro-batches and the update), None without a GPU.
+        warnings: what the user should know, most important first.
+    """
+
+    request: Request
+    network: Network
+    memory: StepMemory
+    reserved_bytes: int
+    runtime: RuntimeMemory
+    host_bytes: int
+    checkpoint_bytes: int
+    time: StepTime | None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Peak of live bytes."""
+        return self.memory.peak.peak_bytes
+
+    @property
+    def device_bytes(self) -> int:
+        """Peak that the driver sees: reserved and runtime."""
+        return self.reserved_bytes + self.runtime.total_bytes
+
+    @property
+    def components(self) -> dict[str, int]:
+        """Live bytes at the peak by category, and the runtime beside them."""
+        levels = dict(zip(CATEGORIES, self.memory.peak.levels, strict=True))
+        return {**levels, "runtime": self.runtime.total_bytes}
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON document (design: common schema of estimated, traced and measured)."""
+        time = self.time
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "source": "estimated",
+            "request": self.request.to_json(),
+            "parameters": {
+                "total": self.network.total_parameters,
+                "trainable": self.network.trainable_parameters,
+            },
+            "peak": self.peak_json(),
+            "phases": {
+                **{
+                    name: {"peak_bytes": phase.peak_bytes, "end_bytes": phase.end_bytes, "op": phase.op}
+                    for name, phase in self.memory.phases.items()
+                },
+                "save": {"host_bytes": self.checkpoint_bytes},
+            },
+            "components": self.components,
+            "checkpoint_bytes": self.checkpoint_bytes,
+            "step_seconds": time.seconds if time else None,
+            "tokens_per_second": time.tokens_per_second if time else None,
+            "basis": self.basis(),
+            "warnings": list(self.warnings),
+        }
+
+    def peak_json(self) -> dict[str, Any]:
+        """The peak's bytes, phase and op."""
+        return {
+            "allocated_bytes": self.allocated_bytes,
+            "reserved_bytes": self.reserved_bytes,
+            "device_bytes": self.device_bytes,
+            "host_bytes": self.host_bytes,
+            "phase": self.memory.peak_phase,
+            "op": self.memory.peak.op,
+        }
+
+    def basis(self) -> dict[str, str]:
+        """For each kind of figure, whether it is counted, modelled or calibrated, and on what."""
+        notes = self.network.notes
+        reason = notes.get("attention_kernel_reason", "")
+        return {
+            "stack": STACK,
+            "parameters": "counted",
+            "allocated_bytes": "counted: ops and autograd's rules of the stack, checked against a trace of the real code",
+            "reserved_bytes": "modelled: the caching allocator's rules replayed over the step",
+            "runtime": self.runtime.basis,
+            "host_bytes": "modelled: loading by shards, gathering and saving the checkpoint",
+            "step_seconds": "modelled: a roofline over the same ops with stated efficiencies" if self.time else "no GPU named",
+            "attention_kernel": notes.get("attention_kernel", "") + (f" ({reason})" if reason else ""),
+        }
+
+
+def estimate(request: Request, advice: bool = True, replayed_layers: int | None = None) -> Estimate:
+    """Estimate one configuration.
+
+    Args:
+        request: checked options.
+        advice: also work out warnings, which walk the ledger a few more times.
+        replayed_layers: layers that the allocator's replay unrolls; all by default.
+
+    Raises:
+        InputError: the method does not fit the model.
+    """
+    settings = replace(request.settings, accumulating=request.gradient_accumulation_steps > 1)
+    if request.gpu is not None and request.gpu.compute_capability is not None:
+        settings = replace(settings, compute_capability=request.gpu.compute_capability)
+    request = replace(request, settings=settings)
+    network = build(request.spec, request.method, settings)
+    memory = step_memory(network, settings, request.optimizer, request.sharding)
+    held = replay(
+        network, settings, request.optimizer, layers=replayed_layers, expandable_segments=request.expandable_segments
+    )
+    gpu = request.gpu
+    quantized = network.quantized
+    runtime = runtime_bytes(
+        gpu.vendor if gpu else "nvidia",
+        gpu.compute_capability if gpu else None,
+        request.sharding.data_parallel,
+        quantized,
+    )
+    result = Estimate(
+        request=request,
+        network=network,
+        memory=memory,
+        reserved_bytes=memory.peak.peak_bytes + held.fragmentation_bytes,
+        runtime=runtime,
+        host_bytes=host_bytes(network, memory.host_optimizer_bytes),
+        checkpoint_bytes=checkpoint_bytes(network),
+        time=time_of(request, network) if gpu else None,
+    )
+    if not advice:
+        return result
+    from tuneplan.planner.advice import warnings
+
+    return replace(result, warnings=warnings(result))
+
+
+def time_of(request: Request, network: Network) -> StepTime:
+    """Seconds of a whole step of a request that names a GPU."""
+    assert request.gpu is not None
+    return step_time(
+        network,
+        request.settings,
+        request.optimizer,
+        request.gpu,
+        data_parallel=request.sharding.data_parallel,
+        zero_stage=request.sharding.zero_stage,
+        gradient_accumulation_steps=request.gradient_accumulation_steps,
+    )

@@ -1,0 +1,1 @@
+"""Tensors, ops, blocks and the ledger that walks them."""

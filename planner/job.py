@@ -1,0 +1,87 @@
+"""What the planner is asked to find: a model, methods and cards to consider, the amount of training, and limits."""
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+from tuneplan.planner.errors import InputError
+from tuneplan.planner.methods.method import Method
+from tuneplan.planner.models.spec import ModelSpec
+from tuneplan.planner.target import Target
+from tuneplan.planner.training.optimizers import OPTIMIZERS, Optimizer
+from tuneplan.planner.training.settings import Settings
+
+AUTO = "auto"
+OBJECTIVES = ("cost", "time", "memory")
+DEFAULT_OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit")
+DEFAULT_METHODS = ("full", "lora", "qlora")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A question to the search.
+
+    Attributes:
+        spec: the model.
+        methods: to consider.
+        targets: cards or instances to consider.
+        tokens: to train on, all epochs together.
+        global_batch_size: sequences of one update over all GPUs.
+        settings: length, attention, loss and the like; micro-batch, checkpointing and dtype are searched.
+        precision: pure, master-weights or auto (master weights where the base model is trained, pure where only adapters are).
+        dtype: bf16, fp16, fp32 or auto (bf16, or fp16 on cards without it).
+        checkpointing: settings of gradient checkpointing to consider.
+        micro_batch_sizes: to consider; empty for every power of two.
+        optimizers: to consider.
+        zero_stages: to consider on several GPUs, the first that fits is taken.
+        objective: what is least for the best plan.
+        purchase: on_demand, spot or reserved.
+        safety_margin: share of the card's memory to leave free.
+        max_hours: limit, or None.
+        max_usd: limit, or None.
+    """
+
+    spec: ModelSpec
+    methods: tuple[Method, ...]
+    targets: tuple[Target, ...]
+    tokens: int
+    global_batch_size: int
+    settings: Settings
+    precision: str = AUTO
+    dtype: str = AUTO
+    checkpointing: tuple[str, ...] = ("off", "non-reentrant")
+    micro_batch_sizes: tuple[int, ...] = ()
+    optimizers: tuple[Optimizer, ...] = tuple(OPTIMIZERS[name] for name in DEFAULT_OPTIMIZERS)
+    zero_stages: tuple[int, ...] = (0, 1, 2, 3)
+    objective: str = "cost"
+    purchase: str = "on_demand"
+    safety_margin: float = 0.0
+    max_hours: float | None = None
+    max_usd: Decimal | None = None
+
+    def check(self) -> None:
+        """Raise InputError for amounts that make no sense."""
+        if self.tokens < 1:
+            raise InputError(f"tokens {self.tokens} is nothing to train on; use 1 or more, such as 10M")
+        if self.global_batch_size < 1:
+            raise InputError(f"global-batch-size {self.global_batch_size} is not a batch; use 1 or more")
+        if not 0 <= self.safety_margin < 1:
+            raise InputError(f"safety-margin {self.safety_margin} is not a share of memory; use a value such as 0.05")
+        if self.max_hours is not None and not self.max_hours > 0:
+            raise InputError(f"max-hours {self.max_hours} leaves no time; use a positive number")
+        if self.max_usd is not None and not self.max_usd > 0:
+            raise InputError(f"max-usd {self.max_usd} leaves no money; use a positive number")
+
+    def settings_for(self, method: Method, target: Target) -> Settings:
+        """The settings that do not vary within a method on a card: precision, dtype and the card's capability."""
+        from dataclasses import replace
+
+        gpu = target.gpu
+        capability = gpu.compute_capability if gpu and gpu.compute_capability else self.settings.compute_capability
+        dtype = self.dtype
+        if dtype == AUTO:
+            dtype = "fp16" if capability < (8, 0) else "bf16"
+        precision = self.precision
+        if precision == AUTO:
+            trains_base = not all(part.freezes_base() for part in method.parts)
+            precision = "master-weights" if trains_base and dtype != "fp32" else "pure"
+        return replace(self.settings, dtype=dtype, precision=precision, compute_capability=capability)

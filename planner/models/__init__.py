@@ -1,0 +1,1 @@
+"""Models: specs read from config.json, families of blocks, the catalog."""

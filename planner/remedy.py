@@ -1,0 +1,75 @@
+"""The smallest change that would make a configuration fit, found by trying."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tuneplan.planner.methods.compose import parse
+from tuneplan.planner.methods.lora import Lora
+from tuneplan.planner.methods.method import Method
+from tuneplan.planner.target import NODE_COUNTS
+from tuneplan.planner.training.optimizers import OPTIMIZERS
+from tuneplan.planner.training.sharding import Sharding
+
+if TYPE_CHECKING:
+    from tuneplan.planner.search import Plan, Search
+
+SHORTEST = 256
+
+
+def smallest_change(search: "Search", plan: "Plan") -> str:
+    """What to change so that the plan fits, in words; an empty text where nothing that was tried helps."""
+    for words, changed in _changes(search, plan):
+        if changed.short_by_bytes <= 0:
+            return words
+    return ""
+
+
+def _changes(search: "Search", plan: "Plan") -> Iterator[tuple[str, "Plan"]]:
+    """Changes from the one that alters training least to the one that alters it most."""
+    request = plan.request
+    settings = request.settings
+    sharding = request.sharding
+    method = request.method
+    if settings.gradient_checkpointing == "off":
+        changed = replace(settings, gradient_checkpointing="non-reentrant")
+        yield "turn gradient checkpointing on", _try(search, plan, method, changed, sharding)
+    if settings.loss == "eager":
+        yield "use --loss liger", _try(search, plan, method, replace(settings, loss="liger"), sharding)
+    if settings.attention == "sdpa" and settings.dtype != "fp32":
+        yield "use --attention flash", _try(search, plan, method, replace(settings, attention="flash"), sharding)
+    narrow = tuple([replace(p, autocast_adapter_dtype=False) if isinstance(p, Lora) else p for p in method.parts])
+    if narrow != method.parts:
+        lighter = Method(f"{method.name} with 16-bit adapters", narrow)
+        yield "keep adapters in 16 bits (autocast_adapter_dtype=false)", _try(search, plan, lighter, settings, sharding)
+    for name in ("adamw_8bit", "paged_adamw_8bit"):
+        if request.optimizer.name != name:
+            yield f"use --optimizer {name}", _try(search, plan, method, settings, sharding, name)
+    if settings.precision == "master-weights":
+        pure = replace(settings, precision="pure")
+        for name in ("adamw_fused", "paged_adamw_8bit"):
+            yield f"use --precision pure --optimizer {name}", _try(search, plan, method, pure, sharding, name)
+    length = settings.seq_len // 2
+    while length >= SHORTEST:
+        yield f"use --seq-len {length}", _try(search, plan, method, replace(settings, seq_len=length), sharding)
+        length //= 2
+    for count in NODE_COUNTS:
+        if count > sharding.data_parallel and plan.target.instance is None:
+            yield f"shard over {count} GPUs (ZeRO-3)", _try(search, plan, method, settings, Sharding(count, 3))
+    for name in ("lora", "qlora"):
+        if not any(isinstance(p, Lora) for p in method.parts) or name == "qlora":
+            other = parse(name)
+            light = replace(settings, precision="pure", gradient_checkpointing="non-reentrant")
+            yield f"use --method {name}", _try(search, plan, other, light, sharding)
+
+
+def _try(
+    search: "Search",
+    plan: "Plan",
+    method: Method,
+    settings: object,
+    sharding: Sharding,
+    optimizer: str | None = None,
+) -> "Plan":
+    name = optimizer or plan.request.optimizer.name
+    return search.evaluate(method, plan.target, settings, OPTIMIZERS[name].name, sharding, replayed=False)  # type: ignore[arg-type]

@@ -1,0 +1,354 @@
+"""Reserved memory: the births and deaths of a run, replayed through the caching allocator.
+
+The ledger says how many bytes are live; the allocator also holds what is free between them. Loading, the method's preparation
+and two whole training steps are played block by block (the second step is the steady state: optimizer states exist), and the
+highest reservation is read off.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from tuneplan.planner.allocator import Block, CachingAllocator
+from tuneplan.planner.graph.ledger import Shared, Walk
+from tuneplan.planner.graph.meter import Meter
+from tuneplan.planner.graph.tensor import BITS, GRADIENTS, LOGITS, Storage, elements, round_block
+from tuneplan.planner.memory import step_memory
+from tuneplan.planner.methods.formats import BLOCK_FORMATS
+from tuneplan.planner.models.assembly import Parameter
+from tuneplan.planner.models.network import Network
+from tuneplan.planner.training.optimizers import Optimizer, state_bytes, step_scratch
+from tuneplan.planner.training.settings import Settings
+
+_BIRTH, _DEATH, _SCRATCH, _RENAME, _PRODUCT = range(5)
+_Event = tuple[int, int, int]  # kind, bytes, category (of _RENAME: the one it had; it becomes GRADIENTS)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What the training program does that decides which bytes stay reserved.
+
+    Attributes:
+        device_map: the model is loaded with a `device_map`, so transformers reserves its size in one piece first
+            (`caching_allocator_warmup`, transformers 5.23 modeling_utils.py); None: only if it is quantized, when transformers
+            sets a map itself.
+        empties_cache: the cache is emptied after k-bit preparation (pull request 3293 of peft, in 0.21.2).
+        keeps_outputs: the loop holds the model's outputs, and with them the logits, until the next forward returns.
+    """
+
+    device_map: bool | None = None
+    empties_cache: bool = True
+    keeps_outputs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What the allocator held.
+
+    Attributes:
+        reserved_bytes: highest reservation of loading and steps, as `torch.cuda.max_memory_reserved`.
+        allocated_bytes: most bytes in blocks, as `torch.cuda.max_memory_allocated`.
+        requested_bytes: the same without what was too small to be split off; the ledger's peak and cuBLAS's workspaces.
+        fragmentation_bytes: reserved minus the ledger's peak: workspaces, what was not split off, and free blocks in between.
+        layers_replayed: layers that were played one by one.
+    """
+
+    reserved_bytes: int
+    allocated_bytes: int
+    requested_bytes: int
+    fragmentation_bytes: int
+    layers_replayed: int
+
+
+class _Recorder(Meter):
+    """A meter that writes down what it is told, a list for each segment; whoever subclasses it sets `sink`."""
+
+    __slots__ = ("events",)
+    sink: list[list[_Event]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[_Event] = []
+        self.sink.append(self.events)
+
+    def add(self, size_bytes: int, category: int) -> None:
+        """A birth; of a gradient right after the death of as many bytes: the same block under another name."""
+        events = self.events
+        if category == GRADIENTS and events and events[-1][:2] == (_DEATH, size_bytes):
+            events[-1] = (_RENAME, size_bytes, events[-1][2])
+            return
+        if "linear" in self.op or "bmm" in self.op:
+            events.append((_PRODUCT, 0, 0))
+        events.append((_BIRTH, size_bytes, category))
+
+    def touch(self, size_bytes: int) -> None:
+        """Scratch memory of one op."""
+        if size_bytes:
+            self.events.append((_SCRATCH, size_bytes, 0))
+
+    def drop(self, size_bytes: int, category: int) -> None:
+        """A death."""
+        self.events.append((_DEATH, size_bytes, category))
+
+
+class _Stage:
+    """The allocator and the live blocks of the step, found by size and category."""
+
+    def __init__(self, expandable_segments: bool, settings: Settings) -> None:
+        self.allocator = CachingAllocator(expandable_segments)
+        self._live: dict[tuple[int, int], list[Block]] = {}
+        self._workspace = workspace_bytes(settings.compute_capability)
+        self._threads: set[str] = set()
+
+    def play(self, events: Sequence[_Event], thread: str, times: int = 1, whole: int | None = None) -> None:
+        """Play a recorded segment; a death frees the youngest live block of its size and category.
+
+        `thread`: each has a cuBLAS handle, whose workspace is born with its first product. `whole`: only the first and the last
+        so many repetitions are played whole; of the others, what outlives them.
+        """
+        malloc, free, live = self.allocator.malloc, self.allocator.free, self._live
+        full = [(kind, size, live.setdefault((size, category), [])) for kind, size, category in events]
+        short = full
+        if whole is not None and times > 2 * whole:
+            short = [(kind, size, live.setdefault((size, category), [])) for kind, size, category in _lasting(events)]
+        for index in range(times):
+            for kind, size, blocks in full if whole is None or index < whole or index >= times - whole else short:
+                if kind == _BIRTH:
+                    blocks.append(malloc(size))
+                elif kind == _DEATH:
+                    free(blocks.pop())
+                elif kind == _SCRATCH:
+                    free(malloc(size))
+                elif kind == _RENAME:
+                    live.setdefault((size, GRADIENTS), []).append(blocks.pop())
+                elif thread not in self._threads:
+                    self._threads.add(thread)
+                    malloc(self._workspace)
+
+    def zero_grad(self) -> None:
+        """Free all gradients, in the order of birth within a size (`set_to_none=True`)."""
+        for (_, category), blocks in self._live.items():
+            if category == GRADIENTS:
+                for block in blocks:
+                    self.allocator.free(block)
+                blocks.clear()
+
+    def keep(self, storage: Storage, kept: Block | None) -> Block:
+        """Set the oldest block of a storage's size aside, and free the one that was set aside before."""
+        if kept is not None:
+            self.allocator.free(kept)
+        return self._live[storage.nbytes, storage.category].pop(0)
+
+
+def replay(
+    network: Network,
+    settings: Settings,
+    optimizer: Optimizer,
+    *,
+    layers: int | None = None,
+    expandable_segments: bool = False,
+    program: Program = Program(),
+) -> Replay:
+    """Load, prepare and train two steps on one card; see `Replay` for what is measured.
+
+    Args:
+        network: the model under its method.
+        settings: the step.
+        optimizer: the update.
+        layers: play this many layers of each run of layers alike, and half as many, and extend what is reserved beyond the
+            ledger's peak linearly to all of them; None plays every layer.
+        expandable_segments: the allocator's setting of that name.
+        program: habits of the training program.
+    """
+    stage = _Stage(expandable_segments, settings)
+    _load(stage.allocator, network, settings, program)
+    peak = step_memory(network, settings, optimizer).peak.peak_bytes
+    logits = kept = None
+    if program.keeps_outputs:
+        network, logits = _with_logits_kept(network)
+    forwards, *backwards = _record(network, settings)
+    early, late = _carried(network)
+    for step in range(2):
+        for backward in backwards:
+            for run, events in zip(network.runs, forwards, strict=True):
+                stage.play(events, "forward", run.count, layers)
+            stage.play(early, "forward")
+            if logits is not None:
+                kept = stage.keep(logits, kept)
+            for run, events in zip(reversed(network.runs), backward, strict=True):
+                stage.play(events, "backward", run.count, layers)
+            stage.play(late, "backward")
+        _update(stage.allocator, network, optimizer, settings, first=step == 0)
+        stage.zero_grad()
+    a = stage.allocator
+    return Replay(
+        a.peak_reserved_bytes,
+        a.peak_allocated_bytes,
+        a.peak_requested_bytes,
+        a.peak_reserved_bytes - peak,
+        min(_layers(network), 2 * layers if layers is not None else 2**20),
+    )
+
+
+def workspace_bytes(compute_capability: tuple[int, int]) -> int:
+    """Bytes of the workspace that each thread's cuBLAS handle takes from the allocator at its first matrix product.
+
+    32 MiB on Hopper and Blackwell, 2 x 4 MiB + 8 x 16 KiB on others (`parseChosenWorkspaceSize`,
+    aten/src/ATen/cuda/CublasHandlePool.cpp, torch 2.13).
+    """
+    return 32 * 2**20 if compute_capability[0] in (9, 10, 12) else 2 * 2**22 + 8 * 2**14
+
+
+def _record(network: Network, settings: Settings) -> list[list[list[_Event]]]:
+    """Events of every run: forward, then backward in reverse order and, while accumulating, that of later micro-batches."""
+    recorded: list[list[list[_Event]]] = [[]]
+    for accumulating in (False, True) if settings.accumulating else (False,):
+        sink: list[list[_Event]] = []
+        meter = type("Recorder", (_Recorder,), {"sink": sink, "__slots__": ()})
+        walks = [Walk(run.block, meter) for run in network.runs]
+        for run, walk in zip(network.runs, walks, strict=True):
+            walk.forward(keep=not run.checkpointed)
+        recorded[0] = sink.copy()
+        sink.clear()
+        shared = Shared(accumulating, _uses(network))
+        for run, walk in zip(reversed(network.runs), reversed(walks), strict=True):
+            if run.checkpointed:
+                Walk(run.block, meter).backward(shared, settings.gradient_checkpointing)
+            else:
+                walk.backward(shared)
+        recorded.append(sink)
+    return recorded
+
+
+def _uses(network: Network) -> dict[int, int]:
+    """How many gradients each parameter outside the layers receives (a tied embedding: two)."""
+    uses: dict[int, int] = {}
+    for gradient in [g for run in network.runs if run.count == 1 for op in run.block.ops for g in op.gradients]:
+        if gradient.of.name:
+            uses[id(gradient.of)] = uses.get(id(gradient.of), 0) + 1
+    return uses
+
+
+def _carried(network: Network) -> tuple[list[_Event], list[_Event]]:
+    """Deaths of the storages that blocks share, after the forward and after the backward; as memory.py decides."""
+    checkpointed = any(run.checkpointed for run in network.runs)
+    saved = {id(storage) for run in network.runs for op in run.block.ops for storage in op.saved}
+    early: list[_Event] = []
+    late: list[_Event] = []
+    for run in network.runs:
+        for index, storage in enumerate(run.block.carried):
+            held = checkpointed or id(storage) in saved or index < run.block.batch
+            (late if held else early).append((_DEATH, storage.nbytes, storage.category))
+    return early, late
+
+
+def _with_logits_kept(network: Network) -> tuple[Network, Storage | None]:
+    """The network with a head whose logits, the first storage of that category, do not die; and their storage."""
+    head = network.runs[-1]
+    made = [op.allocates for op in head.block.ops if op.allocates is not None and op.allocates.category == LOGITS]
+    if not made:
+        return network, None
+    frees = [[storage for storage in dying if storage is not made[0]] for dying in head.block.frees]
+    kept = replace(head, block=replace(head.block, frees=frees))
+    return replace(network, runs=[*network.runs[:-1], kept]), made[0]
+
+
+def _lasting(events: Sequence[_Event]) -> list[_Event]:
+    """The births that outlive a segment and the deaths of what is older than it."""
+    kept: dict[int, _Event] = {}
+    born: dict[tuple[int, int], list[int]] = {}
+    for index, (kind, size, category) in enumerate(events):
+        own = born.setdefault((size, category), [])
+        if kind == _BIRTH:
+            own.append(index)
+            kept[index] = (kind, size, category)
+        elif kind == _DEATH and own:
+            del kept[own.pop()]
+        elif kind == _RENAME and own:
+            birth = own.pop()
+            kept[birth] = (_BIRTH, size, GRADIENTS)
+            born.setdefault((size, GRADIENTS), []).append(birth)
+        elif kind in (_DEATH, _RENAME):
+            kept[index] = (kind, size, category)
+    return [kept[index] for index in sorted(kept)]
+
+
+def _layers(network: Network) -> int:
+    return sum(run.count for run in network.runs[1:-1])
+
+
+def _unrolled(parameters: Sequence[Parameter]) -> list[Parameter]:
+    """Parameters one by one: those of the layers, which stand together, layer by layer."""
+    inner = [p for p in parameters if "*" in p.name]
+    start = parameters.index(inner[0]) if inner else 0
+    layers = [p for i in range(max([p.count for p in inner], default=0)) for p in inner if i < p.count]
+    return [*parameters[:start], *layers, *parameters[start + len(inner) :]]
+
+
+def _load(allocator: CachingAllocator, network: Network, settings: Settings, program: Program) -> None:
+    """Place the weights: base model in the order of the state dict's keys, k-bit preparation, then adapters.
+
+    Mirrors `convert_and_load_state_dict_in_model` (transformers 5.23 core_model_loading.py; one weight after the other),
+    `prepare_model_for_kbit_training` (peft 0.21.2 utils/other.py).
+    """
+    width = BITS[settings.dtype] // 8
+    base = _unrolled([p for p in network.parameters if not p.adapter])
+    if program.device_map if program.device_map is not None else network.quantized:
+        sizes = [elements(p.shape) // 2 if p.storage in BLOCK_FORMATS else elements(p.shape) * width for p in base]
+        allocator.free(allocator.malloc(sum(sizes)))
+    dense: dict[int, list[Block]] = {}
+    for p in _unrolled(sorted([p for p in network.parameters if not p.adapter], key=lambda p: p.name)):
+        if p.storage in BLOCK_FORMATS:
+            _quantize(allocator, p)
+        else:
+            dense.setdefault(id(p), []).append(allocator.malloc(elements(p.shape) * width))
+    cast = [p for p in base if p.storage not in (*BLOCK_FORMATS, settings.dtype)]
+    for p in cast:
+        allocator.malloc(p.stored_bytes)
+        allocator.free(dense[id(p)].pop(0))
+    if cast and program.empties_cache:
+        allocator.empty_cache()
+    for p in _unrolled([p for p in network.parameters if p.adapter]):
+        allocator.malloc(p.stored_bytes)
+
+
+def _quantize(allocator: CachingAllocator, p: Parameter) -> None:
+    """A weight's 16-bit copy, then packed values and scales, as `quantize_4bit` (bitsandbytes 0.50 functional.py) makes them."""
+    form = BLOCK_FORMATS[p.storage]
+    blocks = -(-elements(p.shape) // form.block)
+    dense = allocator.malloc(2 * elements(p.shape))
+    scales = allocator.malloc(4 * blocks)
+    packed = allocator.malloc(elements(p.shape) * form.bits // 8)
+    kept = scales
+    if form.nested:
+        centered = allocator.malloc(4 * blocks)
+        kept = allocator.malloc(blocks)
+        allocator.free(centered)
+        allocator.free(scales)
+    allocator.malloc(p.stored_bytes - packed.request - kept.request)
+    allocator.free(dense)
+
+
+def _update(
+    allocator: CachingAllocator, network: Network, optimizer: Optimizer, settings: Settings, first: bool
+) -> None:
+    """Clipping and the optimizer's step: states are born in the first, each a block with its scales; scratch dies with it."""
+    master = settings.precision == "master-weights"
+    trained = [p for p in network.parameters if p.trainable]
+    singles = {id(p): replace(p, count=1) for p in trained}
+    order = [singles[id(p)] for p in _unrolled(trained)]
+    for norm in [allocator.malloc(4) for _ in order]:
+        allocator.free(norm)
+    if first:
+        for p in order:
+            total = state_bytes(optimizer, [p], master).device
+            whole = optimizer.states if optimizer.states and not optimizer.factored and not master else 1
+            for _ in range(whole if total else 0):
+                allocator.malloc(total // whole)
+    if optimizer.scratch == "foreach":
+        pieces = [step_scratch(optimizer, [p], master) for p in order]
+    else:
+        total = step_scratch(optimizer, trained, master)
+        largest = max([round_block(4 * elements(p.shape)) for p in order], default=1)
+        pieces = [min(largest, total - at) for at in range(0, total, largest)]
+    for block in [allocator.malloc(size) for size in pieces]:
+        allocator.free(block)

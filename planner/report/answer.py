@@ -1,0 +1,144 @@
+"""The answer of `plan` at a terminal: header, recommendation with its reason, plans, and what does not fit."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tuneplan.planner.cost import Price
+from tuneplan.planner.job import AUTO, Job
+from tuneplan.planner.methods.compose import explicit
+from tuneplan.planner.report.terminal import breakdown, facts, plan_levels
+from tuneplan.planner.search import Answer, Plan, Rejected
+from tuneplan.planner.units import format_count, format_gib, format_seconds, format_usd
+
+OLD_DAYS = 180
+_WORDS = {"cost": "cheapest", "time": "fastest", "memory": "smallest"}
+
+
+def render(answer: Answer, asked: str) -> RenderableType:
+    """The whole answer. `asked`: the model as the user named it."""
+    parts: list[RenderableType] = [_header(answer.job, asked), Text()]
+    if answer.plans:
+        parts += _recommendation(answer.plans[0], answer)
+        parts += [Text(), _table(answer.plans)]
+    else:
+        parts.append(Text("Nothing that was asked for fits.", style="bold red"))
+    if answer.rejected:
+        parts += [Text(), Text("Does not work:", style="bold"), *_rejected(answer.rejected)]
+    parts += [Text(), *_footnotes(answer)]
+    return Group(*parts)
+
+
+def _header(job: Job, asked: str) -> Table:
+    s = job.settings
+    arrow = f"{asked} -> {job.spec.id}" if asked != job.spec.id else job.spec.id
+    targets = ", ".join(target.label for target in job.targets)
+    counts = ", ".join(str(c) for c in sorted({c for t in job.targets for c in t.counts}))
+    precision = job.precision
+    if precision == AUTO:
+        precision = "fp32 master weights where the base is trained, else pure"
+    return facts(
+        [
+            ("model", arrow),
+            ("methods", "; ".join(explicit(method) for method in job.methods)),
+            ("GPUs", f"{targets if len(targets) < 200 else f'{len(job.targets)} kinds'} x {counts}"),
+            ("training", f"{format_count(job.tokens)} tokens, sequences of {s.seq_len}, global batch {job.global_batch_size}"),
+            ("precision", f"{job.dtype if job.dtype != AUTO else 'bf16 (fp16 where there is none)'}; {precision}"),
+            ("optimizers", ", ".join(optimizer.name for optimizer in job.optimizers)),
+            ("attention", f"{s.attention}; loss {s.loss}"),
+            ("prices", f"{job.purchase.replace('_', ' ')}; {100 * job.safety_margin:g} % of memory kept free"),
+        ]
+    )
+
+
+def _recommendation(plan: Plan, answer: Answer) -> list[RenderableType]:
+    settings = plan.request.settings
+    objective = answer.job.objective
+    if objective == "cost" and plan.usd is None:
+        objective = "time" if plan.hours is not None else "memory"
+    others = len(answer.plans) - 1
+    why = f"the {_WORDS[objective]} of {others + 1} plans that fit" if others else "the only plan that fits"
+    lines = [
+        Text(f"Recommended: {plan.request.method.name} on {plan.gpu_count} x {_card(plan)}", style="bold green"),
+        Text(
+            f"micro-batch {settings.micro_batch_size} x {plan.request.gradient_accumulation_steps} accumulated, "
+            f"{plan.request.optimizer.name}, checkpointing {settings.gradient_checkpointing}, "
+            f"{plan.request.sharding.label}: {why}"
+        ),
+    ]
+    money = _money(plan)
+    if plan.hours is not None and plan.time is not None and plan.time.tokens_per_second is not None:
+        hours = format_seconds(plan.hours * 3600)
+        lines.append(Text(f"{hours} (modelled) at {plan.time.tokens_per_second:,.0f} tokens/s{money}"))
+    lines.append(
+        Text(
+            f"peak {format_gib(plan.device_bytes)} of {format_gib(plan.usable_bytes)} usable on each GPU, "
+            f"in {plan.memory.peak_phase.replace('_', ' ')} at {plan.memory.peak.op}"
+        )
+    )
+    return [*lines, breakdown(plan_levels(plan), plan.usable_bytes)]
+
+
+def _card(plan: Plan) -> str:
+    if plan.target.instance is not None and plan.target.gpu is not None:
+        return f"{plan.target.gpu.id} ({plan.target.instance.id})"
+    return plan.target.label
+
+
+def _money(plan: Plan) -> str:
+    if plan.usd is None or plan.price is None:
+        return ", no price known"
+    offer = plan.price.offer
+    where = f"{offer.instance.provider} {offer.instance.id}"
+    return f", {format_usd(plan.usd)} on {where} at {format_usd(plan.price.usd_per_hour)}/h ({_age(plan.price)})"
+
+
+def _age(price: Price) -> str:
+    if price.age_days is None:
+        return "price of unknown date"
+    return f"price {price.age_days} days old"
+
+
+def _table(plans: tuple[Plan, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("method", "GPUs", "layout", "batch", "ckpt", "optimizer", "peak", "tokens/s", "time", "cost"):
+        table.add_column(name, justify="right" if name in ("peak", "tokens/s", "time", "cost") else "left", no_wrap=name != "method")
+    for plan in plans:
+        request, s = plan.request, plan.request.settings
+        rate = plan.time.tokens_per_second if plan.time else None
+        table.add_row(
+            request.method.name,
+            f"{plan.gpu_count} x {plan.target.label}",
+            request.sharding.label if plan.gpu_count > 1 else "single",
+            f"{s.micro_batch_size} x {request.gradient_accumulation_steps}",
+            "on" if s.gradient_checkpointing != "off" else "off",
+            request.optimizer.name,
+            format_gib(plan.device_bytes),
+            f"{rate:,.0f}" if rate else "-",
+            format_seconds(plan.hours * 3600) if plan.hours is not None else "-",
+            format_usd(plan.usd) if plan.usd is not None else "-",
+        )
+    return table
+
+
+def _rejected(rejected: tuple[Rejected, ...]) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    for item in rejected:
+        short = item.plan.short_by_bytes
+        missing = f", short by {format_gib(short)}" if short > 0 else ""
+        help = f"; smallest change: {item.remedy}" if item.remedy else ""
+        where = f"{item.plan.request.method.name} on {item.plan.gpu_count} x {item.plan.target.label}"
+        lines.append(Text(f"- {where}: {item.reason}{missing}{help}"))
+    return lines
+
+
+def _footnotes(answer: Answer) -> list[RenderableType]:
+    notes = ["Memory is counted from the ops of the training step; time is modelled; --json gives every figure."]
+    for plan in answer.plans[:1]:
+        if plan.price is not None and (plan.price.age_days is None or plan.price.age_days > OLD_DAYS):
+            notes.append(f"Check the price before you rent: {_age(plan.price)}, {plan.price.offer.source}.")
+        if plan.target.gpu is not None and not plan.target.gpu.memory_is_measured:
+            notes.append(f"The capacity of {plan.target.gpu.name} is its label, not what a driver reported.")
+        if plan.time is not None and plan.time.seconds is None:
+            notes.append(f"No time: {plan.time.reason}")
+    return [Text(note, style="dim") for note in notes]

@@ -1,0 +1,104 @@
+"""Plans as the JSON document of `plan --json`."""
+
+from typing import Any
+
+from tuneplan.planner.estimate import SCHEMA_VERSION
+from tuneplan.planner.graph.tensor import CATEGORIES
+from tuneplan.planner.job import Job
+from tuneplan.planner.methods.compose import explicit
+from tuneplan.planner.search import Answer, Plan, Rejected
+
+
+def answer_json(answer: Answer) -> dict[str, Any]:
+    """The whole answer: the request with every default, the plan that is recommended, all plans, and what cannot be."""
+    plans = [plan_json(plan) for plan in answer.plans]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "request": job_json(answer.job),
+        "recommended": plans[0] if plans else None,
+        "plans": plans,
+        "infeasible": [rejected_json(rejected) for rejected in answer.rejected],
+    }
+
+
+def job_json(job: Job) -> dict[str, Any]:
+    """What was asked, defaults included."""
+    s = job.settings
+    return {
+        "model": job.spec.id,
+        "methods": [method.name for method in job.methods],
+        "methods_in_full": [explicit(method) for method in job.methods],
+        "gpus": [target.label for target in job.targets],
+        "gpu_counts": sorted({count for target in job.targets for count in target.counts}),
+        "seq_len": s.seq_len,
+        "global_batch_size": job.global_batch_size,
+        "tokens": job.tokens,
+        "dtype": job.dtype,
+        "precision": job.precision,
+        "optimizers": [optimizer.name for optimizer in job.optimizers],
+        "gradient_checkpointing": list(job.checkpointing),
+        "attention": s.attention,
+        "loss": s.loss,
+        "zero_stages": list(job.zero_stages),
+        "objective": job.objective,
+        "purchase": job.purchase,
+        "safety_margin": job.safety_margin,
+        "max_hours": job.max_hours,
+        "max_usd": None if job.max_usd is None else float(job.max_usd),
+    }
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """One plan."""
+    request, settings, time = plan.request, plan.request.settings, plan.time
+    levels = dict(zip(CATEGORIES, plan.memory.peak.levels, strict=True))
+    allocated = plan.memory.peak.peak_bytes
+    return {
+        "method": request.method.name,
+        "gpu": plan.target.gpu.id if plan.target.gpu else plan.target.label,
+        "instance": _instance(plan),
+        "gpu_count": plan.gpu_count,
+        "micro_batch_size": settings.micro_batch_size,
+        "gradient_accumulation_steps": request.gradient_accumulation_steps,
+        "gradient_checkpointing": settings.gradient_checkpointing != "off",
+        "optimizer": request.optimizer.name,
+        "dtype": settings.dtype,
+        "precision": settings.precision,
+        "parallelism": {
+            "data_parallel": request.sharding.data_parallel,
+            "zero_stage": request.sharding.zero_stage,
+            "label": request.sharding.label,
+        },
+        "peak": {
+            "allocated_bytes": allocated,
+            "reserved_bytes": allocated + plan.fragmentation_bytes,
+            "device_bytes": plan.device_bytes,
+            "usable_bytes": plan.usable_bytes,
+            "phase": plan.memory.peak_phase,
+            "op": plan.memory.peak.op,
+        },
+        "components": {**levels, "runtime": plan.runtime.total_bytes},
+        "step_seconds": time.seconds if time else None,
+        "tokens_per_second": time.tokens_per_second if time else None,
+        "hours": plan.hours,
+        "usd": None if plan.usd is None else float(plan.usd),
+        "price": plan.price.to_json() if plan.price else None,
+        "basis": {"memory": "counted", "time": "modelled" if time else None},
+    }
+
+
+def rejected_json(rejected: Rejected) -> dict[str, Any]:
+    """The closest configuration that is not a plan, why, by how much, and what would help."""
+    return {
+        **plan_json(rejected.plan),
+        "reason": rejected.reason,
+        "short_by_bytes": max(0, rejected.plan.short_by_bytes),
+        "component": rejected.plan.largest_component,
+        "smallest_change": rejected.remedy or None,
+    }
+
+
+def _instance(plan: Plan) -> str | None:
+    if plan.target.instance is not None:
+        return plan.target.instance.id
+    return plan.price.offer.instance.id if plan.price else None

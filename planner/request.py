@@ -1,0 +1,94 @@
+"""What was asked: one configuration of one training step, with every default filled in and checked."""
+
+from dataclasses import dataclass
+
+from tuneplan.hardware_profiles.loader import Gpu
+from tuneplan.planner.errors import InputError, UnknownNameError
+from tuneplan.planner.graph.loss import LOSSES
+from tuneplan.planner.methods.compose import explicit
+from tuneplan.planner.methods.method import Method
+from tuneplan.planner.models.spec import ModelSpec
+from tuneplan.planner.training.optimizers import Optimizer
+from tuneplan.planner.training.settings import ATTENTIONS, CHECKPOINTING, DTYPES, PRECISIONS, Settings
+from tuneplan.planner.training.sharding import Sharding
+
+MAXIMUM_TOKENS_OF_A_STEP = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One configuration.
+
+    Attributes:
+        spec: the model.
+        method: what is trained.
+        settings: how.
+        optimizer: the update.
+        sharding: over how many GPUs, and what they split.
+        gradient_accumulation_steps: micro-batches before an update.
+        gpu: the card, or None where only memory is asked.
+        capacity_bytes: device memory to hold the run against, or None.
+        expandable_segments: PYTORCH_ALLOC_CONF=expandable_segments:True.
+    """
+
+    spec: ModelSpec
+    method: Method
+    settings: Settings
+    optimizer: Optimizer
+    sharding: Sharding = Sharding()
+    gradient_accumulation_steps: int = 1
+    gpu: Gpu | None = None
+    capacity_bytes: int | None = None
+    expandable_segments: bool = False
+
+    def to_json(self) -> dict[str, object]:
+        """Every option as it was used, defaults included."""
+        s = self.settings
+        return {
+            "model": self.spec.id,
+            "method": self.method.name,
+            "method_in_full": explicit(self.method),
+            "seq_len": s.seq_len,
+            "micro_batch_size": s.micro_batch_size,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
+            "dtype": s.dtype,
+            "precision": s.precision,
+            "optimizer": self.optimizer.name,
+            "gradient_checkpointing": s.gradient_checkpointing,
+            "attention": s.attention,
+            "padded": s.padded,
+            "loss": s.loss,
+            "max_grad_norm": s.max_grad_norm,
+            "data_parallel": self.sharding.data_parallel,
+            "zero_stage": self.sharding.zero_stage,
+            "expandable_segments": self.expandable_segments,
+            "gpu": self.gpu.id if self.gpu else None,
+        }
+
+
+def check_settings(settings: Settings, spec: ModelSpec) -> None:
+    """Raise InputError (or UnknownNameError) for settings that make no sense, naming the option as on the command line."""
+    for option, value, known in (
+        ("dtype", settings.dtype, DTYPES),
+        ("precision", settings.precision, PRECISIONS),
+        ("attention", settings.attention, ATTENTIONS),
+        ("loss", settings.loss, tuple(LOSSES)),
+        ("gradient-checkpointing", settings.gradient_checkpointing, CHECKPOINTING),
+    ):
+        if value not in known:
+            raise UnknownNameError(option, value, known, "plan estimate --help")
+    if settings.micro_batch_size < 1:
+        raise InputError(f"micro-batch-size {settings.micro_batch_size} is not a batch; use 1 or more")
+    if settings.seq_len < 2:
+        raise InputError(f"seq-len {settings.seq_len} is too short to train on; use 2 tokens or more")
+    if settings.micro_batch_size * settings.seq_len > MAXIMUM_TOKENS_OF_A_STEP:
+        raise InputError(
+            f"{settings.micro_batch_size} sequences of {settings.seq_len} tokens are more than 2^31 tokens in one forward; "
+            "lower micro-batch-size or seq-len"
+        )
+    if settings.max_grad_norm < 0:
+        raise InputError(f"max-grad-norm {settings.max_grad_norm} is negative; use 0 for no clipping")
+    if settings.precision == "master-weights" and settings.dtype == "fp32":
+        raise InputError("precision master-weights keeps fp32 copies of 16-bit weights, and dtype is fp32; use dtype bf16")
+    if settings.attention == "flash" and settings.dtype == "fp32":
+        raise InputError("FlashAttention has no fp32 kernel; use dtype bf16 or fp16, or attention sdpa")

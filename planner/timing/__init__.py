@@ -1,0 +1,1 @@
+"""Seconds from the same ops: roofline, optimizer step, collectives."""

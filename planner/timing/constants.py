@@ -1,0 +1,66 @@
+"""The few constants of the clock: what share of a datasheet rate real kernels reach, and what a launch costs.
+
+Every step time is `modelled`: the FLOPs and bytes are counted, these shares are not. Each states where it comes from;
+"calibrated" means fitted to the named published rows, which then do not count as evidence.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A number and where it comes from."""
+
+    value: float
+    source: str
+
+
+_MAMF = "stas00/ml-engineering, compute/accelerator/README.md, maximum achievable matmul FLOPS, bf16 (best of many shapes)"
+_FMS = (
+    "a round value, kept because the median of four rows of fms-acceleration's a100_80gb.csv (one card; Mistral-7B LoRA and QLoRA,"
+    " PowerLM-3b full and QLoRA, batch 8) comes out within 3 %"
+)
+
+MATMUL_CEILINGS: dict[str, Constant] = {
+    "a100-80g": Constant(0.869, _MAMF),
+    "a100-40g": Constant(0.869, f"{_MAMF}; A100 SXM"),
+    "a100-80g-pcie": Constant(0.811, _MAMF),
+    "a100-40g-pcie": Constant(0.811, f"{_MAMF}; A100 PCIe"),
+    "h100-80g": Constant(0.803, _MAMF),
+    "h200": Constant(0.803, f"{_MAMF}; 'H200 is the same' as H100"),
+    "b200": Constant(0.776, _MAMF),
+    "b300": Constant(0.786, _MAMF),
+    "mi300x": Constant(0.514, _MAMF),
+}
+"""Best measured share of the dense peak rate, by GPU id."""
+
+DEFAULT_CEILING = Constant(0.80, f"assumed for cards not measured: the middle of the NVIDIA cards in {_MAMF}")
+CONSUMER_CEILING = Constant(
+    0.95,
+    "calibrated on one row: fsdp_qlora's Llama-2 7B QLoRA, two RTX 4090, DDP, batch 8 x 2048; GeForce peaks are stated at a boost"
+    " clock that cards exceed",
+)
+MATMUL_SHARE = Constant(0.90, f"share of that ceiling which a model's own shapes reach; {_FMS}")
+MATMUL_START_SECONDS = Constant(4e-6, "assumed: prologue, last partial wave and tail of a matrix product")
+ATTENTION = Constant(0.55, "Dao 2023, FlashAttention-2, figures 5 and 6: 50 to 73 % of an A100's peak, less with a causal mask")
+ATTENTION_HOPPER = Constant(0.35, "Dao 2023, FlashAttention-2 on H100, figure 7: 335 of 989 TFLOP/s")
+MEMORY = Constant(0.80, "ai-dynamo/aiconfigurator systems/*.yaml, mem_bw_empirical_scaling_factor")
+DEQUANTIZE = Constant(
+    0.32, "bitsandbytes 0.45 on an H100: 0.1517 ms for 4096 x 14336 weights of 2.766 bytes (jeromeku, public benchmark)"
+)
+KERNEL_SECONDS = Constant(2e-6, "assumed: device time between two dependent kernels")
+HOST_FORWARD_SECONDS = Constant(
+    12e-6,
+    "Python, module hooks and dispatch: Llama-3.1-8B bf16 at batch 1 on an H100 makes 40.99 tokens/s (bitsandbytes"
+    " benchmarking/README.md), four times the time its weights need: about 1700 kernels in 24 ms, less the sampling loop",
+)
+HOST_BACKWARD_SECONDS = Constant(6e-6, "assumed: half of the forward's, since the autograd engine runs without Python")
+NVLINK = Constant(0.70, "all-reduce bus bandwidth of about 208 of 300 GB/s on A100s (NVIDIA/nccl-tests issues 149 and 178)")
+PCIE_COLLECTIVE = Constant(0.45, "28 to 35 of 63 GB/s between RTX 5090s (NVIDIA/nccl issue 1639); less through a shared switch")
+PCIE_COPY = Constant(0.80, "assumed: pinned copies reach about 25 of the 31.5 GB/s of Gen4 x16")
+OVERLAP = Constant(0.70, "assumed: share of the communication that runs behind computation (buckets, prefetch)")
+
+FP32_SHARE: dict[tuple[int, int], float] = {(8, 0): 1 / 16, (8, 6): 1 / 4, (8, 9): 1 / 4, (9, 0): 66.9 / 989}
+"""fp32 rate as a share of the 16-bit rate, of A100, A6000, L40S and H100, for cards whose fp32 rate has no source."""
+
+FP32_SHARE_UNKNOWN = 1 / 16

@@ -1,0 +1,127 @@
+"""The roofline: an op takes the longer of its arithmetic and its memory traffic, at the rates that a card really reaches.
+
+Williams, Waterman and Patterson 2009, Roofline: An Insightful Visual Performance Model; the shares of the peak rates are those of
+`constants.py`. Not counted: caches (small tensors may never leave the L2), overlap of kernels, clock throttling.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tuneplan.hardware_profiles.records import Gpu
+from tuneplan.planner.timing import constants
+from tuneplan.planner.timing.work import Work
+
+_BF16_SINCE = (8, 0)
+_HOPPER = (9, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a card reaches.
+
+    Attributes:
+        matmul: FLOP/s of large matrix products, by dtype.
+        attention: FLOP/s of fused attention kernels, by dtype.
+        memory: bytes per second.
+        dequantize: bytes per second of 4-bit dequantization.
+        notes: what had to be assumed.
+        reason: why nothing can be timed; empty if it can.
+    """
+
+    matmul: dict[str, float] = field(default_factory=dict)
+    attention: dict[str, float] = field(default_factory=dict)
+    memory: float = 0.0
+    dequantize: float = 0.0
+    notes: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """Device time of some work: products limited by arithmetic, everything limited by memory, and gaps between kernels."""
+
+    compute: float
+    memory: float
+    gaps: float
+
+    @property
+    def total(self) -> float:
+        """All three."""
+        return self.compute + self.memory + self.gaps
+
+
+def gpu_rates(gpu: Gpu, dtypes: set[str]) -> Rates:
+    """The rates of a card for products of some dtypes.
+
+    fp32 products run at the fp32 rate: torch leaves TF32 off for them by default
+    (`torch.get_float32_matmul_precision() == "highest"`).
+    """
+    other = constants.CONSUMER_CEILING if gpu.kind == "consumer" else constants.DEFAULT_CEILING
+    ceiling = constants.MATMUL_CEILINGS.get(gpu.id, other).value
+    capability = gpu.compute_capability
+    fused = constants.ATTENTION_HOPPER if capability is not None and capability >= _HOPPER else constants.ATTENTION
+    matmul: dict[str, float] = {}
+    attention: dict[str, float] = {}
+    notes: list[str] = []
+    for dtype in sorted(dtypes):
+        if dtype == "bf16" and capability is not None and capability < _BF16_SINCE:
+            return Rates(reason=f"{gpu.name} has no bf16 arithmetic; use fp16 or fp32")
+        peak = gpu.peak_flops(dtype) or _assumed_fp32(gpu, dtype, notes)
+        if not peak:
+            return Rates(reason=f"no {dtype} peak rate with a source is known for {gpu.name}; give one in a GPU file")
+        matmul[dtype] = peak * ceiling * constants.MATMUL_SHARE.value
+        attention[dtype] = peak * fused.value
+    bandwidth = gpu.bandwidth_bytes_per_second
+    return Rates(
+        matmul,
+        attention,
+        bandwidth * constants.MEMORY.value,
+        bandwidth * constants.DEQUANTIZE.value,
+        tuple(notes),
+    )
+
+
+def _assumed_fp32(gpu: Gpu, dtype: str, notes: list[str]) -> float:
+    """A stated assumption where a card's fp32 rate has no source; 0 where there is nothing to start from."""
+    half = gpu.peak_flops("bf16") or gpu.peak_flops("fp16")
+    if dtype != "fp32" or half is None:
+        return 0.0
+    share = constants.FP32_SHARE.get(gpu.compute_capability or (0, 0), constants.FP32_SHARE_UNKNOWN)
+    notes.append(f"no fp32 rate with a source is known for {gpu.name}: 1/{1 / share:.0f} of its 16-bit rate is assumed")
+    return half * share
+
+
+def device_seconds(work: Work, rates: Rates) -> Seconds:
+    """Time on the device of one stretch of work.
+
+    A product of F FLOPs and B bytes takes max(F / matmul rate + start, B / memory rate).
+    """
+    compute: Any = 0.0
+    memory: Any = work.moved / rates.memory + work.dequantized / rates.dequantize
+    for p in work.products:
+        rate = rates.attention[p.dtype] if p.attention else rates.matmul[p.dtype]
+        arithmetic = p.flops / rate + constants.MATMUL_START_SECONDS.value
+        traffic = p.moved / rates.memory
+        longer = larger(arithmetic, traffic)
+        limited = arithmetic >= traffic
+        compute = compute + longer * limited * p.count
+        memory = memory + longer * (1 - limited) * p.count
+    return Seconds(compute, memory, work.launches * constants.KERNEL_SECONDS.value)
+
+
+def host_seconds(forward_launches: int, backward_launches: int) -> float:
+    """Time that the host needs to start kernels, from Python or from the autograd engine: a step cannot be shorter."""
+    return (
+        forward_launches * constants.HOST_FORWARD_SECONDS.value + backward_launches * constants.HOST_BACKWARD_SECONDS.value
+    )
+
+
+def larger(a: float, b: float) -> float:
+    """The larger of two numbers, or elementwise of arrays."""
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return max(a, b)
+    import numpy as np
+
+    result: Any = np.maximum(a, b)
+    chosen: float = result
+    return chosen

@@ -1,0 +1,157 @@
+"""Seconds of one training step, and tokens per second: the first model of the clock, marked `modelled` in reports.
+
+A step is `gradient_accumulation_steps` forwards and backwards, one reduction of gradients and one update. Not counted: data
+loading, logging, checkpoint saving, evaluation, stragglers.
+"""
+
+from dataclasses import dataclass
+
+from tuneplan.hardware_profiles.records import Gpu
+from tuneplan.planner.graph.tensor import BITS, Size
+from tuneplan.planner.models.network import Network
+from tuneplan.planner.timing import collectives
+from tuneplan.planner.timing.optimizer_step import update_bytes
+from tuneplan.planner.timing.roofline import Rates, Seconds, device_seconds, gpu_rates, host_seconds, larger
+from tuneplan.planner.timing.work import NetworkWork, network_work
+from tuneplan.planner.training.optimizers import Optimizer
+from tuneplan.planner.training.settings import Settings
+
+BASIS = "modelled"
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """One optimizer step of all ranks.
+
+    Attributes:
+        seconds: of the step; None if it cannot run or the card's rates are not known, and then `reason` says why.
+        tokens_per_second: over all ranks.
+        forward_seconds: device time of all forwards.
+        recompute_seconds: of the forwards that gradient checkpointing runs again.
+        backward_seconds: of all backwards, accumulation of gradients included.
+        optimizer_seconds: of clipping and the update, paged states included.
+        communication_seconds: that the step waits for; what runs behind computation is not in it.
+        flops: matrix-multiply FLOPs of one rank, recomputation included.
+        moved_bytes: bytes that one rank reads and writes in device memory.
+        launches: kernels that one rank starts.
+        launch_share: time to start all kernels over the step's seconds; 1 if the step is launch-bound.
+        mfu: FLOPs without recomputation, over what the peak dense rate of the model's dtype would do in the time.
+        bound: "compute", "memory", "launch" or "communication": what takes the largest part.
+        notes: what was assumed.
+        reason: why there is no time.
+    """
+
+    seconds: float | None
+    tokens_per_second: float | None = None
+    forward_seconds: float = 0.0
+    recompute_seconds: float = 0.0
+    backward_seconds: float = 0.0
+    optimizer_seconds: float = 0.0
+    communication_seconds: float = 0.0
+    flops: Size = 0
+    moved_bytes: Size = 0
+    launches: int = 0
+    launch_share: float = 0.0
+    mfu: float = 0.0
+    bound: str = ""
+    notes: tuple[str, ...] = ()
+    reason: str = ""
+
+
+def step_time(
+    network: Network,
+    settings: Settings,
+    optimizer: Optimizer,
+    gpu: Gpu,
+    *,
+    data_parallel: int = 1,
+    zero_stage: int = 0,
+    gradient_accumulation_steps: int = 1,
+    work: NetworkWork | None = None,
+) -> StepTime:
+    """Time one step on one machine of `data_parallel` cards.
+
+    Args:
+        network: the model under its method.
+        settings: of the run; `accumulating` has no effect, `gradient_accumulation_steps` decides.
+        optimizer: of the registry.
+        gpu: each of the cards.
+        data_parallel: ranks, each with its own micro-batches.
+        zero_stage: 0 DDP, 1 to 3 ZeRO (3 is also FSDP full shard).
+        gradient_accumulation_steps: micro-batches of each rank in a step.
+        work: `network_work(network, settings)`, where the caller times the same network on many cards.
+    """
+    work = network_work(network, settings) if work is None else work
+    phases = (work.forward, work.recompute, work.backward)
+    rates = gpu_rates(gpu, {settings.dtype} | {p.dtype for phase in phases for p in phase.products})
+    if rates.reason:
+        return StepTime(None, reason=rates.reason)
+    n = gradient_accumulation_steps
+    forward, recompute, backward = (device_seconds(phase, rates) for phase in phases)
+    added = _accumulation(network, rates, n)
+    ranks = data_parallel
+    master = settings.precision == "master-weights"
+    shards = ranks if zero_stage else 1
+    update = update_bytes(optimizer, network.parameters, master, settings.max_grad_norm > 0, shards)
+    streamed = update.moved / rates.memory
+    optimizer_seconds = streamed + collectives.copy_seconds(update.paged, gpu)
+    computed = n * (forward.total + recompute.total + backward.total) + added
+    waited, notes = _communication(network, gpu, ranks, zero_stage, n, computed)
+    launches = n * sum(phase.launches for phase in phases) + update.launches
+    host = host_seconds(n * (work.forward.launches + work.recompute.launches) + update.launches, n * work.backward.launches)
+    device = computed + optimizer_seconds + waited
+    seconds = larger(device, host)
+    useful = n * (work.forward.flops + work.backward.flops)
+    peak = gpu.peak_flops(settings.dtype) or 0
+    return StepTime(
+        seconds=seconds,
+        tokens_per_second=n * ranks * settings.micro_batch_size * settings.seq_len / seconds,
+        forward_seconds=n * forward.total,
+        recompute_seconds=n * recompute.total,
+        backward_seconds=n * backward.total + added,
+        optimizer_seconds=optimizer_seconds,
+        communication_seconds=waited,
+        flops=useful + n * work.recompute.flops,
+        moved_bytes=n * sum(phase.total_moved for phase in phases) + update.moved,
+        launches=launches,
+        launch_share=host / seconds,
+        mfu=useful / (seconds * peak) if peak else 0.0,
+        bound=_bound(device, host, (forward, recompute, backward), n, added + optimizer_seconds, waited),
+        notes=rates.notes + notes,
+    )
+
+
+def _accumulation(network: Network, rates: Rates, steps: int) -> float:
+    """Seconds of adding the gradients of weights to those of the micro-batches before."""
+    trained = sum(p.numel * BITS[p.storage] // 8 for p in network.parameters if p.trainable)
+    return (steps - 1) * 3 * trained / rates.memory
+
+
+def _communication(
+    network: Network, gpu: Gpu, ranks: int, zero_stage: int, steps: int, window: float
+) -> tuple[float, tuple[str, ...]]:
+    if ranks == 1:
+        return 0.0, ()
+    link = collectives.gpu_link(gpu)
+    sent = collectives.data_parallel_bytes(network, ranks, zero_stage)
+    seconds = (steps * sent.each_micro_batch + sent.each_step) / link.bytes_per_second
+    return collectives.exposed_seconds(seconds, window), (f"ranks talk over {link.note}; one machine",)
+
+
+def _bound(
+    device: float, host: float, phases: tuple[Seconds, ...], steps: int, streamed: float, waited: float
+) -> str:
+    """What takes the largest part of the step (of the first configuration, for arrays)."""
+    parts = {
+        "compute": steps * sum(s.compute for s in phases),
+        "memory": steps * sum(s.memory for s in phases) + streamed,
+        "communication": waited,
+        "launch": host - device + steps * sum(s.gaps for s in phases),
+    }
+    if _first(host) > _first(device):
+        return "launch"
+    return max(parts, key=lambda name: _first(parts[name]))
+
+
+def _first(value: float) -> float:
+    return float(value) if isinstance(value, (int, float)) else float(value.flat[0])

@@ -1,0 +1,145 @@
+"""What a network has to do in one micro-batch, ready for any card: matrix products one by one, all other bytes summed.
+
+An op without a matrix product costs its bytes, so such ops add up before the card is known; only products need the larger of
+two times each.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from tuneplan.planner.graph.block import Block
+from tuneplan.planner.graph.tape import Op
+from tuneplan.planner.graph.tensor import Size, Tensor
+from tuneplan.planner.models.network import Network
+from tuneplan.planner.training.settings import Settings
+
+DEQUANTIZED_BYTES = 2 + 4 / 64
+"""Bytes a weight that a 4-bit product holds for a moment: 16-bit weight and fp32 scales of 64 weights."""
+
+DEQUANTIZE_MOVED = 2.766
+"""Bytes a weight read and written by the three kernels of bitsandbytes that dequantize NF4 with double quantization."""
+
+DEQUANTIZE_LAUNCHES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """`count` equal matrix products.
+
+    Attributes:
+        flops: of one; a multiply-add is 2.
+        moved: bytes that one reads and writes.
+        dtype: of its factors.
+        attention: whether it is a fused attention kernel.
+        count: how many.
+    """
+
+    flops: Size
+    moved: Size
+    dtype: str
+    attention: bool
+    count: int
+
+
+@dataclass(slots=True)
+class Work:
+    """A stretch of the step.
+
+    Attributes:
+        products: matrix products.
+        moved: bytes that all other ops read and write.
+        dequantized: bytes read and written to dequantize 4-bit weights.
+        launches: kernels started.
+    """
+
+    products: list[Product] = field(default_factory=list)
+    moved: Size = 0
+    dequantized: Size = 0
+    launches: int = 0
+
+    @property
+    def flops(self) -> Size:
+        """Matrix-multiply FLOPs."""
+        total: Size = 0
+        for p in self.products:
+            total = total + p.flops * p.count
+        return total
+
+    @property
+    def total_moved(self) -> Size:
+        """Bytes read and written by everything."""
+        total: Size = self.moved + self.dequantized
+        for p in self.products:
+            total = total + p.moved * p.count
+        return total
+
+    def add(self, op: Op, flops: Size, moved: Size, launches: int, count: int) -> None:
+        """An op, or one gradient of its backward, `count` times."""
+        self.launches += launches * count
+        if isinstance(flops, int) and flops == 0:
+            self.moved = self.moved + moved * count
+            return
+        assert op.output is not None
+        dtype = op.output.dtype
+        if op.name.endswith("linear_4bit") and op.scratch is not None:
+            weights = op.scratch / DEQUANTIZED_BYTES
+            self.dequantized = self.dequantized + int(weights * DEQUANTIZE_MOVED) * count
+            self.launches += DEQUANTIZE_LAUNCHES * count
+            moved = moved - int(weights * (DEQUANTIZE_MOVED - 0.25))
+        self.products.append(Product(flops, moved, dtype, op.name.endswith("_attention"), count))
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkWork:
+    """The work of one micro-batch by phase."""
+
+    forward: Work
+    recompute: Work
+    backward: Work
+
+
+def network_work(network: Network, settings: Settings) -> NetworkWork:
+    """Work of one forward and backward over all runs; checkpointed runs repeat their forward in the backward."""
+    forward, recompute, backward = Work(), Work(), Work()
+    for run in network.runs:
+        _forward(run.block.ops, run.count, forward)
+        if run.checkpointed and run.block.exit is not None and run.block.exit.requires_grad:
+            _forward(recomputed(run.block, settings.gradient_checkpointing), run.count, recompute)
+        _backward(run.block.ops, run.count, backward)
+    return NetworkWork(forward, recompute, backward)
+
+
+def recomputed(block: Block, checkpointing: str) -> Sequence[Op]:
+    """The ops of a checkpointed block that run again.
+
+    "reentrant" runs all of them. "non-reentrant" stops as soon as it has the last tensor that autograd saves, so the last
+    projection does not run again (early stop, the default of torch/utils/checkpoint.py; `Walk` follows the same rule).
+    """
+    if checkpointing == "reentrant":
+        return block.ops
+    last = max((index for index, op in enumerate(block.ops) if op.saves), default=-1)
+    own = block.ops[last].allocates
+    return block.ops[: last + 1 if own in block.ops[last].saved else max(last, 0)]
+
+
+def _forward(ops: Iterable[Op], count: int, work: Work) -> None:
+    for op in ops:
+        if op.launches:
+            work.add(op, op.flops, op.moved, op.launches, count)
+
+
+def _backward(ops: Sequence[Op], count: int, work: Work) -> None:
+    """Every gradient, and an addition for each further gradient of one activation (torch/csrc/autograd/input_buffer.cpp)."""
+    received: dict[int, list[Tensor]] = {}
+    for op in ops:
+        for gradient in op.gradients:
+            if not gradient.of.name:
+                received.setdefault(id(gradient.of), []).append(gradient.of)
+            launches = 0 if gradient.nbytes is None or gradient.given is not None else 1
+            if launches or not isinstance(gradient.moved, int) or gradient.moved:
+                work.add(op, gradient.flops, gradient.moved, launches, count)
+    for tensors in received.values():
+        extra = len(tensors) - 1
+        if extra:
+            work.launches += extra * count
+            work.moved = work.moved + 3 * tensors[0].nbytes * extra * count

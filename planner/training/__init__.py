@@ -1,0 +1,1 @@
+"""How a step is trained: settings, optimizers, attention kernels, sharding."""
