@@ -1,7 +1,7 @@
 """Time of collective operations between the ranks of one machine, and what data-parallel training sends.
 
-Ring algorithms (Patarasu and Yuan 2009, Bandwidth optimal all-reduce algorithms; Rajbhandari et al. 2020, ZeRO, section 7). Not
-counted: latency of small messages, trees and in-switch reduction (NVLS), networks between machines.
+Ring algorithms (Patarasu and Yuan 2009, Bandwidth optimal all-reduce algorithms; Rajbhandari et al. 2020, ZeRO,
+section 7). Not counted: latency of small messages, trees, in-switch reduction (NVLS), networks between machines.
 """
 
 import re
@@ -65,7 +65,7 @@ def copy_seconds(nbytes: float, gpu: Gpu) -> float:
 
 
 def gpu_link(gpu: Gpu) -> Link:
-    """What collectives reach: NVLink where the card has it (its figure counts both directions: half for one), else PCIe."""
+    """What collectives reach: NVLink if the card has it (half its figure, which counts both directions), else PCIe."""
     if gpu.nvlink_bytes_per_second:
         return Link(gpu.nvlink_bytes_per_second / 2 * constants.NVLINK.value, "NVLink between all ranks")
     link = pcie_link(gpu)
@@ -85,8 +85,9 @@ def all_reduce_bytes(nbytes: float, ranks: int) -> float:
 def data_parallel_bytes(network: Network, ranks: int, zero_stage: int) -> Traffic:
     """What each rank sends.
 
-    Stage 0 is DDP: gradients are all-reduced. Stages 1 and 2 reduce-scatter gradients and all-gather the updated weights. Stage 3
-    (FSDP full shard) gathers every weight in the forward and again in the backward, and reduce-scatters gradients.
+    Stage 0 is DDP: gradients are all-reduced. Stages 1 and 2 reduce-scatter gradients and all-gather the updated
+    weights. Stage 3 (FSDP full shard) gathers every weight in the forward and again in the backward, and
+    reduce-scatters gradients.
     """
     trained = sum(p.numel * BITS[p.storage] // 8 for p in network.parameters if p.trainable)
     if zero_stage == 0:
@@ -98,8 +99,8 @@ def data_parallel_bytes(network: Network, ranks: int, zero_stage: int) -> Traffi
 
 
 def exposed_seconds(communication: float, window: float) -> float:
-    """Communication that a step waits for: what cannot hide behind `window` seconds of computation, and never less than a share.
+    """Communication that a step waits for: what cannot hide behind `window` seconds of computation.
 
-    The share is `1 - constants.OVERLAP`.
+    Never less than a share of `1 - constants.OVERLAP`.
     """
     return max(communication * (1 - constants.OVERLAP.value), communication - window)

@@ -37,7 +37,7 @@ TRAFFIC = {
     "adamw_forloop": Traffic(weight=4, gradient=2, state=8, temporary=6, launches=8),
     "sgd": Traffic(weight=2, gradient=1, state=0),
     "sgd_momentum": Traffic(weight=2, gradient=1, state=5),
-    # transformers Adafactor.step: square, two means, two rsqrt, outer product, update, clip, step: fp32 temporaries throughout.
+    # transformers Adafactor.step: square, two means, two rsqrt, outer product, update, clip, step, all in fp32.
     "adafactor": Traffic(weight=3, gradient=2, state=0, temporary=18, launches=20),
 }
 """Optimizers that stream their tensors more than once; every other is one fused pass."""

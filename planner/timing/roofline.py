@@ -1,7 +1,7 @@
-"""The roofline: an op takes the longer of its arithmetic and its memory traffic, at the rates that a card really reaches.
+"""The roofline: an op takes the longer of its arithmetic and its memory traffic, at the rates that a card reaches.
 
-Williams, Waterman and Patterson 2009, Roofline: An Insightful Visual Performance Model; the shares of the peak rates are those of
-`constants.py`. Not counted: caches (small tensors may never leave the L2), overlap of kernels, clock throttling.
+Williams, Waterman and Patterson 2009, Roofline: An Insightful Visual Performance Model; the shares of the peak rates
+are those of `constants.py`. Not counted: caches (small tensors may never leave the L2), overlap of kernels, throttling.
 """
 
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """Device time of some work: products limited by arithmetic, everything limited by memory, and gaps between kernels."""
+    """Device time of some work: products limited by arithmetic, all that memory limits, and gaps between kernels."""
 
     compute: float
     memory: float
@@ -112,11 +112,12 @@ def device_seconds(work: Work, rates: Rates) -> Seconds:
 def host_seconds(forward_launches: int, backward_launches: int) -> float:
     """Time that the host needs to start kernels, from Python or from the autograd engine: a step cannot be shorter."""
     return (
-        forward_launches * constants.HOST_FORWARD_SECONDS.value + backward_launches * constants.HOST_BACKWARD_SECONDS.value
+        forward_launches * constants.HOST_FORWARD_SECONDS.value
+        + backward_launches * constants.HOST_BACKWARD_SECONDS.value
     )
 
 
-def larger(a: float, b: float) -> float:
+def larger(a: Any, b: Any) -> float:
     """The larger of two numbers, or elementwise of arrays."""
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
         return max(a, b)

@@ -1,7 +1,7 @@
 """Seconds of one training step, and tokens per second: the first model of the clock, marked `modelled` in reports.
 
-A step is `gradient_accumulation_steps` forwards and backwards, one reduction of gradients and one update. Not counted: data
-loading, logging, checkpoint saving, evaluation, stragglers.
+A step is `gradient_accumulation_steps` forwards and backwards, one reduction of gradients and one update. Not counted:
+data loading, logging, checkpoint saving, evaluation, stragglers.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from tuneplan.planner.graph.tensor import BITS, Size
 from tuneplan.planner.models.network import Network
 from tuneplan.planner.timing import collectives
 from tuneplan.planner.timing.optimizer_step import update_bytes
-from tuneplan.planner.timing.roofline import Rates, Seconds, device_seconds, gpu_rates, host_seconds, larger
+from tuneplan.planner.timing.roofline import Rates, device_seconds, gpu_rates, host_seconds, larger
 from tuneplan.planner.timing.work import NetworkWork, network_work
 from tuneplan.planner.training.optimizers import Optimizer
 from tuneplan.planner.training.settings import Settings
@@ -96,11 +96,20 @@ def step_time(
     streamed = update.moved / rates.memory
     optimizer_seconds = streamed + collectives.copy_seconds(update.paged, gpu)
     computed = n * (forward.total + recompute.total + backward.total) + added
-    waited, notes = _communication(network, gpu, ranks, zero_stage, n, computed)
+    waited, notes = _communication(gpu, collectives.data_parallel_bytes(network, ranks, zero_stage), n, computed)
     launches = n * sum(phase.launches for phase in phases) + update.launches
-    host = host_seconds(n * (work.forward.launches + work.recompute.launches) + update.launches, n * work.backward.launches)
+    host = host_seconds(
+        n * (work.forward.launches + work.recompute.launches) + update.launches, n * work.backward.launches
+    )
     device = computed + optimizer_seconds + waited
     seconds = larger(device, host)
+    spent = (forward, recompute, backward)
+    parts = {
+        "compute": n * sum(s.compute for s in spent),
+        "memory": n * sum(s.memory for s in spent) + added + optimizer_seconds,
+        "communication": waited,
+        "launch": n * sum(s.gaps for s in spent),
+    }
     useful = n * (work.forward.flops + work.backward.flops)
     peak = gpu.peak_flops(settings.dtype) or 0
     return StepTime(
@@ -116,7 +125,7 @@ def step_time(
         launches=launches,
         launch_share=host / seconds,
         mfu=useful / (seconds * peak) if peak else 0.0,
-        bound=_bound(device, host, (forward, recompute, backward), n, added + optimizer_seconds, waited),
+        bound=_bound(parts, device, host),
         notes=rates.notes + notes,
     )
 
@@ -127,27 +136,17 @@ def _accumulation(network: Network, rates: Rates, steps: int) -> float:
     return (steps - 1) * 3 * trained / rates.memory
 
 
-def _communication(
-    network: Network, gpu: Gpu, ranks: int, zero_stage: int, steps: int, window: float
-) -> tuple[float, tuple[str, ...]]:
-    if ranks == 1:
+def _communication(gpu: Gpu, sent: collectives.Traffic, steps: int, window: float) -> tuple[float, tuple[str, ...]]:
+    nbytes = steps * sent.each_micro_batch + sent.each_step
+    if not nbytes:
         return 0.0, ()
     link = collectives.gpu_link(gpu)
-    sent = collectives.data_parallel_bytes(network, ranks, zero_stage)
-    seconds = (steps * sent.each_micro_batch + sent.each_step) / link.bytes_per_second
-    return collectives.exposed_seconds(seconds, window), (f"ranks talk over {link.note}; one machine",)
+    waited = collectives.exposed_seconds(nbytes / link.bytes_per_second, window)
+    return waited, (f"ranks talk over {link.note}; one machine",)
 
 
-def _bound(
-    device: float, host: float, phases: tuple[Seconds, ...], steps: int, streamed: float, waited: float
-) -> str:
+def _bound(parts: dict[str, float], device: float, host: float) -> str:
     """What takes the largest part of the step (of the first configuration, for arrays)."""
-    parts = {
-        "compute": steps * sum(s.compute for s in phases),
-        "memory": steps * sum(s.memory for s in phases) + streamed,
-        "communication": waited,
-        "launch": host - device + steps * sum(s.gaps for s in phases),
-    }
     if _first(host) > _first(device):
         return "launch"
     return max(parts, key=lambda name: _first(parts[name]))

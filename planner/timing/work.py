@@ -1,7 +1,7 @@
 """What a network has to do in one micro-batch, ready for any card: matrix products one by one, all other bytes summed.
 
-An op without a matrix product costs its bytes, so such ops add up before the card is known; only products need the larger of
-two times each.
+An op without a matrix product costs its bytes, so such ops add up before the card is known; only products need the
+larger of two times each.
 """
 
 from collections.abc import Iterable, Sequence
@@ -112,8 +112,8 @@ def network_work(network: Network, settings: Settings) -> NetworkWork:
 def recomputed(block: Block, checkpointing: str) -> Sequence[Op]:
     """The ops of a checkpointed block that run again.
 
-    "reentrant" runs all of them. "non-reentrant" stops as soon as it has the last tensor that autograd saves, so the last
-    projection does not run again (early stop, the default of torch/utils/checkpoint.py; `Walk` follows the same rule).
+    "reentrant" runs all of them. "non-reentrant" stops as soon as it has the last tensor that autograd saves, so the
+    last projection does not run again (early stop, the default of torch/utils/checkpoint.py; `Walk` has the same rule).
     """
     if checkpointing == "reentrant":
         return block.ops
@@ -129,7 +129,7 @@ def _forward(ops: Iterable[Op], count: int, work: Work) -> None:
 
 
 def _backward(ops: Sequence[Op], count: int, work: Work) -> None:
-    """Every gradient, and an addition for each further gradient of one activation (torch/csrc/autograd/input_buffer.cpp)."""
+    """Every gradient, and an addition for each further gradient of one activation (torch autograd/input_buffer.cpp)."""
     received: dict[int, list[Tensor]] = {}
     for op in ops:
         for gradient in op.gradients:
