@@ -8,7 +8,7 @@ highest reservation is read off.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tuneplan.planner.allocator import Block, CachingAllocator
+from tuneplan.planner.allocator import SMALL_SIZE, Block, CachingAllocator
 from tuneplan.planner.graph.ledger import Shared, Walk
 from tuneplan.planner.graph.meter import Meter
 from tuneplan.planner.graph.tensor import BITS, GRADIENTS, LOGITS, Storage, elements, round_block
@@ -109,7 +109,9 @@ class _Stage:
         full = [(kind, size, live.setdefault((size, category), [])) for kind, size, category in events]
         short = full
         if whole is not None and times > 2 * whole:
-            short = [(kind, size, live.setdefault((size, category), [])) for kind, size, category in _lasting(events)]
+            lasting = _lasting(events)
+            if not any(kind == _BIRTH and size > SMALL_SIZE for kind, size, _ in lasting):
+                short = [(kind, size, live.setdefault((size, category), [])) for kind, size, category in lasting]
         for index in range(times):
             for kind, size, blocks in full if whole is None or index < whole or index >= times - whole else short:
                 if kind == _BIRTH:
@@ -170,7 +172,7 @@ def replay(
     for step in range(2):
         for backward in backwards:
             for run, events in zip(network.runs, forwards, strict=True):
-                stage.play(events, "forward", run.count, layers)
+                stage.play(events, "forward", run.count)
             stage.play(early, "forward")
             if logits is not None:
                 kept = stage.keep(logits, kept)

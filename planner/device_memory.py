@@ -1,0 +1,150 @@
+"""Memory beyond the ledger: what a process holds on the card outside the allocator, in host memory, and on disk.
+
+Figures of `runtime_bytes` are calibrated on few public rows and say so; the rest is modelled from what the libraries do.
+"""
+
+from dataclasses import dataclass
+
+from tuneplan.planner.errors import InputError
+from tuneplan.planner.graph.tensor import BITS, elements
+from tuneplan.planner.models.assembly import Parameter
+from tuneplan.planner.models.network import Network
+from tuneplan.planner.units import GIGA, MIB
+
+DEFAULT_SAFETY_MARGIN = 0.03
+"""Share of a card left free. An allocation fails when the driver has no segment left, not when the average is high, and an
+estimate has an error of its own: 3 % is the worst that the accuracy goals accept for allocated memory."""
+
+LOADING_SHARD_BYTES = 5 * GIGA
+"""Largest checkpoint file: the `max_shard_size` of 5 GB with which most hub checkpoints were saved (the default of
+`save_pretrained` until transformers 4; larger from 5 on)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeMemory:
+    """Device memory of one process that torch's statistics do not show, in bytes.
+
+    Attributes:
+        context_bytes: the driver's context.
+        library_bytes: kernels loaded by torch, cuBLAS and, for a quantized base, bitsandbytes.
+        nccl_bytes: communication buffers, none on a single GPU.
+        basis: how far the figures can be trusted, and which rows they come from.
+    """
+
+    context_bytes: int
+    library_bytes: int
+    nccl_bytes: int
+    basis: str
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return self.context_bytes + self.library_bytes + self.nccl_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Platform:
+    context_bytes: int
+    library_bytes: int
+    basis: str
+
+
+_NVIDIA_SERVER = _Platform(
+    450 * MIB,
+    250 * MIB,
+    "calibrated: nvidia-smi's peak less torch's peak leaves at most 0.92 GiB on an A100 (fms-acceleration, torch 2.4.1, "
+    "Llama-3-8B full, batch 4), and vLLM's logs show 0.05-0.28 GiB loaded after the context on one GPU; the split is a guess, "
+    "range 0.5-0.9 GiB",
+)
+_NVIDIA_CONSUMER = _Platform(
+    300 * MIB,
+    200 * MIB,
+    "calibrated: contexts grow with the number of multiprocessors, so less than the 0.92 GiB that bounds an A100 "
+    "(fms-acceleration, torch 2.4.1); vLLM's logs show 0.05-0.09 GiB loaded after the context on a T4 and a V100; "
+    "range 0.3-0.7 GiB",
+)
+_AMD = _Platform(
+    400 * MIB,
+    600 * MIB,
+    "calibrated: vLLM's logs show 0.53 and 0.62 GiB outside torch, after the context, on a RX 7900 XTX (ROCm); "
+    "the context is a guess, range 0.7-1.3 GiB",
+)
+_SERVER_CAPABILITIES = ((8, 0), (9, 0), (10, 0), (10, 3))
+
+_BITSANDBYTES_BYTES = 30 * MIB
+_NCCL_BYTES_PER_GPU = 128 * MIB
+_NCCL_BASIS = (
+    "; NCCL calibrated: vLLM's logs show 0.2 and 1.39 GiB outside torch on each of 4 GPUs and 2.1 GiB on each of 8 "
+    "(custom all-reduce and libraries in it), range 0.03-0.25 GiB a GPU of the group"
+)
+
+
+def runtime_bytes(
+    vendor: str, compute_capability: tuple[int, int] | None, gpu_count: int, quantized: bool
+) -> RuntimeMemory:
+    """What the process of one GPU holds outside the caching allocator.
+
+    Args:
+        vendor: "nvidia" or "amd", in any case.
+        compute_capability: (major, minor) of an NVIDIA card; None is taken for a server card.
+        gpu_count: GPUs that communicate with this one, itself included.
+        quantized: bitsandbytes kernels are loaded too.
+
+    Raises:
+        InputError: an unknown vendor, or fewer than one GPU.
+
+    Not counted: a display, other processes, memory that the driver keeps for itself (a card's `memory_bytes` is without it).
+    """
+    if gpu_count < 1:
+        raise InputError(f"{gpu_count} GPUs cannot run anything; use 1 or more")
+    name = vendor.strip().lower()
+    if name == "nvidia":
+        server = compute_capability is None or compute_capability in _SERVER_CAPABILITIES
+        platform = _NVIDIA_SERVER if server else _NVIDIA_CONSUMER
+    elif name == "amd":
+        platform = _AMD
+    else:
+        raise InputError(f"no figures for the runtime of vendor {vendor!r}; the known ones are nvidia and amd")
+    libraries = platform.library_bytes + (_BITSANDBYTES_BYTES if quantized else 0)
+    if gpu_count == 1:
+        return RuntimeMemory(platform.context_bytes, libraries, 0, platform.basis)
+    nccl = _NCCL_BYTES_PER_GPU * gpu_count
+    return RuntimeMemory(platform.context_bytes, libraries, nccl, platform.basis + _NCCL_BASIS)
+
+
+def usable_bytes(memory_bytes: int, margin: float = DEFAULT_SAFETY_MARGIN) -> int:
+    """Bytes of a card that a plan may fill: what the driver reports, less a margin in [0, 1). Raises InputError otherwise."""
+    if not 0 <= margin < 1:
+        raise InputError(f"a safety margin of {margin} leaves no memory; use a share from 0 to below 1, such as 0.03")
+    return memory_bytes - int(memory_bytes * margin)
+
+
+def checkpoint_bytes(network: Network) -> int:
+    """Bytes of the weights in one checkpoint: adapters alone where the base is frozen, else all weights as they are stored.
+
+    With a part of the base trained besides adapters (biases, say), those weights are saved with the adapters. Tied weights count
+    once. Not counted: the safetensors header, optimizer states (see `host_bytes`), tokenizer files.
+    """
+    if any(p.adapter or not p.trainable for p in network.parameters):
+        return sum(_plain_bytes(p) for p in network.parameters if p.adapter or p.trainable)
+    return sum(_plain_bytes(p) for p in network.parameters)
+
+
+def host_bytes(network: Network, paged_state_bytes: int) -> int:
+    """Most host memory of one process that weights and states take: the larger of loading and saving, and paged states.
+
+    Loading maps one checkpoint file at a time (transformers 5.23 `load_state_dict` of a safetensors file), in 16 bits, of at
+    most LOADING_SHARD_BYTES; saving gathers the checkpoint in host memory. `paged_state_bytes`: optimizer states in host memory.
+
+    Not counted: Python, torch and the CUDA runtime themselves (2-4 GB), the data set and its workers.
+    """
+    base = sum(2 * p.numel for p in network.parameters if not p.adapter)
+    return max(min(base, LOADING_SHARD_BYTES), checkpoint_bytes(network)) + paged_state_bytes
+
+
+def _plain_bytes(parameter: Parameter) -> int:
+    """Bytes of a weight's elements in all layers, without the allocator's rounding; a block format's with its scales."""
+    bits = BITS.get(parameter.storage)
+    if bits is None:
+        return parameter.stored_bytes * parameter.count
+    return elements(parameter.shape) * bits // 8 * parameter.count
