@@ -64,9 +64,12 @@ def copy_seconds(nbytes: float, gpu: Gpu) -> float:
     return nbytes / (pcie_link(gpu).bytes_per_second * constants.PCIE_COPY.value)
 
 
-def gpu_link(gpu: Gpu) -> Link:
-    """What collectives reach: NVLink if the card has it (half its figure, which counts both directions), else PCIe."""
-    if gpu.nvlink_bytes_per_second:
+def gpu_link(gpu: Gpu, interconnect: str | None = None) -> Link:
+    """What collectives reach: NVLink if the card has it (half its figure, which counts both directions), else PCIe.
+
+    `interconnect`: "pcie" where the machine does not join its cards by NVLink (`Instance.interconnect`).
+    """
+    if gpu.nvlink_bytes_per_second and interconnect != "pcie":
         return Link(gpu.nvlink_bytes_per_second / 2 * constants.NVLINK.value, "NVLink between all ranks")
     link = pcie_link(gpu)
     return Link(link.bytes_per_second * constants.PCIE_COLLECTIVE.value, link.note)

@@ -67,6 +67,7 @@ def step_time(
     data_parallel: int = 1,
     zero_stage: int = 0,
     gradient_accumulation_steps: int = 1,
+    interconnect: str | None = None,
     work: NetworkWork | None = None,
 ) -> StepTime:
     """Time one step on one machine of `data_parallel` cards.
@@ -79,6 +80,7 @@ def step_time(
         data_parallel: ranks, each with its own micro-batches.
         zero_stage: 0 DDP, 1 to 3 ZeRO (3 is also FSDP full shard).
         gradient_accumulation_steps: micro-batches of each rank in a step.
+        interconnect: "pcie" if the machine does not join its cards by NVLink; None takes the card's best link.
         work: `network_work(network, settings)`, where the caller times the same network on many cards.
     """
     work = network_work(network, settings) if work is None else work
@@ -96,7 +98,10 @@ def step_time(
     streamed = update.moved / rates.memory
     optimizer_seconds = streamed + collectives.copy_seconds(update.paged, gpu)
     computed = n * (forward.total + recompute.total + backward.total) + added
-    waited, notes = _communication(gpu, collectives.data_parallel_bytes(network, ranks, zero_stage), n, computed)
+    sent = collectives.data_parallel_bytes(network, ranks, zero_stage)
+    waited, notes = _communication(collectives.gpu_link(gpu, interconnect), sent, n, computed)
+    if update.paged:
+        notes += ("paged optimizer states cross PCIe in every step; with memory to spare they stay on the device",)
     launches = n * sum(phase.launches for phase in phases) + update.launches
     host = host_seconds(
         n * (work.forward.launches + work.recompute.launches) + update.launches, n * work.backward.launches
@@ -136,11 +141,12 @@ def _accumulation(network: Network, rates: Rates, steps: int) -> float:
     return (steps - 1) * 3 * trained / rates.memory
 
 
-def _communication(gpu: Gpu, sent: collectives.Traffic, steps: int, window: float) -> tuple[float, tuple[str, ...]]:
+def _communication(
+    link: collectives.Link, sent: collectives.Traffic, steps: int, window: float
+) -> tuple[float, tuple[str, ...]]:
     nbytes = steps * sent.each_micro_batch + sent.each_step
     if not nbytes:
         return 0.0, ()
-    link = collectives.gpu_link(gpu)
     waited = collectives.exposed_seconds(nbytes / link.bytes_per_second, window)
     return waited, (f"ranks talk over {link.note}; one machine",)
 

@@ -57,6 +57,13 @@ def test_without_nvlink_ranks_talk_over_pcie() -> None:
     assert link.bytes_per_second == collectives.pcie_bytes_per_second("Gen4 x16") * constants.PCIE_COLLECTIVE.value
 
 
+def test_a_machine_may_leave_nvlink_out() -> None:
+    """The instance's interconnect wins over what the card could do."""
+    a100, without = find_gpu("a100-80g-pcie"), replace(find_gpu("a100-80g-pcie"), nvlink=None)
+    assert collectives.gpu_link(without) == collectives.gpu_link(a100, "pcie")
+    assert collectives.gpu_link(a100) == collectives.gpu_link(a100, "nvlink")
+
+
 def test_an_unknown_link_is_assumed_aloud() -> None:
     """A card whose link is not in its profile gets Gen4 x16, and the note says so."""
     gpu = replace(find_gpu("rtx-4090"), pcie_link=None, nvlink=None)

@@ -158,6 +158,16 @@ def test_one_card_does_not_communicate() -> None:
     assert timed(FULL, PLAIN, zero_stage=3).communication_seconds == 0.0
 
 
+def test_paged_states_are_noted() -> None:
+    """What paging costs is an upper bound, and the notes say so."""
+    net = build(FULL, PLAIN)
+    paged = step_time(net, PLAIN, find("paged_adamw_8bit"), find_gpu("a100-80g"))
+    resident = step_time(net, PLAIN, find("adamw_8bit"), find_gpu("a100-80g"))
+    assert any("paged" in note for note in paged.notes)
+    assert () == resident.notes
+    assert paged.optimizer_seconds > resident.optimizer_seconds
+
+
 def test_tokens_per_second_count_all_ranks() -> None:
     """Eight ranks of DDP make at most eight times the tokens of one, and more than four times on NVLink."""
     one, eight = timed(LORA, PLAIN), timed(LORA, PLAIN, data_parallel=8)
