@@ -185,12 +185,12 @@ FSDP_CARDS = {
 def fsdp() -> list[Row]:
     """fsdp_qlora: 1024 samples of one length, rank 64 on all linear layers, bf16, reentrant checkpointing, no offload.
 
-    Batch 1 on the RTX 3090s is left out: the source's text gives half the time for two of its three rows.
+    Rows whose source gives half the time elsewhere in its text are left out.
     """
     rows = []
     for r in rows_of("fsdp_qlora_benchmarks.csv"):
         gpu = next((id for text, id in FSDP_CARDS.items() if r["gpu"].startswith(text)), "")
-        if not gpu or r["cpu_offload"] == "True" or (gpu == "rtx-3090" and r["batch_size"] == "1"):
+        if not gpu or r["cpu_offload"] == "True" or "text gives time" in r["note"]:
             continue
         ranks, batch, length = int(r["num_gpus"]), int(r["batch_size"]), int(r["context_length"])
         lora = Lora(r=64, autocast_adapter_dtype=False)
@@ -214,7 +214,8 @@ def show(rows: list[Row]) -> None:
 
 TABLES_OF = {"fms": fms, "peft": peft, "rtx4080": rtx4080, "fsdp": fsdp}
 
-# Largest error of a row, and of the median row, as a share of the published figure.
+# Largest error of a row, and of the median row, as a share of the published figure: what this first model reached, so that
+# a change that makes it worse shows. The goal is 20 % and 8 %.
 TOLERANCE = {
     # Same stack as the op list; the worst row is FSDP at batch 2, where the published run waits for something else.
     "fms": (0.22, 0.08),
@@ -228,7 +229,8 @@ TOLERANCE = {
 
 # Rows that the model misses by more, and why. A row that stops missing must leave this list.
 KNOWN_MISSES = {
-    "Qwen2.5-0.5B-Instruct lora b1x1024 non-reentrant": "launch-bound under Windows, where a launch costs more"
+    "Qwen2.5-0.5B-Instruct lora b1x1024 non-reentrant": "launch-bound under Windows, where a launch costs more",
+    "Llama-2 7B lora rtx-3090 x2 b1x2048 stage 3": "weights gathered over PCIe without peer-to-peer copies, in each step",
 }
 
 
@@ -246,8 +248,8 @@ def test_rows_that_chose_nothing_are_near(table: str) -> None:
 
 def test_known_misses_still_miss() -> None:
     """A row on the list of misses is really outside the tolerance."""
-    rows = [row for row in rtx4080() if row.label in KNOWN_MISSES]
-    assert {row.label for row in rows if abs(row.ratio - 1) > TOLERANCE["rtx4080"][0]} == set(KNOWN_MISSES)
+    rows = [row for row in rtx4080() + fsdp() if row.label in KNOWN_MISSES]
+    assert {row.label for row in rows if abs(row.ratio - 1) > TOLERANCE[row.table][0]} == set(KNOWN_MISSES)
 
 
 def test_methods_rank_as_published_on_the_l40s() -> None:
@@ -270,7 +272,7 @@ def test_methods_rank_as_published_on_one_a100(model: str) -> None:
     assert [row.label for row in sorted(rows, key=lambda row: row.predicted)] == order
 
 
-def test_constants_were_not_moved_to_fit() -> None:
+def test_rows_that_chose_the_share() -> None:
     """The rows that chose MATMUL_SHARE have their median within 3 %, as the constant's source says."""
     chosen = [row for row in fms() if row.calibrates]
     assert len(chosen) == len(CHOSEN)
