@@ -39,8 +39,8 @@ MATMUL_CEILINGS: dict[str, Constant] = {
 DEFAULT_CEILING = Constant(0.80, f"assumed for cards not measured: the middle of the NVIDIA cards in {_MAMF}")
 CONSUMER_CEILING = Constant(
     0.95,
-    "assumed, raised from 0.80 after fsdp_qlora's RTX 4090 rows were seen (still 13 to 18 % too slow): GeForce peaks are"
-    " stated at a boost clock that cards exceed. So the RTX rows do not judge it independently",
+    "assumed, raised from 0.80 after fsdp_qlora's RTX 4090 rows were seen (still 13 to 18 % too slow): GeForce peaks"
+    " are stated at a boost clock that cards exceed. So the RTX rows do not judge it independently",
 )
 MATMUL_SHARE = Constant(0.90, f"share of that ceiling which a model's own shapes reach; {_FMS}")
 MATMUL_START_SECONDS = Constant(4e-6, "assumed: prologue, last partial wave and tail of a matrix product")
