@@ -1,12 +1,13 @@
 """The CUDA caching allocator of PyTorch: which bytes a process reserves for the blocks that it asks for.
 
-Follows the rules of c10/cuda/CUDACachingAllocator.cpp, torch 2.13, for one stream and the default configuration: requests are
-rounded to 512 bytes; up to 1 MiB they come from segments of 2 MiB, below 10 MiB from segments of 20 MiB, above from a segment of
-their own in steps of 2 MiB; the smallest free block that fits is taken, the lowest of equal ones; what is left of it becomes a
-free block, unless it is at most 1 MiB of a large segment; freed blocks merge with free neighbours of their segment. With
-`expandable_segments` each pool is one range of addresses that grows by pages of 2 or 20 MiB.
+Follows the rules of c10/cuda/CUDACachingAllocator.cpp, torch 2.13, for one stream and the default configuration.
+Requests are rounded to 512 bytes; up to 1 MiB they come from segments of 2 MiB, below 10 MiB from segments of 20 MiB,
+above from a segment of their own in steps of 2 MiB. The smallest free block that fits is taken, the lowest of equal
+ones; what is left of it becomes a free block, unless it is at most 1 MiB of a large segment. Freed blocks merge with free
+neighbours of their segment. With `expandable_segments` each pool is one range of addresses that grows by pages of 2 or
+20 MiB, and whatever a request leaves over is free.
 
-Not modelled: several streams, `max_split_size_mb`, garbage collection, and the retry after the driver has no memory left.
+Not modelled: several streams, `max_split_size_mb`, garbage collection, the retry after the driver has no memory left.
 """
 
 from bisect import bisect_left, insort
@@ -19,13 +20,13 @@ MIN_LARGE: Final = 10 * 2**20
 LARGE_SEGMENT: Final = 20 * 2**20
 ROUND_LARGE: Final = 2 * 2**20
 
-_ADDRESS_BITS: Final = 56
-_ADDRESS_SPACE: Final = LARGE_SEGMENT * 2**25
+_ADDRESS_BITS: Final = 80
+_ADDRESS_SPACE: Final = LARGE_SEGMENT * 2**50
 _USED, _FREE, _UNMAPPED = range(3)
 
 
 class Block:
-    """A stretch of a segment: `size` bytes at `address`, between its neighbours. `request` is what was asked for, rounded."""
+    """A stretch of a segment: `size` bytes at `address`, between its neighbours, of which `request` were asked for."""
 
     __slots__ = ("address", "next", "pool", "previous", "request", "size", "state")
 
@@ -125,9 +126,9 @@ class CachingAllocator:
         block.request = request
         self.requested_bytes += request
         self.allocated_bytes += block.size
-        if self.allocated_bytes > self.peak_allocated_bytes:
+        if self.allocated_bytes > self.peak_allocated_bytes:  # noqa: PLR1730 - max() is slower
             self.peak_allocated_bytes = self.allocated_bytes
-        if self.requested_bytes > self.peak_requested_bytes:
+        if self.requested_bytes > self.peak_requested_bytes:  # noqa: PLR1730
             self.peak_requested_bytes = self.requested_bytes
         return block
 
@@ -161,8 +162,7 @@ class CachingAllocator:
 
     def _reserve(self, size: int) -> None:
         self.reserved_bytes += size
-        if self.reserved_bytes > self.peak_reserved_bytes:
-            self.peak_reserved_bytes = self.reserved_bytes
+        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
 
     def _segment(self, pool: _Pool, request: int) -> Block:
         size = pool.page if request < MIN_LARGE else -(-request // ROUND_LARGE) * ROUND_LARGE

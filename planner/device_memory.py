@@ -1,6 +1,6 @@
 """Memory beyond the ledger: what a process holds on the card outside the allocator, in host memory, and on disk.
 
-Figures of `runtime_bytes` are calibrated on few public rows and say so; the rest is modelled from what the libraries do.
+Figures of `runtime_bytes` are calibrated on few public rows and say so; the rest is modelled on what the libraries do.
 """
 
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph.tensor import BITS, elements
 from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network
-from tuneplan.planner.units import GIGA, MIB
+from tuneplan.planner.units import GIGA, KIB, MIB
 
 DEFAULT_SAFETY_MARGIN = 0.03
-"""Share of a card left free. An allocation fails when the driver has no segment left, not when the average is high, and an
-estimate has an error of its own: 3 % is the worst that the accuracy goals accept for allocated memory."""
+"""Share of a card left free: a run ends at the first allocation that the driver refuses, and an estimate has an error
+of its own, for which the accuracy goals accept 3 % at worst."""
 
 LOADING_SHARD_BYTES = 5 * GIGA
 """Largest checkpoint file: the `max_shard_size` of 5 GB with which most hub checkpoints were saved (the default of
-`save_pretrained` until transformers 4; larger from 5 on)."""
+`save_pretrained` in transformers 4; 50 GB in 5)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +52,16 @@ class _Platform:
 _NVIDIA_SERVER = _Platform(
     450 * MIB,
     250 * MIB,
-    "calibrated: nvidia-smi's peak less torch's peak leaves at most 0.92 GiB on an A100 (fms-acceleration, torch 2.4.1, "
-    "Llama-3-8B full, batch 4), and vLLM's logs show 0.05-0.28 GiB loaded after the context on one GPU; the split is a guess, "
-    "range 0.5-0.9 GiB",
+    "calibrated: nvidia-smi's peak less torch's allocated peak, 0.92 GiB on an A100, bounds it from above "
+    "(fms-acceleration, torch 2.4.1, Llama-3-8B full, batch 4), and vLLM's logs show 0.05-0.28 GiB loaded after the context on one GPU; "
+    "the value between them is a choice, range 0.5-0.9 GiB",
 )
 _NVIDIA_CONSUMER = _Platform(
     300 * MIB,
     200 * MIB,
     "calibrated: contexts grow with the number of multiprocessors, so less than the 0.92 GiB that bounds an A100 "
     "(fms-acceleration, torch 2.4.1); vLLM's logs show 0.05-0.09 GiB loaded after the context on a T4 and a V100; "
-    "range 0.3-0.7 GiB",
+    "the value is a choice, range 0.3-0.7 GiB",
 )
 _AMD = _Platform(
     400 * MIB,
@@ -93,7 +93,7 @@ def runtime_bytes(
     Raises:
         InputError: an unknown vendor, or fewer than one GPU.
 
-    Not counted: a display, other processes, memory that the driver keeps for itself (a card's `memory_bytes` is without it).
+    Not counted: a display, other processes, and what the driver keeps for itself (`memory_bytes` of a card is without).
     """
     if gpu_count < 1:
         raise InputError(f"{gpu_count} GPUs cannot run anything; use 1 or more")
@@ -112,18 +112,26 @@ def runtime_bytes(
     return RuntimeMemory(platform.context_bytes, libraries, nccl, platform.basis + _NCCL_BASIS)
 
 
+def workspace_bytes(compute_capability: tuple[int, int]) -> int:
+    """Bytes of the workspace that each thread's cuBLAS handle takes from the allocator at its first matrix product.
+
+    32 MiB on Hopper and Blackwell, 2 x 4 MiB + 8 x 16 KiB on others (`parseChosenWorkspaceSize`,
+    aten/src/ATen/cuda/CublasHandlePool.cpp, torch 2.13).
+    """
+    return 32 * MIB if compute_capability[0] in (9, 10, 12) else 8 * MIB + 128 * KIB
+
+
 def usable_bytes(memory_bytes: int, margin: float = DEFAULT_SAFETY_MARGIN) -> int:
-    """Bytes of a card that a plan may fill: what the driver reports, less a margin in [0, 1). Raises InputError otherwise."""
+    """Bytes of a card that a plan may fill: what the driver reports, less a margin in [0, 1). Raises InputError."""
     if not 0 <= margin < 1:
         raise InputError(f"a safety margin of {margin} leaves no memory; use a share from 0 to below 1, such as 0.03")
     return memory_bytes - int(memory_bytes * margin)
 
 
 def checkpoint_bytes(network: Network) -> int:
-    """Bytes of the weights in one checkpoint: adapters alone where the base is frozen, else all weights as they are stored.
+    """Bytes of the weights in one checkpoint, as they are stored: what is trained where the base is frozen, else all.
 
-    With a part of the base trained besides adapters (biases, say), those weights are saved with the adapters. Tied weights count
-    once. Not counted: the safetensors header, optimizer states (see `host_bytes`), tokenizer files.
+    Tied weights count once. Not counted: the safetensors header, optimizer states, tokenizer files.
     """
     if any(p.adapter or not p.trainable for p in network.parameters):
         return sum(_plain_bytes(p) for p in network.parameters if p.adapter or p.trainable)
@@ -133,8 +141,12 @@ def checkpoint_bytes(network: Network) -> int:
 def host_bytes(network: Network, paged_state_bytes: int) -> int:
     """Most host memory of one process that weights and states take: the larger of loading and saving, and paged states.
 
-    Loading maps one checkpoint file at a time (transformers 5.23 `load_state_dict` of a safetensors file), in 16 bits, of at
-    most LOADING_SHARD_BYTES; saving gathers the checkpoint in host memory. `paged_state_bytes`: optimizer states in host memory.
+    Loading maps one checkpoint file after the other (transformers 5.23, safetensors), in 16 bits, of at most
+    LOADING_SHARD_BYTES; saving gathers the checkpoint in host memory.
+
+    Args:
+        network: the model under its method.
+        paged_state_bytes: optimizer states that live in host memory.
 
     Not counted: Python, torch and the CUDA runtime themselves (2-4 GB), the data set and its workers.
     """
@@ -143,7 +155,7 @@ def host_bytes(network: Network, paged_state_bytes: int) -> int:
 
 
 def _plain_bytes(parameter: Parameter) -> int:
-    """Bytes of a weight's elements in all layers, without the allocator's rounding; a block format's with its scales."""
+    """Bytes of a weight in all layers, without the allocator's rounding; a block format's with its scales."""
     bits = BITS.get(parameter.storage)
     if bits is None:
         return parameter.stored_bytes * parameter.count

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tuneplan.planner.graph.tensor import GRADIENTS, OPTIMIZER_STATES, WEIGHTS
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.methods.lora import Lora
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.target import NODE_COUNTS
 from tuneplan.planner.training.optimizers import OPTIMIZERS
+from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
 
 if TYPE_CHECKING:
@@ -26,7 +28,35 @@ def smallest_change(search: "Search", plan: "Plan") -> str:
 
 
 def _changes(search: "Search", plan: "Plan") -> Iterator[tuple[str, "Plan"]]:
-    """Changes from the one that alters training least to the one that alters it most."""
+    """Changes from the one that alters training least to the one that alters it most.
+
+    Those that only make activations smaller are left out where model states alone are too large.
+    """
+    request = plan.request
+    settings = request.settings
+    sharding = request.sharding
+    method = request.method
+    levels = plan.memory.phases["optimizer_step"].levels
+    if levels[WEIGHTS] + levels[GRADIENTS] + levels[OPTIMIZER_STATES] < plan.usable_bytes:
+        yield from _activations(search, plan)
+    for name in ("adamw_8bit", "paged_adamw_8bit"):
+        if request.optimizer.name != name:
+            yield f"use --optimizer {name}", _try(search, plan, method, settings, sharding, name)
+    if settings.precision == "master-weights":
+        pure = replace(settings, precision="pure")
+        for name in ("adamw_fused", "paged_adamw_8bit"):
+            yield f"use --precision pure --optimizer {name}", _try(search, plan, method, pure, sharding, name)
+    for count in NODE_COUNTS:
+        if count > sharding.data_parallel and plan.target.instance is None and search.job.global_batch_size % count == 0:
+            yield f"shard over {count} GPUs (ZeRO-3)", _try(search, plan, method, settings, Sharding(count, 3))
+    for name in ("lora", "qlora"):
+        if not any(isinstance(p, Lora) for p in method.parts) or name == "qlora":
+            light = replace(settings, precision="pure", gradient_checkpointing="non-reentrant")
+            yield f"use --method {name}", _try(search, plan, parse(name), light, sharding)
+
+
+def _activations(search: "Search", plan: "Plan") -> Iterator[tuple[str, "Plan"]]:
+    """Changes that make activations, logits and temporary buffers smaller."""
     request = plan.request
     settings = request.settings
     sharding = request.sharding
@@ -42,34 +72,14 @@ def _changes(search: "Search", plan: "Plan") -> Iterator[tuple[str, "Plan"]]:
     if narrow != method.parts:
         lighter = Method(f"{method.name} with 16-bit adapters", narrow)
         yield "keep adapters in 16 bits (autocast_adapter_dtype=false)", _try(search, plan, lighter, settings, sharding)
-    for name in ("adamw_8bit", "paged_adamw_8bit"):
-        if request.optimizer.name != name:
-            yield f"use --optimizer {name}", _try(search, plan, method, settings, sharding, name)
-    if settings.precision == "master-weights":
-        pure = replace(settings, precision="pure")
-        for name in ("adamw_fused", "paged_adamw_8bit"):
-            yield f"use --precision pure --optimizer {name}", _try(search, plan, method, pure, sharding, name)
     length = settings.seq_len // 2
     while length >= SHORTEST:
         yield f"use --seq-len {length}", _try(search, plan, method, replace(settings, seq_len=length), sharding)
         length //= 2
-    for count in NODE_COUNTS:
-        if count > sharding.data_parallel and plan.target.instance is None:
-            yield f"shard over {count} GPUs (ZeRO-3)", _try(search, plan, method, settings, Sharding(count, 3))
-    for name in ("lora", "qlora"):
-        if not any(isinstance(p, Lora) for p in method.parts) or name == "qlora":
-            other = parse(name)
-            light = replace(settings, precision="pure", gradient_checkpointing="non-reentrant")
-            yield f"use --method {name}", _try(search, plan, other, light, sharding)
 
 
 def _try(
-    search: "Search",
-    plan: "Plan",
-    method: Method,
-    settings: object,
-    sharding: Sharding,
-    optimizer: str | None = None,
+    search: "Search", plan: "Plan", method: Method, settings: Settings, sharding: Sharding, optimizer: str | None = None
 ) -> "Plan":
-    name = optimizer or plan.request.optimizer.name
-    return search.evaluate(method, plan.target, settings, OPTIMIZERS[name].name, sharding, replayed=False)  # type: ignore[arg-type]
+    chosen = OPTIMIZERS[optimizer] if optimizer else plan.request.optimizer
+    return search.evaluate(method, plan.target, settings, chosen, sharding)

@@ -11,11 +11,18 @@ from tuneplan.planner.graph.tape import Gradient, Tape
 from tuneplan.planner.graph.tensor import Size, Tensor, round_block, tensor_bytes
 
 
-def repeat_heads(tape: Tape, x: Tensor, heads: Size) -> Tensor:
-    """`repeat_kv`: each key/value head copied for its query heads; the gradient is summed back over the copies."""
+def repeat_heads(tape: Tape, x: Tensor, heads: int, lazy: bool = False) -> Tensor:
+    """`repeat_kv`: each key/value head copied for its query heads; the gradient is summed back over the copies.
+
+    `lazy`: a single head is repeated as a view (`expand` and `reshape`), which the next product copies.
+    """
     batch, key_heads, length, head_dim = x.shape
     if key_heads == heads:
         return x
+    if lazy and key_heads == 1:
+        view = tape.view("repeat_kv", x, (batch, heads, length, head_dim))
+        tape.ops[-1].gradients = (Gradient(x, round_block(x.nbytes)),) if x.requires_grad else ()
+        return view
     out = tape.fresh((batch, heads, length, head_dim), x.dtype, x.requires_grad)
     gradient = Gradient(x, round_block(x.nbytes), moved=out.nbytes + x.nbytes)
     return tape.record("repeat_kv", (x,), out, gradients=(gradient,))
@@ -27,9 +34,9 @@ def eager(tape: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop
     Returns the output `(batch, length, heads, head_dim)` and the attention weights, which the layer's Python code holds.
     """
     batch, heads, length, head_dim = q.shape
-    keys, values = repeat_heads(tape, k, heads), repeat_heads(tape, v, heads)
+    keys, values = repeat_heads(tape, k, heads, lazy=True), repeat_heads(tape, v, heads, lazy=True)
     query = pw.copy(tape, q)
-    factor = pw.copy(tape, keys) if keys is k else keys
+    factor = pw.copy(tape, keys) if keys.storage is k.storage else keys
     scores = batched(tape, query, factor, (batch, heads, length, k.shape[2]), head_dim)
     scores = pw.scale(tape, scores)
     if mask is not None:
@@ -38,7 +45,7 @@ def eager(tape: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop
     soft = _softmax(tape, wide)
     tape.hold(scores)
     weights = pw.dropout(tape, pw.cast(tape, soft, q.dtype), dropout)
-    factor = pw.copy(tape, values) if values is v else values
+    factor = pw.copy(tape, values) if values.storage is v.storage else values
     mixed = batched(tape, weights, factor, q.shape, k.shape[2])
     joined = tape.fresh((batch, length, heads, head_dim), mixed.dtype, mixed.requires_grad)
     copied = Gradient(mixed, round_block(mixed.nbytes), moved=2 * mixed.nbytes)

@@ -4,7 +4,7 @@ Rules: torch 2.13 tools/autograd/derivatives.yaml. Temporaries of one C++ expres
 """
 
 from tuneplan.planner.graph.tape import Gradient, Op, Tape
-from tuneplan.planner.graph.tensor import Size, Storage, Tensor, round_block, tensor_bytes
+from tuneplan.planner.graph.tensor import Size, Storage, Tensor, round_block, same_shape, tensor_bytes
 
 
 def cast(tape: Tape, x: Tensor, dtype: str) -> Tensor:
@@ -51,7 +51,7 @@ def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     full = round_block(out.nbytes)
     gradients = []
     for this in (a, b):
-        broadcast = this.shape != shape
+        broadcast = not same_shape(this.shape, shape)
         scratch = full if broadcast or this.dtype != dtype else None
         gradients.append(Gradient(this, round_block(this.nbytes), scratch=scratch, moved=3 * out.nbytes))
     saved = ((a,) if b.requires_grad else ()) + ((b,) if a.requires_grad else ())

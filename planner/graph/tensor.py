@@ -30,6 +30,19 @@ def elements(shape: tuple[Size, ...]) -> Size:
     return count
 
 
+def same_shape(a: tuple[Size, ...], b: tuple[Size, ...]) -> bool:
+    """Whether two shapes agree in every dimension (for arrays: in every configuration)."""
+    if a is b:
+        return True
+    if len(a) != len(b):
+        return False
+    for x, y in zip(a, b, strict=True):
+        equal = x is y or x == y
+        if equal is False or (equal is not True and not equal.all()):
+            return False
+    return True
+
+
 @dataclass(slots=True, eq=False)
 class Storage:
     """A piece of device memory: bytes as the allocator counts them, and what it is for (one of CATEGORIES, by index)."""

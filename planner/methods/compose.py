@@ -50,11 +50,11 @@ def describe(parts: list[Part]) -> str:
     return "+".join(f"{part.label}({o})" if o else part.label for part, o in zip(parts, options, strict=True))
 
 
-def explicit(method: Method) -> str:
+def explicit(method: Method, separator: str = ",") -> str:
     """The method with every option written out, for report headers: no default is silent."""
     texts = []
     for part in method.parts:
-        options = ",".join(f"{f.name}={_shown(getattr(part, f.name))}" for f in fields(part))
+        options = separator.join(f"{f.name}={_shown(getattr(part, f.name))}" for f in fields(part))
         texts.append(f"{part.label}({options})" if options else part.label)
     return "+".join(texts)
 

@@ -40,7 +40,7 @@ def _header(job: Job, asked: str) -> Table:
     return facts(
         [
             ("model", arrow),
-            ("methods", "; ".join(explicit(method) for method in job.methods)),
+            ("methods", "; ".join(explicit(method, ", ") for method in job.methods)),
             ("GPUs", f"{targets if len(targets) < 200 else f'{len(job.targets)} kinds'} x {counts}"),
             ("training", f"{format_count(job.tokens)} tokens, sequences of {s.seq_len}, global batch {job.global_batch_size}"),
             ("precision", f"{job.dtype if job.dtype != AUTO else 'bf16 (fp16 where there is none)'}; {precision}"),

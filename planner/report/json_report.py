@@ -83,7 +83,11 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "hours": plan.hours,
         "usd": None if plan.usd is None else float(plan.usd),
         "price": plan.price.to_json() if plan.price else None,
-        "basis": {"memory": "counted", "time": "modelled" if time else None},
+        "basis": {
+            "allocated_bytes": "counted",
+            "reserved_bytes": "modelled: replayed" if plan.replayed else "modelled: an allowance on the allocated peak",
+            "time": "modelled" if time else None,
+        },
     }
 
 

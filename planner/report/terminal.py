@@ -75,7 +75,7 @@ def estimate_report(estimate: Estimate) -> RenderableType:
     kernel = network.notes["attention_kernel"]
     header = [
         ("model", f"{request.spec.id} ({format_count(network.total_parameters)} parameters)"),
-        ("method", explicit(request.method)),
+        ("method", explicit(request.method, ", ")),
         ("trained", f"{network.trainable_parameters:,} parameters ({100 * trained:.3g} %)"),
         ("batch", f"{s.micro_batch_size} x {s.seq_len} tokens, {steps} micro-batch{'es' if steps > 1 else ''} a step"),
         ("precision", f"{s.dtype}, {s.precision}; optimizer {request.optimizer.name}"),

@@ -27,8 +27,6 @@ class Optimizer:
             parameter) or "adafactor".
         paged: states live in host memory and move on demand.
         factored: the second moment of a matrix is a row and a column.
-        moved_bytes: bytes read and written for each parameter of 2 bytes, for the clock.
-        launches: kernels started for each parameter tensor (for-loop) or for each call (foreach, fused).
         source: whose behaviour it mirrors.
     """
 
@@ -39,7 +37,6 @@ class Optimizer:
     source: str
     paged: bool = False
     factored: bool = False
-    passes: int = 1
 
 
 _TORCH = "torch 2.13 torch/optim/adam.py"
@@ -48,16 +45,16 @@ _BNB = "bitsandbytes 0.50 optim/optimizer.py"
 OPTIMIZERS = {
     o.name: o
     for o in (
-        Optimizer("adamw", 2, "", "foreach", f"{_TORCH} _multi_tensor_adam (foreach, the default)", passes=4),
+        Optimizer("adamw", 2, "", "foreach", f"{_TORCH} _multi_tensor_adam (foreach, the default)"),
         Optimizer("adamw_fused", 2, "", "none", f"{_TORCH} _fused_adam"),
-        Optimizer("adamw_forloop", 2, "", "loop", f"{_TORCH} _single_tensor_adam (foreach=False)", passes=5),
+        Optimizer("adamw_forloop", 2, "", "loop", f"{_TORCH} _single_tensor_adam (foreach=False)"),
         Optimizer("adamw_8bit", 2, "uint8", "none", f"{_BNB} AdamW8bit, blocks of {STATE_BLOCK}"),
         Optimizer("paged_adamw_32bit", 2, "fp32", "none", f"{_BNB} PagedAdamW32bit", paged=True),
         Optimizer("paged_adamw_8bit", 2, "uint8", "none", f"{_BNB} PagedAdamW8bit, blocks of {STATE_BLOCK}", paged=True),
         Optimizer("sgd", 0, "", "none", "torch 2.13 torch/optim/sgd.py _multi_tensor_sgd, no weight decay"),
-        Optimizer("sgd_momentum", 1, "", "none", "torch 2.13 torch/optim/sgd.py _multi_tensor_sgd", passes=2),
+        Optimizer("sgd_momentum", 1, "", "none", "torch 2.13 torch/optim/sgd.py _multi_tensor_sgd"),
         Optimizer(
-            "adafactor", 1, "fp32", "adafactor", "transformers 5.23 optimization.py Adafactor.step", factored=True, passes=6
+            "adafactor", 1, "fp32", "adafactor", "transformers 5.23 optimization.py Adafactor.step", factored=True
         ),
         Optimizer("lion", 1, "fp32", "none", f"{_BNB} Lion, 32 bits"),
     )

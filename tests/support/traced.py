@@ -1,0 +1,121 @@
+"""Estimate and trace of one configuration side by side; used by the tests that hold the ledger against real code."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+pytest.importorskip("transformers")
+
+from tuneplan.planner.memory import StepMemory, step_memory  # noqa: E402
+from tuneplan.planner.methods.compose import parse  # noqa: E402
+from tuneplan.planner.methods.lora import ALL_LINEAR, Lora  # noqa: E402
+from tuneplan.planner.methods.method import Method  # noqa: E402
+from tuneplan.planner.methods.quantized_base import QuantizedBase  # noqa: E402
+from tuneplan.planner.models.config import ConfigReader  # noqa: E402
+from tuneplan.planner.models.network import Network, build  # noqa: E402
+from tuneplan.planner.models.registry import read_spec  # noqa: E402
+from tuneplan.planner.training.optimizers import OPTIMIZERS  # noqa: E402
+from tuneplan.planner.training.settings import Settings  # noqa: E402
+from tuneplan.profiling import attention  # noqa: E402
+from tuneplan.profiling.step import StepTrace, meta_model, quantize_4bit, trace_step  # noqa: E402
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+KERNELS = {"flash": attention.FLASH, "efficient": attention.EFFICIENT, "math": attention.MATH, "eager": "eager"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration, in the planner's words."""
+
+    config: Mapping[str, Any]
+    method: str = "full"
+    settings: Settings = field(default_factory=Settings)
+    optimizer: str = "adamw"
+    loss: Callable[..., Any] | None = None
+
+
+def estimated(case: Case) -> tuple[Network, StepMemory]:
+    """The ledger's answer."""
+    spec = read_spec("test", ConfigReader(dict(case.config), "test"))
+    network = build(spec, parse(case.method), case.settings)
+    return network, step_memory(network, case.settings, OPTIMIZERS[case.optimizer])
+
+
+def traced(case: Case, kernel: str) -> tuple[Any, StepTrace]:
+    """The real code's answer, with the attention kernel that the estimate says will run."""
+    settings = case.settings
+    method = parse(case.method)
+    model: Any = meta_model(case.config, KERNELS[kernel], DTYPES[settings.dtype])
+    checkpointing = settings.gradient_checkpointing != "off"
+    model = _quantized(model, method, settings)
+    lora = next((part for part in method.parts if isinstance(part, Lora)), None)
+    if lora is not None:
+        targets = ALL_LINEAR if ALL_LINEAR in lora.target_modules else list(lora.target_modules)
+        config = peft.LoraConfig(
+            task_type="CAUSAL_LM",
+            r=lora.r,
+            lora_alpha=lora.lora_alpha,
+            lora_dropout=lora.lora_dropout,
+            bias=lora.bias,
+            target_modules=targets,
+        )
+        model = peft.get_peft_model(model, config, autocast_adapter_dtype=lora.autocast_adapter_dtype)
+    if checkpointing:
+        reentrant = settings.gradient_checkpointing == "reentrant"
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": reentrant})
+    trace = trace_step(
+        model,
+        _optimizer(case.optimizer, [p for p in model.parameters() if p.requires_grad]),
+        settings.micro_batch_size,
+        settings.seq_len,
+        accumulation=2 if settings.accumulating else 1,
+        loss=case.loss,
+    )
+    return model, trace
+
+
+def _quantized(model: Any, method: Method, settings: Settings) -> Any:
+    base = next((part for part in method.parts if isinstance(part, QuantizedBase)), None)
+    if base is None:
+        return model
+    quantize_4bit(model, DTYPES[settings.dtype], base.quant_type, base.double_quant)
+    if base.prepare_kbit:
+        use = settings.gradient_checkpointing != "off"
+        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=use)
+    return model
+
+
+def _optimizer(name: str, parameters: list[Any]) -> Any:
+    from transformers.optimization import Adafactor
+
+    makers: dict[str, Callable[[], Any]] = {
+        "adamw": lambda: torch.optim.AdamW(parameters, foreach=True),
+        "adamw_forloop": lambda: torch.optim.AdamW(parameters, foreach=False),
+        "sgd": lambda: torch.optim.SGD(parameters, foreach=True),
+        "sgd_momentum": lambda: torch.optim.SGD(parameters, foreach=True, momentum=0.9),
+        "adafactor": lambda: Adafactor(parameters, lr=1e-3, scale_parameter=False, relative_step=False),
+    }
+    return makers[name]()
+
+
+def small(model_type: str = "llama", **changes: Any) -> dict[str, Any]:
+    """A config small enough to trace in a second, with the proportions of a real model."""
+    return {
+        "model_type": model_type,
+        "hidden_size": 512,
+        "intermediate_size": 1376,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "vocab_size": 1000,
+        **changes,
+    }
+
+
+def with_settings(case: Case, **changes: Any) -> Case:
+    """The case with other settings."""
+    return replace(case, settings=replace(case.settings, **changes))
