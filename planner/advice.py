@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from tuneplan.planner.estimate import Estimate
-from tuneplan.planner.memory import step_memory, step_segments
+from tuneplan.planner.memory import step_memory, step_segments, walk
 from tuneplan.planner.methods.full import Full
 from tuneplan.planner.methods.lora import Lora
 from tuneplan.planner.methods.method import Method
@@ -38,7 +38,7 @@ def peak_of(request: Request) -> int:
 def activations_of(request: Request) -> int:
     """Bytes that the forward leaves for the backward: what is live at its end, less weights, gradients and states."""
     network = build(request.spec, request.method, request.settings)
-    forward, _ = step_segments(network, request.settings)
+    forward, _ = step_segments(walk(network, request.settings))
     return sum(forward.delta)
 
 

@@ -53,8 +53,8 @@ _NVIDIA_SERVER = _Platform(
     450 * MIB,
     250 * MIB,
     "calibrated: nvidia-smi's peak less torch's allocated peak, 0.92 GiB on an A100, bounds it from above "
-    "(fms-acceleration, torch 2.4.1, Llama-3-8B full, batch 4), and vLLM's logs show 0.05-0.28 GiB loaded after the context on one GPU; "
-    "the value between them is a choice, range 0.5-0.9 GiB",
+    "(fms-acceleration, torch 2.4.1, Llama-3-8B full, batch 4), and vLLM's logs show 0.05-0.28 GiB loaded after the "
+    "context on one GPU; the value between them is a choice, range 0.5-0.9 GiB",
 )
 _NVIDIA_CONSUMER = _Platform(
     300 * MIB,

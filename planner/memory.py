@@ -1,7 +1,7 @@
 """Device memory over one training step in steady state: phases, peak and what is live at the peak."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tuneplan.planner.graph.ledger import Shared, Walk
 from tuneplan.planner.graph.meter import Levels, Meter, Segment, join, repeat
@@ -55,71 +55,50 @@ class StepMemory:
         return self.phases[self.peak_phase]
 
 
-def step_memory(
-    network: Network,
-    settings: Settings,
-    optimizer: Optimizer,
-    sharding: Sharding = Sharding(),
-    segments: tuple[Segment, Segment] | None = None,
-) -> StepMemory:
-    """One rank's memory over a whole step: forward, loss, backward, clipping, optimizer, as every step but the first runs.
+@dataclass(slots=True)
+class Walked:
+    """The walks of all runs of a network, forward and backward, before they are joined: they do not depend on the ranks."""
 
-    Weights, optimizer states and, while accumulating, gradients are there from the start.
-
-    Args:
-        network: the model under its method.
-        settings: the run.
-        optimizer: what updates the trained weights.
-        sharding: which model states are split over how many ranks.
-        segments: the result of `step_segments` for the same network, settings and gradient ranks, if it is known.
-    """
-    master = settings.precision == "master-weights"
-    parameters = network.parameters
-    states = state_bytes(optimizer, parameters, master)
-    gradients = share(gradient_bytes(parameters), sharding.gradient_ranks)
-    base = _EMPTY.copy()
-    base[WEIGHTS] = share(weight_bytes(parameters), sharding.weight_ranks)
-    base[OPTIMIZER_STATES] = share(states.device, sharding.state_ranks)
-    buckets = bucket_bytes(sharding, gradient_bytes(parameters))
-    base[GRADIENTS] = buckets + (gradients if settings.accumulating else 0)
-    forward, backward = segments or step_segments(network, settings, sharding.gradient_ranks)
-    computing = base.copy()
-    computing[TEMPORARY] = gathered_bytes(sharding, network)
-    after_forward = join(Segment(computing, _EMPTY, 0, ""), forward)
-    held = base.copy()
-    held[GRADIENTS] = buckets + gradients
-    phases = {
-        "load": _load(parameters, settings, sharding),
-        "forward": _phase(computing, forward),
-        "backward": _phase(after_forward.delta, backward),
-        "optimizer_step": _phase(held, _update(parameters, optimizer, master, sharding)),
-    }
-    highest = max(phases, key=lambda name: _first(phases[name].peak_bytes))
-    return StepMemory(phases, share(states.host, sharding.state_ranks), highest)
+    forward: list[tuple[Segment, int]]
+    backward: list[tuple[Segment, int]]
+    early: Segment
+    late: Segment
 
 
-def step_segments(network: Network, settings: Settings, gradient_ranks: int = 1) -> tuple[Segment, Segment]:
+def walk(network: Network, settings: Settings) -> Walked:
+    """Walk each distinct block forward and backward."""
+    shared = Shared(settings.accumulating, _uses(network))
+    forward: list[tuple[Segment, int]] = []
+    walks: list[tuple[Run, Walk]] = []
+    for run in network.runs:
+        walked = Walk(run.block)
+        forward.append((walked.forward(keep=not run.checkpointed), run.count))
+        walks.append((run, walked))
+    backward: list[tuple[Segment, int]] = []
+    for run, walked in reversed(walks):
+        if run.checkpointed:
+            segment = Walk(run.block).backward(shared, settings.gradient_checkpointing)
+        else:
+            segment = walked.backward(shared)
+        backward.append((segment, run.count))
+    return Walked(forward, backward, *_carried(network))
+
+
+def step_segments(walked: Walked, gradient_ranks: int = 1) -> tuple[Segment, Segment]:
     """The forward and the backward of a step as segments.
 
     `gradient_ranks`: a layer's gradients are whole while its backward runs, then reduced and split over so many ranks.
     """
-    shared = Shared(settings.accumulating, _uses(network))
-    forward = Meter().segment()
-    walks: list[tuple[Run, Walk]] = []
-    for run in network.runs:
-        walk = Walk(run.block)
-        forward = join(forward, repeat(walk.forward(keep=not run.checkpointed), run.count))
-        walks.append((run, walk))
-    backward = Meter().segment()
-    for run, walk in reversed(walks):
-        if run.checkpointed:
-            segment = Walk(run.block).backward(shared, settings.gradient_checkpointing)
-        else:
-            segment = walk.backward(shared)
-        segment.delta[GRADIENTS] = -(-segment.delta[GRADIENTS] // gradient_ranks)
-        backward = join(backward, repeat(segment, run.count))
-    early, late = _carried(network)
-    return join(forward, early), join(backward, late)
+    forward = backward = Segment(_EMPTY, _EMPTY, 0, "")
+    for segment, count in walked.forward:
+        forward = join(forward, repeat(segment, count))
+    for segment, count in walked.backward:
+        if gradient_ranks > 1:
+            delta = segment.delta.copy()
+            delta[GRADIENTS] = share(delta[GRADIENTS], gradient_ranks)
+            segment = replace(segment, delta=delta)
+        backward = join(backward, repeat(segment, count))
+    return join(forward, walked.early), join(backward, walked.late)
 
 
 def _uses(network: Network) -> dict[int, int]:
@@ -144,6 +123,49 @@ def _carried(network: Network) -> tuple[Segment, Segment]:
             held = checkpointed or id(storage) in saved or index < run.block.batch
             (late if held else early).drop(storage.nbytes, storage.category)
     return early.segment(), late.segment()
+
+
+def step_memory(
+    network: Network,
+    settings: Settings,
+    optimizer: Optimizer,
+    sharding: Sharding = Sharding(),
+    walked: Walked | None = None,
+) -> StepMemory:
+    """One rank's memory over a whole step: forward, loss, backward, clipping, optimizer, as every step but the first runs.
+
+    Weights, optimizer states and, while accumulating, gradients are there from the start.
+
+    Args:
+        network: the model under its method.
+        settings: the run.
+        optimizer: what updates the trained weights.
+        sharding: which model states are split over how many ranks.
+        walked: the result of `walk` for the same network and settings, if it is known.
+    """
+    master = settings.precision == "master-weights"
+    parameters = network.parameters
+    states = state_bytes(optimizer, parameters, master)
+    gradients = share(gradient_bytes(parameters), sharding.gradient_ranks)
+    base = _EMPTY.copy()
+    base[WEIGHTS] = share(weight_bytes(parameters), sharding.weight_ranks)
+    base[OPTIMIZER_STATES] = share(states.device, sharding.state_ranks)
+    buckets = bucket_bytes(sharding, gradient_bytes(parameters))
+    base[GRADIENTS] = buckets + (gradients if settings.accumulating else 0)
+    forward, backward = step_segments(walked or walk(network, settings), sharding.gradient_ranks)
+    computing = base.copy()
+    computing[TEMPORARY] = gathered_bytes(sharding, network)
+    after_forward = join(Segment(computing, _EMPTY, 0, ""), forward)
+    held = base.copy()
+    held[GRADIENTS] = buckets + gradients
+    phases = {
+        "load": _load(parameters, settings, sharding),
+        "forward": _phase(computing, forward),
+        "backward": _phase(after_forward.delta, backward),
+        "optimizer_step": _phase(held, _update(parameters, optimizer, master, sharding)),
+    }
+    highest = max(phases, key=lambda name: _first(phases[name].peak_bytes))
+    return StepMemory(phases, share(states.host, sharding.state_ranks), highest)
 
 
 def weight_bytes(parameters: Sequence[Parameter]) -> int:

@@ -9,10 +9,9 @@ from tuneplan.hardware_profiles.loader import Gpu
 from tuneplan.planner.cost import Price, cheapest, usd
 from tuneplan.planner.device_memory import RuntimeMemory, runtime_bytes, usable_bytes
 from tuneplan.planner.estimate import time_of
-from tuneplan.planner.graph.meter import Segment
 from tuneplan.planner.graph.tensor import CATEGORIES, OPTIMIZER_STATES, WEIGHTS
 from tuneplan.planner.job import Job
-from tuneplan.planner.memory import StepMemory, step_memory, step_segments
+from tuneplan.planner.memory import StepMemory, Walked, step_memory, walk
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import Network, build
 from tuneplan.planner.replay import replay
@@ -115,7 +114,7 @@ class Search:
         self.today = today
         self.evaluated = 0
         self._networks: dict[tuple[str, Settings], Network] = {}
-        self._segments: dict[tuple[str, Settings, int], tuple[Segment, Segment]] = {}
+        self._walks: dict[tuple[str, Settings], Walked] = {}
         self._fragments: dict[tuple[str, Settings, str], int] = {}
         self._works: dict[tuple[str, Settings], NetworkWork] = {}
         self._runtimes: dict[tuple[str, int, bool], RuntimeMemory] = {}
@@ -148,7 +147,7 @@ class Search:
         steps = accumulation(self.job, settings, sharding)
         settings = replace(settings, accumulating=steps > 1)
         network = self._network(method, settings)
-        memory = step_memory(network, settings, optimizer, sharding, self._walked(method, settings, sharding.gradient_ranks))
+        memory = step_memory(network, settings, optimizer, sharding, self._walked(method, settings))
         runtime = self._runtime(target.gpu, sharding.data_parallel, network.quantized)
         request = Request(self.job.spec, method, settings, optimizer, sharding, steps, target.gpu)
         usable = usable_bytes(target.memory_bytes, self.job.safety_margin)
@@ -162,16 +161,16 @@ class Search:
         return self._runtimes[key]
 
     def _network(self, method: Method, settings: Settings) -> Network:
-        key = (method.name, settings)
+        key = (method.name, replace(settings, accumulating=False))
         if key not in self._networks:
             self._networks[key] = build(self.job.spec, method, settings)
         return self._networks[key]
 
-    def _walked(self, method: Method, settings: Settings, ranks: int) -> tuple[Segment, Segment]:
-        key = (method.name, settings, ranks)
-        if key not in self._segments:
-            self._segments[key] = step_segments(self._network(method, settings), settings, ranks)
-        return self._segments[key]
+    def _walked(self, method: Method, settings: Settings) -> Walked:
+        key = (method.name, settings)
+        if key not in self._walks:
+            self._walks[key] = walk(self._network(method, settings), settings)
+        return self._walks[key]
 
     def replayed(self, plan: Plan) -> Plan:
         """The plan with its fragmentation replayed; sharded plans keep the allowance (their states are not single blocks)."""

@@ -35,7 +35,7 @@ def console(record: bool = False, quiet: bool = False) -> Console:
     """A console on stdout; as wide as the terminal, or 100 columns where there is none. `quiet`: only record."""
     width = None if os.isatty(1) else int(os.environ.get("COLUMNS", NARROWEST))
     stream = io.StringIO() if quiet else None
-    return Console(width=width, record=record, file=stream, highlight=False)
+    return Console(width=width, record=record, file=stream, highlight=False, emoji=False, markup=False)
 
 
 def _bar(size: int, whole: int, colour: str) -> Text:
