@@ -1,5 +1,7 @@
 """The caching allocator: scenarios worked out by hand, then laws."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -141,7 +143,7 @@ def test_peaks_are_those_of_the_moment() -> None:
 
 
 def test_expandable_segments_grow_and_join() -> None:
-    """Two freed neighbours of 20 MiB serve 40, because the range is one; a request of 50 maps one more page of 20 MiB."""
+    """Two freed neighbours of 20 MiB serve 40, because the range is one; a request of 50 maps one more page."""
     a = CachingAllocator(expandable_segments=True)
     for block in [a.malloc(20 * MIB) for _ in range(2)]:
         a.free(block)
@@ -153,7 +155,7 @@ def test_expandable_segments_grow_and_join() -> None:
 
 
 def test_expandable_segments_give_back_whole_pages() -> None:
-    """Between two blocks in use only the pages that lie wholly in the free stretch are unmapped, and can be mapped again."""
+    """Only the pages that lie wholly in a free stretch are unmapped, and they can be mapped again."""
     a = CachingAllocator(expandable_segments=True)
     a.malloc(10 * MIB)
     hole = a.malloc(60 * MIB)
@@ -186,7 +188,7 @@ STEPS = st.lists(st.tuples(SIZES, st.integers(0, 2**16), st.booleans()), max_siz
 
 
 def _walk(a: CachingAllocator, steps: list[tuple[int, int, bool]]) -> list[Block]:
-    """Allocate each size, or free one of the live blocks, empty the cache now and then; check the books at every step."""
+    """Allocate a size or free a live block, and empty the cache now and then; check the books at every step."""
     live: list[Block] = []
     for size, choice, frees in steps:
         if frees and live:
@@ -199,7 +201,7 @@ def _walk(a: CachingAllocator, steps: list[tuple[int, int, bool]]) -> list[Block
         assert sum(block.size for block in live) == a.allocated_bytes
         assert a.requested_bytes <= a.allocated_bytes <= a.reserved_bytes
         spans = sorted((block.address, block.size) for block in live)
-        assert all(start + size <= after for (start, size), (after, _) in zip(spans, spans[1:], strict=False))
+        assert all(start + size <= after for (start, size), (after, _) in pairwise(spans))
     return live
 
 

@@ -52,7 +52,7 @@ def test_a_single_gpu_has_no_nccl_buffers() -> None:
 
 
 def test_quantized_bases_load_more_kernels() -> None:
-    """bitsandbytes brings kernels of its own."""
+    """The library bitsandbytes brings kernels of its own."""
     plain, quantized = (runtime_bytes("nvidia", (8, 9), 1, quantized=q).library_bytes for q in (False, True))
     assert plain < quantized
 
@@ -79,7 +79,7 @@ def test_no_gpu_is_an_error() -> None:
 
 
 def test_workspaces() -> None:
-    """cuBLAS takes 8.125 MiB, and 32 MiB on Hopper and Blackwell."""
+    """Each handle takes 8.125 MiB, and 32 MiB on Hopper and Blackwell."""
     assert 8_519_680 == workspace_bytes((8, 0)) == workspace_bytes((8, 9)) == workspace_bytes((7, 5))
     assert 33_554_432 == workspace_bytes((9, 0)) == workspace_bytes((10, 0)) == workspace_bytes((12, 0))
 
