@@ -4,8 +4,8 @@ Follows the rules of c10/cuda/CUDACachingAllocator.cpp, torch 2.13, for one stre
 Requests are rounded to 512 bytes; up to 1 MiB they come from segments of 2 MiB, below 10 MiB from segments of 20 MiB,
 above from a segment of their own in steps of 2 MiB. The smallest free block that fits is taken, the lowest of equal
 ones; what is left of it becomes a free block, unless it is at most 1 MiB of a large segment. Freed blocks merge with
-free neighbours of their segment. With `expandable_segments` each pool is one range of addresses that grows by pages of 2 or
-20 MiB, and whatever a request leaves over is free.
+free neighbours of their segment. With `expandable_segments` each pool is one range of addresses that grows by pages of
+2 or 20 MiB, and whatever a request leaves over is free.
 
 Not modelled: several streams, `max_split_size_mb`, garbage collection, the retry after the driver has no memory left.
 """
