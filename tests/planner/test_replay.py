@@ -163,7 +163,7 @@ def test_measured_on_an_rtx_4080(row: dict[str, str]) -> None:
     """Allocated and reserved peaks of the public runs (torch 2.6, peft 0.19, Windows), whose loop keeps the outputs.
 
     peft before 0.21 does not empty the cache after k-bit preparation. torch for Windows is built without the flash
-    kernel, which the un-prepared LoRA row (16-bit queries) shows by its reservation; a card before Ampere chooses as it.
+    kernel, which the LoRA row (16-bit queries) shows by its reservation; a card before Ampere makes the same choice.
     """
     key = (
         row["model_id"],
