@@ -50,6 +50,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """
     text = read_text(path, LARGEST_TOML_BYTES)
     try:
-        return tomllib.loads(text)
+        table: dict[str, Any] = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ProfileError(f"Cannot use {path}: it is not TOML ({error}). Correct the file.") from None
+    return table

@@ -57,7 +57,7 @@ def _capacity(estimate: Estimate) -> list[str]:
 
 
 def _kernel(estimate: Estimate) -> list[str]:
-    """sdpa that does not run flash: which kernel, why, and what it costs."""
+    """Cases where sdpa does not run flash: which kernel, why, and what it costs."""
     request, notes = estimate.request, estimate.network.notes
     if request.settings.attention != "sdpa" or notes.get("attention_kernel") == "flash":
         return []
@@ -72,9 +72,7 @@ def _adapter_inputs(estimate: Estimate) -> list[str]:
     request = estimate.request
     if request.settings.dtype == "fp32":
         return []
-    parts = [
-        replace(part, autocast_adapter_dtype=False) if isinstance(part, Lora) else part for part in request.method.parts
-    ]
+    parts = [replace(part, autocast_adapter_dtype=False) if isinstance(part, Lora) else part for part in request.method.parts]
     if tuple(parts) == request.method.parts:
         return []
     saved = estimate.allocated_bytes - peak_of(replace(request, method=Method(request.method.name, tuple(parts))))
@@ -92,7 +90,7 @@ def _adapter_inputs(estimate: Estimate) -> list[str]:
 
 
 def _readings(estimate: Estimate) -> list[str]:
-    """"bf16 AdamW" has several readings: which one this is, and what the others would take."""
+    """The several readings of "bf16 AdamW": which one this is, and what the others would take."""
     request = estimate.request
     if request.settings.dtype == "fp32" or not request.optimizer.name.startswith(("adamw", "paged_adamw")):
         return []
@@ -106,9 +104,7 @@ def _readings(estimate: Estimate) -> list[str]:
         "8-bit states": replace(pure, optimizer=OPTIMIZERS["adamw_8bit"]),
     }
     network = estimate.network
-    peaks = {
-        label: step_memory(network, r.settings, r.optimizer, r.sharding).peak.peak_bytes for label, r in candidates.items()
-    }
+    peaks = {label: step_memory(network, r.settings, r.optimizer, r.sharding).peak.peak_bytes for label, r in candidates.items()}
     if max(peaks.values()) - min(peaks.values()) < WORTH_SAYING:
         return []
     states = "master weights" if request.settings.precision == "master-weights" else f"states in {request.settings.dtype}"
@@ -135,4 +131,3 @@ def _not_modelled(request: Request) -> list[str]:
 
 def _with(request: Request, **changes: object) -> Request:
     return replace(request, settings=replace(request.settings, **changes))  # type: ignore[arg-type]
-

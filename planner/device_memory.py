@@ -79,9 +79,7 @@ _NCCL_BASIS = (
 )
 
 
-def runtime_bytes(
-    vendor: str, compute_capability: tuple[int, int] | None, gpu_count: int, quantized: bool
-) -> RuntimeMemory:
+def runtime_bytes(vendor: str, compute_capability: tuple[int, int] | None, gpu_count: int, quantized: bool) -> RuntimeMemory:
     """What the process of one GPU holds outside the caching allocator.
 
     Args:

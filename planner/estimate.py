@@ -129,9 +129,7 @@ def estimate(request: Request, advice: bool = True, replayed_layers: int | None 
     request = replace(request, settings=settings)
     network = build(request.spec, request.method, settings)
     memory = step_memory(network, settings, request.optimizer, request.sharding)
-    held = replay(
-        network, settings, request.optimizer, layers=replayed_layers, expandable_segments=request.expandable_segments
-    )
+    held = replay(network, settings, request.optimizer, layers=replayed_layers, expandable_segments=request.expandable_segments)
     gpu = request.gpu
     quantized = network.quantized
     runtime = runtime_bytes(

@@ -12,6 +12,7 @@ from tuneplan.planner.graph.tensor import (
     TEMPORARY,
     WEIGHTS,
     Size,
+    Storage,
     elements,
     round_block,
 )
@@ -19,7 +20,7 @@ from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network, Run
 from tuneplan.planner.training.optimizers import Optimizer, state_bytes, step_scratch
 from tuneplan.planner.training.settings import Settings
-from tuneplan.planner.training.sharding import Sharding, bucket_bytes, gathered_bytes, share
+from tuneplan.planner.training.sharding import SINGLE, Sharding, bucket_bytes, gathered_bytes, share
 
 _EMPTY: Levels = [0] * len(CATEGORIES)
 
@@ -67,7 +68,7 @@ class Walked:
 
 def walk(network: Network, settings: Settings) -> Walked:
     """Walk each distinct block forward and backward."""
-    shared = Shared(settings.accumulating, _uses(network))
+    shared = Shared(settings.accumulating, gradient_uses(network))
     forward: list[tuple[Segment, int]] = []
     walks: list[tuple[Run, Walk]] = []
     for run in network.runs:
@@ -81,7 +82,8 @@ def walk(network: Network, settings: Settings) -> Walked:
         else:
             segment = walked.backward(shared)
         backward.append((segment, run.count))
-    return Walked(forward, backward, *_carried(network))
+    early, late = carried(network)
+    return Walked(forward, backward, _deaths(early), _deaths(late))
 
 
 def step_segments(walked: Walked, gradient_ranks: int = 1) -> tuple[Segment, Segment]:
@@ -93,15 +95,20 @@ def step_segments(walked: Walked, gradient_ranks: int = 1) -> tuple[Segment, Seg
     for segment, count in walked.forward:
         forward = join(forward, repeat(segment, count))
     for segment, count in walked.backward:
-        if gradient_ranks > 1:
-            delta = segment.delta.copy()
-            delta[GRADIENTS] = share(delta[GRADIENTS], gradient_ranks)
-            segment = replace(segment, delta=delta)
-        backward = join(backward, repeat(segment, count))
+        backward = join(backward, repeat(_reduced(segment, gradient_ranks), count))
     return join(forward, walked.early), join(backward, walked.late)
 
 
-def _uses(network: Network) -> dict[int, int]:
+def _reduced(segment: Segment, gradient_ranks: int) -> Segment:
+    """A block's backward after which each rank keeps only its part of the block's gradients."""
+    if gradient_ranks == 1:
+        return segment
+    delta = segment.delta.copy()
+    delta[GRADIENTS] = share(delta[GRADIENTS], gradient_ranks)
+    return replace(segment, delta=delta)
+
+
+def gradient_uses(network: Network) -> dict[int, int]:
     """How many gradients each parameter outside the layers receives."""
     uses: dict[int, int] = {}
     for run in network.runs:
@@ -113,23 +120,34 @@ def _uses(network: Network) -> dict[int, int]:
     return uses
 
 
-def _carried(network: Network) -> tuple[Segment, Segment]:
-    """Storages that blocks share go with the forward, unless an op saved them or a checkpoint holds its arguments."""
+def carried(network: Network) -> tuple[list[Storage], list[Storage]]:
+    """Storages that blocks share: those that die with the forward, and those that live to the end of the backward.
+
+    They stay where an op saved them, where a checkpoint holds its arguments, and where they are the batch itself.
+    """
     checkpointed = any(run.checkpointed for run in network.runs)
     saved = {id(storage) for run in network.runs for op in run.block.ops for storage in op.saved}
-    early, late = Meter(), Meter()
+    early: list[Storage] = []
+    late: list[Storage] = []
     for run in network.runs:
         for index, storage in enumerate(run.block.carried):
             held = checkpointed or id(storage) in saved or index < run.block.batch
-            (late if held else early).drop(storage.nbytes, storage.category)
-    return early.segment(), late.segment()
+            (late if held else early).append(storage)
+    return early, late
+
+
+def _deaths(storages: list[Storage]) -> Segment:
+    meter = Meter()
+    for storage in storages:
+        meter.drop(storage.nbytes, storage.category)
+    return meter.segment()
 
 
 def step_memory(
     network: Network,
     settings: Settings,
     optimizer: Optimizer,
-    sharding: Sharding = Sharding(),
+    sharding: Sharding = SINGLE,
     walked: Walked | None = None,
 ) -> StepMemory:
     """One rank's memory over a whole step: forward, loss, backward, clipping, optimizer, as every step but the first runs.

@@ -13,7 +13,7 @@ from tuneplan.planner.device_memory import workspace_bytes
 from tuneplan.planner.graph.ledger import Shared, Walk
 from tuneplan.planner.graph.meter import Meter
 from tuneplan.planner.graph.tensor import BITS, GRADIENTS, LOGITS, Storage, elements, round_block
-from tuneplan.planner.memory import step_memory
+from tuneplan.planner.memory import carried, gradient_uses, step_memory
 from tuneplan.planner.methods.formats import BLOCK_FORMATS
 from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network
@@ -208,7 +208,7 @@ def _record(network: Network, settings: Settings) -> list[list[list[_Event]]]:
             walk.forward(keep=not run.checkpointed)
         recorded[0] = sink.copy()
         sink.clear()
-        shared = Shared(accumulating, _uses(network))
+        shared = Shared(accumulating, gradient_uses(network))
         for run, walk in zip(reversed(network.runs), reversed(walks), strict=True):
             if run.checkpointed:
                 Walk(run.block, meter).backward(shared, settings.gradient_checkpointing)
@@ -218,26 +218,10 @@ def _record(network: Network, settings: Settings) -> list[list[list[_Event]]]:
     return recorded
 
 
-def _uses(network: Network) -> dict[int, int]:
-    """How many gradients each parameter outside the layers receives (a tied embedding: two)."""
-    uses: dict[int, int] = {}
-    for gradient in [g for run in network.runs if run.count == 1 for op in run.block.ops for g in op.gradients]:
-        if gradient.of.name:
-            uses[id(gradient.of)] = uses.get(id(gradient.of), 0) + 1
-    return uses
-
-
 def _carried(network: Network) -> tuple[list[_Event], list[_Event]]:
-    """Deaths of the storages that blocks share, after the forward and after the backward; as memory.py decides."""
-    checkpointed = any(run.checkpointed for run in network.runs)
-    saved = {id(storage) for run in network.runs for op in run.block.ops for storage in op.saved}
-    early: list[_Event] = []
-    late: list[_Event] = []
-    for run in network.runs:
-        for index, storage in enumerate(run.block.carried):
-            held = checkpointed or id(storage) in saved or index < run.block.batch
-            (late if held else early).append((_DEATH, storage.nbytes, storage.category))
-    return early, late
+    """Deaths of the storages that blocks share, after the forward and after the backward."""
+    early, late = carried(network)
+    return [(_DEATH, s.nbytes, s.category) for s in early], [(_DEATH, s.nbytes, s.category) for s in late]
 
 
 def _with_logits_kept(network: Network) -> tuple[Network, Storage | None]:
@@ -323,9 +307,7 @@ def _quantize(allocator: CachingAllocator, p: Parameter) -> None:
     allocator.free(dense)
 
 
-def _update(
-    allocator: CachingAllocator, network: Network, optimizer: Optimizer, settings: Settings, first: bool
-) -> None:
+def _update(allocator: CachingAllocator, network: Network, optimizer: Optimizer, settings: Settings, first: bool) -> None:
     """Clipping and the optimizer's step; the first makes the states, each a block with its scales."""
     master = settings.precision == "master-weights"
     trained = [p for p in network.parameters if p.trainable]

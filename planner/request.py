@@ -10,7 +10,7 @@ from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.training.optimizers import Optimizer
 from tuneplan.planner.training.settings import ATTENTIONS, CHECKPOINTING, DTYPES, PRECISIONS, Settings
-from tuneplan.planner.training.sharding import Sharding
+from tuneplan.planner.training.sharding import SINGLE, Sharding
 
 MAXIMUM_TOKENS_OF_A_STEP = 2**31
 
@@ -35,7 +35,7 @@ class Request:
     method: Method
     settings: Settings
     optimizer: Optimizer
-    sharding: Sharding = Sharding()
+    sharding: Sharding = SINGLE
     gradient_accumulation_steps: int = 1
     gpu: Gpu | None = None
     capacity_bytes: int | None = None

@@ -24,7 +24,7 @@ from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
 from tuneplan.planner.units import GIB, SECONDS_PER_HOUR, format_gib
 
-REPLAYED_LAYERS = 2
+REPLAYED_LAYERS = 1
 ALLOWANCE_BYTES = GIB
 ALLOWANCE_SHARE = 0.08
 """Fragmentation where no replay was run: a GiB and a share of what is neither weight nor optimizer state. Against 46 replays
@@ -139,9 +139,7 @@ class Search:
             rejected.append(self._miss(plans.pop(0)))
         return Answer(self.job, tuple(plans), tuple(rejected))
 
-    def evaluate(
-        self, method: Method, target: Target, settings: Settings, optimizer: Optimizer, sharding: Sharding
-    ) -> Plan:
+    def evaluate(self, method: Method, target: Target, settings: Settings, optimizer: Optimizer, sharding: Sharding) -> Plan:
         """One candidate's memory, with an allowance for fragmentation."""
         self.evaluated += 1
         steps = accumulation(self.job, settings, sharding)
@@ -193,11 +191,11 @@ class Search:
             if plan.short_by_bytes > 0:
                 closest = plan if closest is None else min(closest, plan, key=lambda p: p.short_by_bytes)
                 continue
-            plan = self._priced(plan)
-            if self._limit(plan):
-                over = self._better(plan, over)
+            priced = self._priced(plan)
+            if self._limit(priced):
+                over = self._better(priced, over)
             else:
-                best = self._better(plan, best)
+                best = self._better(priced, best)
         if best is not None:
             return best
         if over is not None:

@@ -78,13 +78,13 @@ def _named(name: str, counts: tuple[int, ...] | None, extra: Sequence[Offer]) ->
     gpu = load_gpus()[found.gpu]
     if counts is not None and max(counts) > found.gpu_count:
         raise InputError(f"{found.id} has {found.gpu_count} GPUs, not {max(counts)}; ask for at most that many")
-    known = tuple([*offers(instance_id=found.id), *own]) if not own else tuple(own)
+    known = (*offers(instance_id=found.id), *own) if not own else tuple(own)
     return Target(found.id, gpu, gpu.memory_bytes, counts or (found.gpu_count,), found, known)
 
 
 def _of_gpu(gpu: Gpu, counts: tuple[int, ...] | None, extra: Sequence[Offer]) -> Target:
     own = [o for o in extra if o.instance.gpu == gpu.id]
-    return Target(gpu.id, gpu, gpu.memory_bytes, counts or NODE_COUNTS, None, tuple([*offers(gpu.id), *own]))
+    return Target(gpu.id, gpu, gpu.memory_bytes, counts or NODE_COUNTS, None, (*offers(gpu.id), *own))
 
 
 def _local(counts: tuple[int, ...] | None) -> list[Target]:
@@ -92,9 +92,7 @@ def _local(counts: tuple[int, ...] | None) -> list[Target]:
     try:
         import pynvml
     except ImportError:
-        raise InputError(
-            "--gpu local needs NVML's Python module; install the extra: pip install 'tuneplan[profile]'"
-        ) from None
+        raise InputError("--gpu local needs NVML's Python module; install the extra: pip install 'tuneplan[profile]'") from None
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:

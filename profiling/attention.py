@@ -35,7 +35,7 @@ class FlashMemory(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_BHSD: torch.Tensor) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
-        q_BHSD, k_BKSD, v_BKSD, _, _ = ctx.saved_tensors
+        q_BHSD, k_BKSD, *_ = ctx.saved_tensors
         B, H, S, D = q_BHSD.shape
         rows = _round_up(S, 128)
         columns = _round_up(D, 32)
@@ -70,7 +70,7 @@ class EfficientMemory(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_BHSD: torch.Tensor) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
-        q_BHSD, k_BHSD, _, _, _ = ctx.saved_tensors
+        q_BHSD, *_ = ctx.saved_tensors
         B, H, S, D = q_BHSD.shape
         dq = torch.empty((B, S, H, D), dtype=q_BHSD.dtype, device=q_BHSD.device)
         dk = torch.empty_like(dq)

@@ -65,7 +65,7 @@ def quantize_4bit(model: nn.Module, compute_dtype: torch.dtype, quant_type: str 
     """Replace every linear layer but the head by bitsandbytes' `Linear4bit` with packed weights on the meta device."""
     import bitsandbytes as bnb
 
-    for name, module in list(model.named_modules()):
+    for module in list(model.modules()):
         for child_name, child in list(module.named_children()):
             if not isinstance(child, nn.Linear) or child_name == "lm_head":
                 continue

@@ -87,9 +87,7 @@ class StorageTracker(TorchDispatchMode):
         users: int = torch._C._storage_Use_Count(storage._cdata)  # type: ignore[attr-defined]
         return users <= 2 and torch.ops.aten.is_non_overlapping_and_dense(old)  # type: ignore[no-any-return]
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func is _ITEM and args[0].device.type == "meta":
             return 1
         if func is _ADD and self._is_accumulation(args):

@@ -53,7 +53,11 @@ request_options = stack(
     click.option("--gpu", "gpu_name", default=None, metavar="G", help="GPU or instance: gives time, and whether it fits."),
     click.option("--gpu-memory", default=None, metavar="SIZE", help="Memory of a card that is not known, such as 24GiB."),
     click.option(
-        "--safety-margin", type=float, default=DEFAULT_SAFETY_MARGIN, show_default=True, help="Share of memory to keep free."
+        "--safety-margin",
+        type=float,
+        default=DEFAULT_SAFETY_MARGIN,
+        show_default=True,
+        help="Share of memory to keep free.",
     ),
 )
 
@@ -62,7 +66,7 @@ request_options = stack(
 @request_options
 @json_option
 def command(as_json: bool, **given: Any) -> int:
-    """One configuration, in full: memory by phase and component, time, checkpoint.
+    r"""One configuration, in full: memory by phase and component, time, checkpoint.
 
     \b
     Examples:

@@ -16,7 +16,7 @@ from tuneplan.planner.errors import UnknownNameError
 @request_options
 @json_option
 def command(figure: str, as_json: bool, **given: Any) -> int:
-    """Any figure of an estimate: its formula, the numbers in it, and where it comes from.
+    r"""Any figure of an estimate: its formula, the numbers in it, and where it comes from.
 
     \b
     FIGURE is one of: peak, weights, gradients, optimizer_states, activations, logits, temporary,

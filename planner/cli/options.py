@@ -29,21 +29,25 @@ def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 model_option = click.option(
-    "--model", required=True, metavar="M", help="Alias (70b), hub id of the catalog, or path to a config.json or its folder."
+    "--model",
+    required=True,
+    metavar="M",
+    help="Alias (70b), hub id of the catalog, or path to a config.json or its folder.",
 )
 
 lora_options = stack(
     click.option("--rank", type=int, default=None, metavar="R", help="Rank r of low-rank parts (their own default: 8)."),
     click.option(
-        "--target-modules", default=None, metavar="NAMES", help="Modules to adapt, such as q_proj,v_proj, or all-linear."
+        "--target-modules",
+        default=None,
+        metavar="NAMES",
+        help="Modules to adapt, such as q_proj,v_proj, or all-linear.",
     ),
 )
 
 step_options = stack(
     click.option("--seq-len", type=int, default=2048, show_default=True, help="Tokens of a sequence."),
-    click.option(
-        "--attention", default="sdpa", show_default=True, metavar="eager|sdpa|flash", help="Attention implementation."
-    ),
+    click.option("--attention", default="sdpa", show_default=True, metavar="eager|sdpa|flash", help="Attention implementation."),
     click.option("--loss", default="eager", show_default=True, metavar="eager|liger|chunked", help="Loss implementation."),
     click.option("--attention-dropout", type=float, default=None, help="Overrides the model's own attention dropout."),
     click.option("--padded", is_flag=True, help="Sequences are padded, so attention gets a mask."),

@@ -35,9 +35,7 @@ search_options = stack(
     click.option("--gpu-memory", metavar="SIZE", help="Memory of a card that is not known, such as 24GiB: no time, no price."),
     click.option("--gpu-file", metavar="FILE", help="Your own card, a TOML file like those of hardware_profiles/gpus."),
     click.option("--prices", metavar="FILE", help="Your own prices, a CSV like those of hardware_profiles/prices."),
-    click.option(
-        "--method", default=",".join(DEFAULT_METHODS), show_default=True, metavar="NAMES", help="Methods to consider."
-    ),
+    click.option("--method", default=",".join(DEFAULT_METHODS), show_default=True, metavar="NAMES", help="Methods to consider."),
     lora_options,
     click.option("--gpus", default=AUTO, show_default=True, metavar="N|auto", help="Numbers of GPUs, comma-separated."),
     step_options,
@@ -62,7 +60,9 @@ search_options = stack(
         help="Optimizers to consider.",
     ),
     click.option(
-        "--gradient-checkpointing/--no-gradient-checkpointing", default=None, help="Only with, or only without; both if neither."
+        "--gradient-checkpointing/--no-gradient-checkpointing",
+        default=None,
+        help="Only with, or only without; both if neither.",
     ),
     click.option("--zero-stage", type=int, default=None, help="Only this stage (0 is DDP); all if not given."),
     click.option("--objective", default="cost", show_default=True, metavar="cost|time|memory", help="What to make least."),
@@ -90,7 +90,7 @@ search_options = stack(
 @search_options
 @click.version_option(__version__, prog_name="plan", message="%(prog)s %(version)s")
 @click.pass_context
-def plan(ctx: click.Context, **given: Any) -> int:
+def plan(ctx: click.Context, /, **given: Any) -> int:
     """What does it take to fine-tune a model: which configuration fits, how long it runs, what it costs."""
     if ctx.invoked_subcommand is not None:
         return 0
@@ -119,7 +119,7 @@ def job_of(given: dict[str, Any]) -> Job:
     """The job of the command line's words. Raises InputError and the loader's errors."""
     spec = read_model(given["model"])
     step = Step(**{name: given[name] for name in Step.__slots__})
-    stages = (0, 1, 2, 3)
+    stages: tuple[int, ...] = (0, 1, 2, 3)
     if given["zero_stage"] is not None:
         if given["zero_stage"] not in stages:
             raise InputError(f"zero-stage {given['zero_stage']} does not exist; use 0, 1, 2 or 3")
@@ -199,7 +199,8 @@ def _tokens(given: dict[str, Any], seq_len: int) -> int:
         return parse_count(given["tokens"])
     if given["epochs"] < 1:
         raise InputError(f"epochs {given['epochs']} is no pass over the data; use 1 or more")
-    return parse_count(given["samples"]) * given["epochs"] * seq_len
+    epochs: int = given["epochs"]
+    return parse_count(given["samples"]) * epochs * seq_len
 
 
 def _dollars(text: str | None) -> Decimal | None:

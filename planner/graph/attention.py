@@ -55,7 +55,7 @@ def eager(tape: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop
 
 
 def math(tape: Tape, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """PyTorch's unfused fallback (`_scaled_dot_product_attention_math`), which computes in fp32 and keeps heads x length^2 fp32."""
+    """PyTorch's unfused fallback, `_scaled_dot_product_attention_math`: fp32, and keeps heads x length^2 of it."""
     batch, heads, length, head_dim = q.shape
     dtype = q.dtype
     wide = [pw.cast(tape, t, "fp32") for t in (q, k, v)]
@@ -138,8 +138,6 @@ def _fused(tape: Tape, kind: str, q: Tensor, k: Tensor, v: Tensor, lse_length: S
         workspace=scratch,
     )
     return out
-
-
 
 
 def _up(value: Size, multiple: int) -> Size:

@@ -178,9 +178,7 @@ def gradient_category(of: Tensor) -> int:
     return LOGITS if of.storage.category == LOGITS else TEMPORARY
 
 
-def _deliver(
-    op: Op, made: list[tuple[Gradient, _Pending]], pending: dict[int, _Pending], shared: Shared, meter: Meter
-) -> None:
+def _deliver(op: Op, made: list[tuple[Gradient, _Pending]], pending: dict[int, _Pending], shared: Shared, meter: Meter) -> None:
     for gradient, new in made:
         if gradient.of.name:
             _to_parameter(gradient.of, new, shared, meter)

@@ -32,9 +32,7 @@ def eager(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, divid
 def _cross_entropy(tape: Tape, wide: Tensor, labels: Tensor) -> Tensor:
     full = round_block(wide.nbytes)
     logs = tape.fresh(wide.shape, "fp32", wide.requires_grad)
-    tape.record(
-        "log_softmax", (wide,), logs, saved=(logs,), gradients=(Gradient(wide, full, moved=3 * wide.nbytes),)
-    )
+    tape.record("log_softmax", (wide,), logs, saved=(logs,), gradients=(Gradient(wide, full, moved=3 * wide.nbytes),))
     loss = tape.fresh((1,), "fp32", wide.requires_grad)
     gradient = Gradient(logs, full, moved=wide.nbytes)
     return tape.record("nll_loss", (logs, labels), loss, saved=(logs, labels), gradients=(gradient,), moved=0)
@@ -115,4 +113,3 @@ def _next_power_of_two(value: Size) -> Size:
 
 
 LOSSES = {"eager": eager, "liger": liger, "chunked": chunked}
-

@@ -25,7 +25,7 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
         Gradient(x, round_block(x.nbytes), flops=flops, moved=moved),
         Gradient(weight, round_block(weight.nbytes), flops=flops, moved=moved),
     ]
-    inputs = (x, weight)
+    inputs: tuple[Tensor, ...] = (x, weight)
     if bias is not None:
         gradients.append(Gradient(bias, round_block(bias.nbytes), moved=out.nbytes))
         inputs = (x, weight, bias)
@@ -33,9 +33,7 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     return tape.record("linear", inputs, out, saved=saved, gradients=tuple(gradients), flops=flops, moved=moved)
 
 
-def linear_4bit(
-    tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, compute_dtype: str, stored_bytes: Size
-) -> Tensor:
+def linear_4bit(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, compute_dtype: str, stored_bytes: Size) -> Tensor:
     """A frozen bitsandbytes 4-bit layer: the input is cast to the compute dtype, the result back to the input's dtype.
 
     Mirrors `Linear4bit.forward` and `MatMul4Bit` of bitsandbytes 0.50: no activation is saved; the weight is dequantized to

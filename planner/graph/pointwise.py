@@ -12,9 +12,7 @@ def cast(tape: Tape, x: Tensor, dtype: str) -> Tensor:
     if x.dtype == dtype:
         return x
     out = tape.fresh(x.shape, dtype, x.requires_grad)
-    return tape.record(
-        "to", (x,), out, gradients=(Gradient(x, round_block(x.nbytes), moved=x.nbytes + out.nbytes),)
-    )
+    return tape.record("to", (x,), out, gradients=(Gradient(x, round_block(x.nbytes), moved=x.nbytes + out.nbytes),))
 
 
 def copy(tape: Tape, x: Tensor, kind: str = "clone") -> Tensor:
@@ -28,7 +26,7 @@ def add(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
 
     Where the dtypes differ the result has the wider one, and the gradient of the narrower is cast.
     """
-    dtype = a.dtype if a.dtype == b.dtype or a.dtype == "fp32" else b.dtype
+    dtype = a.dtype if a.dtype in {b.dtype, "fp32"} else b.dtype
     out = tape.fresh(a.shape, dtype, a.requires_grad or b.requires_grad)
     gradients = [Gradient(t, None if t.dtype == dtype else round_block(t.nbytes)) for t in (a, b)]
     return tape.record("add", (a, b), out, gradients=tuple(gradients))
@@ -46,7 +44,7 @@ def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     The gradient of a broadcast factor is a full-size product that is then summed.
     """
     shape = a.shape if len(a.shape) >= len(b.shape) else b.shape
-    dtype = a.dtype if a.dtype == b.dtype or a.dtype == "fp32" else b.dtype
+    dtype = a.dtype if a.dtype in {b.dtype, "fp32"} else b.dtype
     out = tape.fresh(shape, dtype, a.requires_grad or b.requires_grad)
     full = round_block(out.nbytes)
     gradients = []
@@ -89,9 +87,7 @@ def rms_norm(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
     full = round_block(wide.nbytes)
     needs = x.requires_grad
     squared = tape.fresh(wide.shape, "fp32", needs)
-    tape.record(
-        "pow", (wide,), squared, saved=(wide,), gradients=(Gradient(wide, full, scratch=2 * full, moved=6 * full),)
-    )
+    tape.record("pow", (wide,), squared, saved=(wide,), gradients=(Gradient(wide, full, scratch=2 * full, moved=6 * full),))
     mean = tape.fresh(rows, "fp32", needs)
     tape.record("mean", (squared,), mean, gradients=(Gradient(squared, full, moved=full),))
     shifted = tape.fresh(rows, "fp32", needs)

@@ -5,7 +5,7 @@ one walk gives one configuration or many at once.
 """
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 Size: TypeAlias = int
 
@@ -37,7 +37,7 @@ def same_shape(a: tuple[Size, ...], b: tuple[Size, ...]) -> bool:
     if len(a) != len(b):
         return False
     for x, y in zip(a, b, strict=True):
-        equal = x is y or x == y
+        equal: Any = x is y or x == y
         if equal is False or (equal is not True and not equal.all()):
             return False
     return True

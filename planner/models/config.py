@@ -38,9 +38,7 @@ def read_config_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{given} is not UTF-8 text (byte {error.start}). Give a config.json, not a weights file."
-        ) from error
+        raise InputError(f"{given} is not UTF-8 text (byte {error.start}). Give a config.json, not a weights file.") from error
     return _parse_object(text, given)
 
 
@@ -88,9 +86,7 @@ def _parse_object(text: str, given: str) -> dict[str, Any]:
     except ValueError as error:  # an integer of thousands of digits
         raise InputError(f"{given} holds a number that is too long to be read. Correct it.") from error
     if not isinstance(content, dict):
-        raise InputError(
-            f"{given} holds {_shown(content)}, but a config.json is one JSON object. Give the model's config.json."
-        )
+        raise InputError(f"{given} holds {_shown(content)}, but a config.json is one JSON object. Give the model's config.json.")
     return content
 
 

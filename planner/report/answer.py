@@ -42,7 +42,10 @@ def _header(job: Job, asked: str) -> Table:
             ("model", arrow),
             ("methods", "; ".join(explicit(method, ", ") for method in job.methods)),
             ("GPUs", f"{targets if len(targets) < 200 else f'{len(job.targets)} kinds'} x {counts}"),
-            ("training", f"{format_count(job.tokens)} tokens, sequences of {s.seq_len}, global batch {job.global_batch_size}"),
+            (
+                "training",
+                f"{format_count(job.tokens)} tokens, sequences of {s.seq_len}, global batch {job.global_batch_size}",
+            ),
             ("precision", f"{job.dtype if job.dtype != AUTO else 'bf16 (fp16 where there is none)'}; {precision}"),
             ("optimizers", ", ".join(optimizer.name for optimizer in job.optimizers)),
             ("attention", f"{s.attention}; loss {s.loss}"),
@@ -102,7 +105,9 @@ def _age(price: Price) -> str:
 def _table(plans: tuple[Plan, ...]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("method", "GPUs", "layout", "batch", "ckpt", "optimizer", "peak", "tokens/s", "time", "cost"):
-        table.add_column(name, justify="right" if name in ("peak", "tokens/s", "time", "cost") else "left", no_wrap=name != "method")
+        table.add_column(
+            name, justify="right" if name in ("peak", "tokens/s", "time", "cost") else "left", no_wrap=name != "method"
+        )
     for plan in plans:
         request, s = plan.request, plan.request.settings
         rate = plan.time.tokens_per_second if plan.time else None

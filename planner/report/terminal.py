@@ -58,6 +58,7 @@ def breakdown(levels: dict[str, int], whole: int) -> Table:
 
 
 def facts(rows: list[tuple[str, str]]) -> Table:
+    """Names and values, one pair a line."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -135,4 +136,3 @@ def plan_levels(plan: "Plan") -> dict[str, int]:
     """A plan's bytes by component, what the allocator and the process add included."""
     levels = dict(zip(CATEGORIES, plan.memory.peak.levels, strict=True))
     return {**levels, "fragmentation": plan.fragmentation_bytes, "runtime": plan.runtime.total_bytes}
-

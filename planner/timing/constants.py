@@ -15,9 +15,7 @@ class Constant:
     source: str
 
 
-_MAMF = (
-    "stas00/ml-engineering, compute/accelerator/README.md, maximum achievable matmul FLOPS, bf16 (best of many shapes)"
-)
+_MAMF = "stas00/ml-engineering, compute/accelerator/README.md, maximum achievable matmul FLOPS, bf16 (best of many shapes)"
 _FMS = (
     "a round value, kept because the median of four rows of fms-acceleration's a100_80gb.csv (one card; Mistral-7B LoRA"
     " and QLoRA, PowerLM-3b full and QLoRA, batch 8) comes out within 3 %"
@@ -44,9 +42,7 @@ CONSUMER_CEILING = Constant(
 )
 MATMUL_SHARE = Constant(0.90, f"share of that ceiling which a model's own shapes reach; {_FMS}")
 MATMUL_START_SECONDS = Constant(4e-6, "assumed: prologue, last partial wave and tail of a matrix product")
-ATTENTION = Constant(
-    0.55, "Dao 2023, FlashAttention-2, figures 5 and 6: 50 to 73 % of an A100's peak, less with a causal mask"
-)
+ATTENTION = Constant(0.55, "Dao 2023, FlashAttention-2, figures 5 and 6: 50 to 73 % of an A100's peak, less with a causal mask")
 ATTENTION_HOPPER = Constant(0.35, "Dao 2023, FlashAttention-2 on H100, figure 7: 335 of 989 TFLOP/s")
 MEMORY = Constant(0.80, "ai-dynamo/aiconfigurator systems/*.yaml, mem_bw_empirical_scaling_factor")
 DEQUANTIZE = Constant(
@@ -59,12 +55,8 @@ HOST_FORWARD_SECONDS = Constant(
     " benchmarking/README.md), four times what its weights need: about 1700 kernels in 24 ms, less the sampling loop",
 )
 HOST_BACKWARD_SECONDS = Constant(6e-6, "assumed: half of the forward's, since the autograd engine runs without Python")
-NVLINK = Constant(
-    0.70, "all-reduce bus bandwidth of about 208 of 300 GB/s on A100s (NVIDIA/nccl-tests issues 149 and 178)"
-)
-PCIE_COLLECTIVE = Constant(
-    0.45, "28 to 35 of 63 GB/s between RTX 5090s (NVIDIA/nccl issue 1639); less through a shared switch"
-)
+NVLINK = Constant(0.70, "all-reduce bus bandwidth of about 208 of 300 GB/s on A100s (NVIDIA/nccl-tests issues 149 and 178)")
+PCIE_COLLECTIVE = Constant(0.45, "28 to 35 of 63 GB/s between RTX 5090s (NVIDIA/nccl issue 1639); less through a shared switch")
 PCIE_COPY = Constant(0.80, "assumed: pinned copies reach about 25 of the 31.5 GB/s of Gen4 x16")
 OVERLAP = Constant(0.70, "assumed: share of the communication that runs behind computation (buckets, prefetch)")
 

@@ -55,9 +55,7 @@ class UpdateBytes:
     launches: int
 
 
-def update_bytes(
-    optimizer: Optimizer, parameters: Iterable[Parameter], master: bool, clip: bool, shards: int = 1
-) -> UpdateBytes:
+def update_bytes(optimizer: Optimizer, parameters: Iterable[Parameter], master: bool, clip: bool, shards: int = 1) -> UpdateBytes:
     """Traffic of clipping and one update of all trained weights.
 
     Args:

@@ -111,10 +111,7 @@ def device_seconds(work: Work, rates: Rates) -> Seconds:
 
 def host_seconds(forward_launches: int, backward_launches: int) -> float:
     """Time that the host needs to start kernels, from Python or from the autograd engine: a step cannot be shorter."""
-    return (
-        forward_launches * constants.HOST_FORWARD_SECONDS.value
-        + backward_launches * constants.HOST_BACKWARD_SECONDS.value
-    )
+    return forward_launches * constants.HOST_FORWARD_SECONDS.value + backward_launches * constants.HOST_BACKWARD_SECONDS.value
 
 
 def larger(a: Any, b: Any) -> float:

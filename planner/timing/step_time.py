@@ -103,9 +103,7 @@ def step_time(
     if update.paged:
         notes += ("paged optimizer states cross PCIe in every step; with memory to spare they stay on the device",)
     launches = n * sum(phase.launches for phase in phases) + update.launches
-    host = host_seconds(
-        n * (work.forward.launches + work.recompute.launches) + update.launches, n * work.backward.launches
-    )
+    host = host_seconds(n * (work.forward.launches + work.recompute.launches) + update.launches, n * work.backward.launches)
     device = computed + optimizer_seconds + waited
     seconds = larger(device, host)
     spent = (forward, recompute, backward)
@@ -141,9 +139,7 @@ def _accumulation(network: Network, rates: Rates, steps: int) -> float:
     return (steps - 1) * 3 * trained / rates.memory
 
 
-def _communication(
-    link: collectives.Link, sent: collectives.Traffic, steps: int, window: float
-) -> tuple[float, tuple[str, ...]]:
+def _communication(link: collectives.Link, sent: collectives.Traffic, steps: int, window: float) -> tuple[float, tuple[str, ...]]:
     nbytes = steps * sent.each_micro_batch + sent.each_step
     if not nbytes:
         return 0.0, ()

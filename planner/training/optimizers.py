@@ -53,9 +53,7 @@ OPTIMIZERS = {
         Optimizer("paged_adamw_8bit", 2, "uint8", "none", f"{_BNB} PagedAdamW8bit, blocks of {STATE_BLOCK}", paged=True),
         Optimizer("sgd", 0, "", "none", "torch 2.13 torch/optim/sgd.py _multi_tensor_sgd, no weight decay"),
         Optimizer("sgd_momentum", 1, "", "none", "torch 2.13 torch/optim/sgd.py _multi_tensor_sgd"),
-        Optimizer(
-            "adafactor", 1, "fp32", "adafactor", "transformers 5.23 optimization.py Adafactor.step", factored=True
-        ),
+        Optimizer("adafactor", 1, "fp32", "adafactor", "transformers 5.23 optimization.py Adafactor.step", factored=True),
         Optimizer("lion", 1, "fp32", "none", f"{_BNB} Lion, 32 bits"),
     )
 }

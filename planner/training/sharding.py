@@ -55,6 +55,9 @@ class Sharding:
         return f"{'DDP' if self.zero_stage == 0 else f'ZeRO-{self.zero_stage}'} x {self.data_parallel}"
 
 
+SINGLE = Sharding()
+
+
 def bucket_bytes(sharding: Sharding, gradient_bytes: int) -> int:
     """DDP's flat buckets: a second copy of all gradients, unless `gradient_as_bucket_view` is set (it is not by default)."""
     return gradient_bytes if sharding.data_parallel > 1 and sharding.zero_stage == 0 else 0

@@ -77,8 +77,7 @@ def read(id: str, config: ConfigReader) -> LlamaSpec:
     key_heads = config.integer("num_key_value_heads", heads, maximum=2**16)
     if heads % key_heads:
         raise InputError(
-            f"{config.origin}: num_attention_heads={heads} is not a multiple of num_key_value_heads={key_heads}; "
-            "check the config"
+            f"{config.origin}: num_attention_heads={heads} is not a multiple of num_key_value_heads={key_heads}; check the config"
         )
     if not config.has("head_dim") and hidden % heads:
         raise InputError(
@@ -180,9 +179,7 @@ def _residual(model: Assembly, spec: LlamaSpec, residual: Tensor, hidden: Tensor
     return pw.add(model.tape, residual, hidden)
 
 
-def _attention(
-    model: Assembly, spec: LlamaSpec, x: Tensor, shared: tuple[Tensor, ...]
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _attention(model: Assembly, spec: LlamaSpec, x: Tensor, shared: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Self-attention; also returns attention weights that the layer's code holds (eager)."""
     tape = model.tape
     cos, sin, *masks = shared
