@@ -66,13 +66,13 @@ request_options = stack(
 @request_options
 @json_option
 def command(as_json: bool, **given: Any) -> int:
-    r"""One configuration, in full: memory by phase and component, time, checkpoint.
+    """One configuration, in full: memory by phase and component, time, checkpoint.
 
     \b
     Examples:
       plan estimate --model 7b --method lora --micro-batch-size 8 --seq-len 512
       plan estimate --model 70b --method qlora --gradient-checkpointing --gpu a100-80g --json
-    """
+    """  # noqa: D301 (click reads the escape)
     from tuneplan.planner.estimate import estimate
 
     result = estimate(request_of(given))

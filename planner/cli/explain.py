@@ -16,7 +16,7 @@ from tuneplan.planner.errors import UnknownNameError
 @request_options
 @json_option
 def command(figure: str, as_json: bool, **given: Any) -> int:
-    r"""Any figure of an estimate: its formula, the numbers in it, and where it comes from.
+    """Any figure of an estimate: its formula, the numbers in it, and where it comes from.
 
     \b
     FIGURE is one of: peak, weights, gradients, optimizer_states, activations, logits, temporary,
@@ -25,7 +25,7 @@ def command(figure: str, as_json: bool, **given: Any) -> int:
     \b
     Example:
       plan explain activations --model 7b --method lora --micro-batch-size 8 --seq-len 512
-    """
+    """  # noqa: D301 (click reads the escape)
     from tuneplan.planner.estimate import estimate
     from tuneplan.planner.report.explain import EXPLAINERS, explain
 
