@@ -31,12 +31,12 @@ class Shared:
         accumulating: parameters already hold gradients (gradient accumulation), so each new one is added and freed.
         uses: how many gradients each parameter (by id) will still receive; more than one for a tied embedding, whose node
             waits for all of them.
-        waiting: parameters (by id) that received some of them already.
+        waiting: parameters (by id) that received some of them already, and whether their sum is still a view.
     """
 
     accumulating: bool
     uses: dict[int, int]
-    waiting: set[int] = field(default_factory=set)
+    waiting: dict[int, bool] = field(default_factory=dict)
 
 
 class Walk:
@@ -181,7 +181,7 @@ def gradient_category(of: Tensor) -> int:
 def _deliver(op: Op, made: list[tuple[Gradient, _Pending]], pending: dict[int, _Pending], shared: Shared, meter: Meter) -> None:
     for gradient, new in made:
         if gradient.of.name:
-            _to_parameter(gradient.of, new, shared, meter)
+            _to_parameter(gradient, new, shared, meter)
             continue
         old = pending.get(id(gradient.of))
         if old is None:
@@ -197,20 +197,25 @@ def _deliver(op: Op, made: list[tuple[Gradient, _Pending]], pending: dict[int, _
             _leave(new, meter)
 
 
-def _to_parameter(parameter: Tensor, new: _Pending, shared: Shared, meter: Meter) -> None:
+def _to_parameter(gradient: Gradient, new: _Pending, shared: Shared, meter: Meter) -> None:
     """`AccumulateGrad`: runs when all gradients of the parameter are there, the later ones added in place to the first.
 
-    The sum becomes the parameter's gradient, or is added to the one it has and freed.
+    The first sum into a transposed view, which a linear layer's gradient is, goes to a fresh tensor. The sum becomes the
+    parameter's gradient, or is added to the one it has and freed.
     """
-    key = id(parameter)
+    key = id(gradient.of)
     shared.uses[key] = shared.uses.get(key, 1) - 1
     if key in shared.waiting:
+        if shared.waiting[key]:
+            meter.add(new.nbytes, GRADIENTS)
+            meter.drop(new.nbytes, GRADIENTS)
+            shared.waiting[key] = False
         _leave(new, meter)
         if shared.accumulating and shared.uses[key] <= 0:
             meter.drop(new.nbytes, GRADIENTS)
         return
     if shared.uses[key] > 0:
-        shared.waiting.add(key)
+        shared.waiting[key] = gradient.view
     elif shared.accumulating:
         _leave(new, meter)
         return

@@ -48,34 +48,36 @@ def chunked(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, div
     batch, length = hidden.shape[:-1]
     part: Size = -(-length // CHUNKS)
     total: Tensor | None = None
+    logits: Tensor | None = None
     for index in range(CHUNKS):
         size = part if index < CHUNKS - 1 else length - (CHUNKS - 1) * part
         piece = pw.copy(tape, pw.narrow(tape, hidden, (batch, size, hidden.shape[-1])), "select")
-        logits = linear(tape, piece, weight, bias)
+        previous, logits = logits, linear(tape, piece, weight, bias)
         if divide:
             logits = pw.scale(tape, logits, "logits_scaling")
+        if previous is not None:
+            tape.hold(previous)
         labels = tape.fresh((batch, size), "int64", False)
         tape.record("labels", (), labels)
         loss = _cross_entropy(tape, pw.cast(tape, logits, "fp32"), labels)
         total = loss if total is None else pw.add(tape, total, loss)
     assert total is not None
-    tape.hold(hidden)
+    assert logits is not None
+    tape.hold(hidden, logits)
     return total
 
 
 def liger(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, divide: bool) -> Tensor:
     """Liger's fused linear cross-entropy: the gradients of hidden states and head are made in the forward, chunk by chunk.
 
-    Mirrors `fused_linear_cross_entropy_forward` of Liger-Kernel (ops/fused_linear_cross_entropy.py): the chunk is
-    next_power_of_2(ceil(N / ceil(V / H))) tokens long. `divide` is folded into the kernel's arguments.
+    Mirrors `fused_linear_cross_entropy_forward` of Liger-Kernel 0.8.5 on Ampere and later: one buffer of logits, which become
+    their gradients in place, next_power_of_2(ceil(N / ceil(V / H))) tokens long. `divide` is folded into the kernel.
     """
     tape.category = LOGITS
     vocabulary, width = weight.shape
     tokens = elements(hidden.shape[:-1])
     chunk = _next_power_of_two(-(-tokens // -(-vocabulary // width)))
     chunk = chunk + (tokens < chunk) * (tokens - chunk)
-    logits = tensor_bytes((chunk, vocabulary), hidden.dtype)
-    needs = hidden.requires_grad or weight.requires_grad
     flops: Size = 2 * tokens * vocabulary * width
     grad_hidden = tape.fresh(hidden.shape, hidden.dtype, False)
     tape.record("grad_hidden", (hidden,), grad_hidden, moved=hidden.nbytes)
@@ -88,19 +90,20 @@ def liger(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, divid
         kept = (grad_hidden, grad_weight)
         gradients = (*gradients, Gradient(weight, None, given=grad_weight.storage))
         products = 3
-        logits = logits + tensor_bytes(weight.shape, weight.dtype)
     losses = tape.fresh(hidden.shape[:-1], "fp32", False)
     tape.record("loss_per_token", (), losses)
-    loss = tape.fresh((1,), "fp32", needs)
+    logits = tape.fresh((chunk, vocabulary), hidden.dtype, False)
+    tape.record("logits", (), logits)
+    loss = tape.fresh((1,), "fp32", hidden.requires_grad or weight.requires_grad)
+    moved = products * (hidden.nbytes + weight.nbytes) + 2 * tokens * vocabulary * 2
     return tape.record(
         "fused_linear_cross_entropy",
-        (hidden, weight, losses, *kept),
+        (hidden, weight, losses, logits, *kept),
         loss,
         saved=kept,
         gradients=gradients,
-        scratch=logits,
         flops=products * flops,
-        moved=products * (hidden.nbytes + weight.nbytes) + 2 * tokens * vocabulary * 2,
+        moved=moved,
     )
 
 

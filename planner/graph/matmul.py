@@ -23,7 +23,7 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     moved = x.nbytes + weight.nbytes + out.nbytes
     gradients = [
         Gradient(x, round_block(x.nbytes), flops=flops, moved=moved),
-        Gradient(weight, round_block(weight.nbytes), flops=flops, moved=moved),
+        Gradient(weight, round_block(weight.nbytes), flops=flops, moved=moved, view=True),
     ]
     inputs: tuple[Tensor, ...] = (x, weight)
     if bias is not None:

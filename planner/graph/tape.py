@@ -16,6 +16,7 @@ class Gradient:
     Attributes:
         of: the input that receives the gradient.
         nbytes: bytes of a fresh gradient; None when the output's gradient is passed on (a view, or an addition).
+        view: it arrives as a transposed view, which the first sum into it does not overwrite.
         given: a saved storage that becomes the gradient (a loss that computed it in the forward).
         scratch: bytes held only while this gradient is computed.
         flops: matrix-multiply FLOPs of this gradient.
@@ -27,6 +28,7 @@ class Gradient:
     scratch: Size | None = None
     flops: Size = 0
     moved: Size = 0
+    view: bool = False
     given: Storage | None = None
 
 

@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
+import losses
 import traced as side_by_side
 from traced import Case, small
 
@@ -37,13 +38,15 @@ def check(case: Case) -> None:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     assert trainable == network.trainable_parameters
-    hidden = max((elements(p.shape) * 2 for p in network.parameters if p.storage in BLOCK_FORMATS), default=0)
+    unseen = max((elements(p.shape) * 2 for p in network.parameters if p.storage in BLOCK_FORMATS), default=0)
     for name, phase in trace.phases.items():
-        estimate = memory.phases[name].peak_bytes
-        unseen = hidden if name == "forward" else 0  # a weight dequantized inside one operator, which no trace sees
-        assert phase.peak_bytes * (1 - PHASE_TOLERANCE) <= estimate <= phase.peak_bytes * (1 + PHASE_TOLERANCE) + unseen, name
-    seen = {name: memory.phases[name].peak_bytes for name in trace.phases if name != "forward" or not hidden}
-    assert max(trace.phases[name].peak_bytes for name in seen) == pytest.approx(max(seen.values()), rel=PEAK_TOLERANCE)
+        assert within(phase.peak_bytes, memory.phases[name].peak_bytes, PHASE_TOLERANCE, unseen), name
+    assert within(trace.peak_bytes, max(memory.phases[name].peak_bytes for name in trace.phases), PEAK_TOLERANCE, unseen)
+
+
+def within(traced: int, estimated: int, tolerance: float, unseen: int) -> bool:
+    """Whether the two agree; the estimate may be above by a weight dequantized inside one operator, which no trace sees."""
+    return traced * (1 - tolerance) <= estimated <= traced * (1 + tolerance) + unseen
 
 
 @pytest.mark.parametrize("checkpointing", ["off", "non-reentrant", "reentrant"])
@@ -117,3 +120,12 @@ def test_batches_and_lengths(method: str, batch: int, length: int) -> None:
     for checkpointing in ("off", "non-reentrant"):
         settings = replace(BASE, micro_batch_size=batch, seq_len=length, gradient_checkpointing=checkpointing)
         check(Case(small(), method, settings))
+
+
+@pytest.mark.parametrize("loss", ["chunked", "liger"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+@pytest.mark.parametrize(("batch", "length"), [(1, 512), (3, 200)])
+def test_loss_implementations(loss: str, method: str, batch: int, length: int) -> None:
+    """A large vocabulary, with the head and the loss in chunks or fused; the logits set the peak without them."""
+    settings = replace(BASE, micro_batch_size=batch, seq_len=length, loss=loss, gradient_checkpointing="non-reentrant")
+    check(Case(small(vocab_size=16000, num_hidden_layers=2), method, settings, loss=getattr(losses, loss)))

@@ -1,0 +1,64 @@
+"""The loss implementations that are not transformers' own, as plain torch with their memory, for tracing.
+
+N tokens, H hidden size, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+CHUNKS = 8
+
+
+def _hidden_and_head(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, nn.Module, float]:
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    hidden = causal.model(input_ids=ids).last_hidden_state
+    return hidden, causal.lm_head, getattr(causal.config, "logits_scaling", 1.0)
+
+
+def chunked(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Head and cross-entropy on an eighth of the length at a time, written as a user would."""
+    hidden, head, divisor = _hidden_and_head(model, ids)
+    part = -(-hidden.shape[1] // CHUNKS)
+    total = None
+    for index in range(CHUNKS):
+        piece = slice(index * part, (index + 1) * part)
+        rows_NH = hidden[:, piece].clone()
+        logits = head(rows_NH)
+        if divisor != 1.0:
+            logits = logits / divisor
+        target = labels[:, piece].clone().reshape(-1)
+        loss = nn.functional.cross_entropy(logits.float().reshape(-1, logits.shape[-1]), target, reduction="sum")
+        total = loss if total is None else total + loss
+    assert total is not None
+    return total
+
+
+class FusedLinearCrossEntropy(torch.autograd.Function):
+    """Allocates what Liger-Kernel 0.8.5's `fused_linear_cross_entropy_forward` does on Ampere and later."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_NH: torch.Tensor, weight_VH: torch.Tensor) -> torch.Tensor:
+        N, H = hidden_NH.shape
+        V = weight_VH.shape[0]
+        chunk = min(N, 1 << (-(-N // -(-V // H)) - 1).bit_length())
+        grad_hidden = torch.zeros_like(hidden_NH)
+        grad_weight = torch.zeros_like(weight_VH) if ctx.needs_input_grad[1] else None
+        losses = torch.zeros(N, dtype=torch.float32, device=hidden_NH.device)
+        logits = torch.empty((chunk, V), dtype=hidden_NH.dtype, device=hidden_NH.device)
+        total = losses.sum()
+        del logits
+        ctx.save_for_backward(grad_hidden, *([] if grad_weight is None else [grad_weight]))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        saved = ctx.saved_tensors
+        return saved[0], saved[1] if len(saved) > 1 else None
+
+
+def liger(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The model's hidden states through the fused loss."""
+    hidden, head, _ = _hidden_and_head(model, ids)
+    return FusedLinearCrossEntropy.apply(hidden.view(-1, hidden.shape[-1]), head.weight)  # type: ignore[no-any-return]
