@@ -9,9 +9,13 @@ from tuneplan.planner.job import AUTO, Job
 from tuneplan.planner.methods.compose import explicit
 from tuneplan.planner.report.terminal import breakdown, facts, plan_levels
 from tuneplan.planner.search import Answer, Plan, Rejected
-from tuneplan.planner.units import format_count, format_gib, format_seconds, format_usd
+from tuneplan.planner.units import SECONDS_PER_HOUR, format_count, format_gib, format_seconds, format_usd
 
 OLD_DAYS = 180
+MOST_PLANS = 15
+MOST_REJECTED = 8
+FOLDED = (0, 1)
+FIRST_FIGURE = 6
 _WORDS = {"cost": "cheapest", "time": "fastest", "memory": "smallest"}
 
 
@@ -20,11 +24,12 @@ def render(answer: Answer, asked: str) -> RenderableType:
     parts: list[RenderableType] = [_header(answer.job, asked), Text()]
     if answer.plans:
         parts += _recommendation(answer.plans[0], answer)
-        parts += [Text(), _table(answer.plans)]
+        parts += [Text(), _table(answer.plans[:MOST_PLANS]), *_more(len(answer.plans) - MOST_PLANS)]
     else:
         parts.append(Text("Nothing that was asked for fits.", style="bold red"))
     if answer.rejected:
-        parts += [Text(), Text("Does not work:", style="bold"), *_rejected(answer.rejected)]
+        parts += [Text(), Text("Does not work:", style="bold"), *_rejected(answer.rejected[:MOST_REJECTED])]
+        parts += _more(len(answer.rejected) - MOST_REJECTED)
     parts += [Text(), *_footnotes(answer)]
     return Group(*parts)
 
@@ -54,6 +59,11 @@ def _header(job: Job, asked: str) -> Table:
     )
 
 
+def _more(count: int) -> list[RenderableType]:
+    """A line for what is not shown."""
+    return [Text(f"... and {count} more (--json gives all)", style="dim")] if count > 0 else []
+
+
 def _recommendation(plan: Plan, answer: Answer) -> list[RenderableType]:
     settings = plan.request.settings
     objective = answer.job.objective
@@ -62,7 +72,7 @@ def _recommendation(plan: Plan, answer: Answer) -> list[RenderableType]:
     others = len(answer.plans) - 1
     why = f"the {_WORDS[objective]} of {others + 1} plans that fit" if others else "the only plan that fits"
     lines = [
-        Text(f"Recommended: {plan.request.method.name} on {plan.gpu_count} x {_card(plan)}", style="bold green"),
+        Text(f"Recommended: {plan.request.method.name} on {_cards(plan)}", style="bold green"),
         Text(
             f"micro-batch {settings.micro_batch_size} x {plan.request.gradient_accumulation_steps} accumulated, "
             f"{plan.request.optimizer.name}, checkpointing {settings.gradient_checkpointing}, "
@@ -71,7 +81,7 @@ def _recommendation(plan: Plan, answer: Answer) -> list[RenderableType]:
     ]
     money = _money(plan)
     if plan.hours is not None and plan.time is not None and plan.time.tokens_per_second is not None:
-        hours = format_seconds(plan.hours * 3600)
+        hours = format_seconds(plan.hours * SECONDS_PER_HOUR)
         lines.append(Text(f"{hours} (modelled) at {plan.time.tokens_per_second:,.0f} tokens/s{money}"))
     lines.append(
         Text(
@@ -82,10 +92,11 @@ def _recommendation(plan: Plan, answer: Answer) -> list[RenderableType]:
     return [*lines, breakdown(plan_levels(plan), plan.usable_bytes)]
 
 
-def _card(plan: Plan) -> str:
-    if plan.target.instance is not None and plan.target.gpu is not None:
-        return f"{plan.target.gpu.id} ({plan.target.instance.id})"
-    return plan.target.label
+def _cards(plan: Plan) -> str:
+    """How many of which card, and in which instance where one was named."""
+    if plan.target.instance is not None:
+        return f"{plan.gpu_count} x {plan.target.instance.gpu} ({plan.target.instance.id})"
+    return f"{plan.gpu_count} x {plan.target.label}"
 
 
 def _money(plan: Plan) -> str:
@@ -103,27 +114,36 @@ def _age(price: Price) -> str:
 
 
 def _table(plans: tuple[Plan, ...]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("method", "GPUs", "layout", "batch", "ckpt", "optimizer", "peak", "tokens/s", "time", "cost"):
-        table.add_column(
-            name, justify="right" if name in ("peak", "tokens/s", "time", "cost") else "left", no_wrap=name != "method"
-        )
-    for plan in plans:
-        request, s = plan.request, plan.request.settings
-        rate = plan.time.tokens_per_second if plan.time else None
-        table.add_row(
-            request.method.name,
-            f"{plan.gpu_count} x {plan.target.label}",
-            request.sharding.label if plan.gpu_count > 1 else "single",
-            f"{s.micro_batch_size} x {request.gradient_accumulation_steps}",
-            "on" if s.gradient_checkpointing != "off" else "off",
-            request.optimizer.name,
-            format_gib(plan.device_bytes),
-            f"{rate:,.0f}" if rate else "-",
-            format_seconds(plan.hours * 3600) if plan.hours is not None else "-",
-            format_usd(plan.usd) if plan.usd is not None else "-",
-        )
+    """One line a plan; long names of methods and instances are folded, figures never."""
+    names = ("method", "GPUs", "layout", "batch", "ckpt", "optimizer", "peak", "tokens/s", "time", "cost")
+    rows = [_row(plan) for plan in plans]
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    for index, name in enumerate(names):
+        if index in FOLDED:
+            table.add_column(name, overflow="fold")
+        else:
+            width = max(len(name), *(len(row[index]) for row in rows))
+            table.add_column(name, justify="left" if index < FIRST_FIGURE else "right", no_wrap=True, min_width=width)
+    for row in rows:
+        table.add_row(*row)
     return table
+
+
+def _row(plan: Plan) -> tuple[str, ...]:
+    request, s = plan.request, plan.request.settings
+    rate = plan.time.tokens_per_second if plan.time else None
+    return (
+        request.method.name,
+        f"{plan.gpu_count} x {plan.target.label}" if plan.target.instance is None else plan.target.instance.id,
+        request.sharding.label if plan.gpu_count > 1 else "single",
+        f"{s.micro_batch_size} x {request.gradient_accumulation_steps}",
+        "on" if s.gradient_checkpointing != "off" else "off",
+        request.optimizer.name,
+        format_gib(plan.device_bytes),
+        f"{rate:,.0f}" if rate else "-",
+        format_seconds(plan.hours * SECONDS_PER_HOUR) if plan.hours is not None else "-",
+        format_usd(plan.usd) if plan.usd is not None else "-",
+    )
 
 
 def _rejected(rejected: tuple[Rejected, ...]) -> list[RenderableType]:
@@ -132,7 +152,7 @@ def _rejected(rejected: tuple[Rejected, ...]) -> list[RenderableType]:
         short = item.plan.short_by_bytes
         missing = f", short by {format_gib(short)}" if short > 0 else ""
         help = f"; smallest change: {item.remedy}" if item.remedy else ""
-        where = f"{item.plan.request.method.name} on {item.plan.gpu_count} x {item.plan.target.label}"
+        where = f"{item.plan.request.method.name} on {_cards(item.plan)}"
         lines.append(Text(f"- {where}: {item.reason}{missing}{help}"))
     return lines
 
