@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tuneplan.planner.device_memory import RuntimeMemory, checkpoint_bytes, host_bytes, runtime_bytes
+from tuneplan.planner.fragmentation import allowance
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.memory import StepMemory, step_memory
 from tuneplan.planner.models.network import Network, build
@@ -104,7 +105,9 @@ class Estimate:
             "stack": STACK,
             "parameters": "counted",
             "allocated_bytes": "counted: ops and autograd's rules of the stack, checked against a trace of the real code",
-            "reserved_bytes": "modelled: the caching allocator's rules replayed over the step",
+            "reserved_bytes": "modelled: an allowance for fragmentation"
+            if self.request.sharding.zero_stage
+            else "modelled: the caching allocator's rules replayed over the step",
             "runtime": self.runtime.basis,
             "host_bytes": "modelled: loading by shards, gathering and saving the checkpoint",
             "step_seconds": "modelled: a roofline over the same ops with stated efficiencies" if self.time else "no GPU named",
@@ -112,13 +115,12 @@ class Estimate:
         }
 
 
-def estimate(request: Request, advice: bool = True, replayed_layers: int | None = None) -> Estimate:
+def estimate(request: Request, advice: bool = True) -> Estimate:
     """Estimate one configuration.
 
     Args:
         request: checked options.
         advice: also work out warnings, which walk the ledger a few more times.
-        replayed_layers: layers that the allocator's replay unrolls; all by default.
 
     Raises:
         InputError: the method does not fit the model.
@@ -129,7 +131,11 @@ def estimate(request: Request, advice: bool = True, replayed_layers: int | None 
     request = replace(request, settings=settings)
     network = build(request.spec, request.method, settings)
     memory = step_memory(network, settings, request.optimizer, request.sharding)
-    held = replay(network, settings, request.optimizer, layers=replayed_layers, expandable_segments=request.expandable_segments)
+    if request.sharding.zero_stage:
+        fragmentation = allowance(memory)
+    else:
+        expandable = request.expandable_segments
+        fragmentation = replay(network, settings, request.optimizer, expandable_segments=expandable).fragmentation_bytes
     gpu = request.gpu
     quantized = network.quantized
     runtime = runtime_bytes(
@@ -142,7 +148,7 @@ def estimate(request: Request, advice: bool = True, replayed_layers: int | None 
         request=request,
         network=network,
         memory=memory,
-        reserved_bytes=memory.peak.peak_bytes + held.fragmentation_bytes,
+        reserved_bytes=memory.peak.peak_bytes + fragmentation,
         runtime=runtime,
         host_bytes=host_bytes(network, memory.host_optimizer_bytes),
         checkpoint_bytes=checkpoint_bytes(network),

@@ -9,7 +9,8 @@ from tuneplan.hardware_profiles.loader import Gpu
 from tuneplan.planner.cost import Price, cheapest, usd
 from tuneplan.planner.device_memory import RuntimeMemory, runtime_bytes, usable_bytes
 from tuneplan.planner.estimate import time_of
-from tuneplan.planner.graph.tensor import CATEGORIES, OPTIMIZER_STATES, WEIGHTS
+from tuneplan.planner.fragmentation import allowance
+from tuneplan.planner.graph.tensor import CATEGORIES, OPTIMIZER_STATES
 from tuneplan.planner.job import Job
 from tuneplan.planner.memory import StepMemory, Walked, step_memory, walk
 from tuneplan.planner.methods.method import Method
@@ -22,14 +23,9 @@ from tuneplan.planner.timing.work import NetworkWork, network_work
 from tuneplan.planner.training.optimizers import Optimizer
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
-from tuneplan.planner.units import GIB, SECONDS_PER_HOUR, format_gib
+from tuneplan.planner.units import SECONDS_PER_HOUR, format_gib
 
 REPLAYED_LAYERS = 1
-ALLOWANCE_BYTES = GIB
-ALLOWANCE_SHARE = 0.08
-"""Fragmentation where no replay was run: a GiB and a share of what is neither weight nor optimizer state. Against 46 replays
-(Llama 2 7B and 70B, Llama 3.1 8B, Qwen2.5 0.5B; full, LoRA, QLoRA; checkpointing on and off; 1 x 2048 and 8 x 512) it covers
-34, with a median of 1.2 % of the allocated peak to spare and the worst 5.9 % short."""
 GAIN = 0.02
 """An optimizer after the first of the job's must make the objective better by this share to be taken."""
 SMALL_STATES = 0.01
@@ -131,16 +127,32 @@ class Search:
                         plans.append(found)
                     elif found is not None:
                         rejected.append(found)
-        plans.sort(key=lambda plan: rank(plan, self.job.objective))
-        while plans:
-            plans[0] = self.replayed(plans[0])
-            if plans[0].short_by_bytes <= 0:
-                break
-            rejected.append(self._miss(plans.pop(0)))
+        self._settle(plans, rejected)
         return Answer(self.job, tuple(plans), tuple(rejected))
 
+    def _settle(self, plans: list[Plan], rejected: list[Rejected]) -> None:
+        """Sort, and replay the first plan and every one whose replay is known; one that then does not fit is searched anew."""
+        index = 0
+        plans.sort(key=lambda plan: rank(plan, self.job.objective))
+        while index < len(plans):
+            plan = plans[index]
+            index += 1
+            if plan.replayed or (index > 1 and self._replay_key(plan) not in self._fragments):
+                continue
+            plans[index - 1] = self.replayed(plan)
+            if plans[index - 1].short_by_bytes <= 0:
+                continue
+            del plans[index - 1]
+            found = self._best(plan.request.method, plan.target, plan.gpu_count)
+            if isinstance(found, Plan):
+                plans.append(found)
+            elif found is not None:
+                rejected.append(found)
+            index = 0
+            plans.sort(key=lambda plan: rank(plan, self.job.objective))
+
     def evaluate(self, method: Method, target: Target, settings: Settings, optimizer: Optimizer, sharding: Sharding) -> Plan:
-        """One candidate's memory, with an allowance for fragmentation."""
+        """One candidate's memory, with the fragmentation of a replay if there was one, else an allowance."""
         self.evaluated += 1
         steps = accumulation(self.job, settings, sharding)
         settings = replace(settings, accumulating=steps > 1)
@@ -149,7 +161,9 @@ class Search:
         runtime = self._runtime(target.gpu, sharding.data_parallel, network.quantized)
         request = Request(self.job.spec, method, settings, optimizer, sharding, steps, target.gpu)
         usable = usable_bytes(target.memory_bytes, self.job.safety_margin)
-        return Plan(request, target, memory, _allowance(memory), runtime, usable)
+        known = None if sharding.zero_stage else self._fragments.get((method.name, settings, optimizer.name))
+        fragmentation = allowance(memory) if known is None else known
+        return Plan(request, target, memory, fragmentation, runtime, usable, replayed=known is not None)
 
     def _runtime(self, gpu: Gpu | None, ranks: int, quantized: bool) -> RuntimeMemory:
         key = (gpu.id if gpu else "", ranks, quantized)
@@ -175,12 +189,16 @@ class Search:
         request = plan.request
         if request.sharding.zero_stage or plan.replayed:
             return plan
-        key = (request.method.name, request.settings, request.optimizer.name)
+        key = self._replay_key(plan)
         if key not in self._fragments:
             network = self._network(request.method, request.settings)
             held = replay(network, request.settings, request.optimizer, layers=REPLAYED_LAYERS)
             self._fragments[key] = held.fragmentation_bytes
         return replace(plan, fragmentation_bytes=self._fragments[key], replayed=True)
+
+    @staticmethod
+    def _replay_key(plan: Plan) -> tuple[str, Settings, str]:
+        return plan.request.method.name, plan.request.settings, plan.request.optimizer.name
 
     def _best(self, method: Method, target: Target, count: int) -> Plan | Rejected | None:
         """The best plan of a method on so many cards; or the closest miss; or nothing, where the batch cannot be split so."""
@@ -283,13 +301,6 @@ class Search:
             cost = "no price is known" if plan.usd is None else f"costs ${plan.usd}"
             return f"{cost}, above the limit of ${job.max_usd}" if plan.usd is not None else f"{cost}, and a limit is set"
         return ""
-
-
-def _allowance(memory: StepMemory) -> int:
-    """Bytes set aside for fragmentation."""
-    levels = memory.peak.levels
-    moving: int = sum(levels) - levels[WEIGHTS] - levels[OPTIMIZER_STATES]
-    return ALLOWANCE_BYTES + int(ALLOWANCE_SHARE * moving)
 
 
 def accumulation(job: Job, settings: Settings, sharding: Sharding) -> int:
