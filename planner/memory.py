@@ -1,6 +1,6 @@
 """Device memory over one training step in steady state: phases, peak and what is live at the peak."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from tuneplan.planner.graph.ledger import Shared, Walk
@@ -62,8 +62,6 @@ class Walked:
 
     forward: list[tuple[Segment, int]]
     backward: list[tuple[Segment, int]]
-    early: Segment
-    late: Segment
 
 
 def walk(network: Network, settings: Settings) -> Walked:
@@ -75,6 +73,11 @@ def walk(network: Network, settings: Settings) -> Walked:
         walked = Walk(run.block)
         forward.append((walked.forward(keep=not run.checkpointed), run.count))
         walks.append((run, walked))
+    early, late = carried(network)
+    forward.insert(-1, (_deaths(early), 1))
+    for run, walked in walks:
+        outputs = _deaths(kept_outputs(run)) if settings.keep_outputs else walked.release()
+        forward.append((outputs, run.count))
     backward: list[tuple[Segment, int]] = []
     for run, walked in reversed(walks):
         if run.checkpointed:
@@ -82,8 +85,8 @@ def walk(network: Network, settings: Settings) -> Walked:
         else:
             segment = walked.backward(shared)
         backward.append((segment, run.count))
-    early, late = carried(network)
-    return Walked(forward, backward, _deaths(early), _deaths(late))
+    backward.append((_deaths(late), 1))
+    return Walked(forward, backward)
 
 
 def step_segments(walked: Walked, gradient_ranks: int = 1) -> tuple[Segment, Segment]:
@@ -96,7 +99,7 @@ def step_segments(walked: Walked, gradient_ranks: int = 1) -> tuple[Segment, Seg
         forward = join(forward, repeat(segment, count))
     for segment, count in walked.backward:
         backward = join(backward, repeat(_reduced(segment, gradient_ranks), count))
-    return join(forward, walked.early), join(backward, walked.late)
+    return forward, backward
 
 
 def _reduced(segment: Segment, gradient_ranks: int) -> Segment:
@@ -136,7 +139,12 @@ def carried(network: Network) -> tuple[list[Storage], list[Storage]]:
     return early, late
 
 
-def _deaths(storages: list[Storage]) -> Segment:
+def kept_outputs(run: Run) -> tuple[Storage, ...]:
+    """What a loop that keeps the model's outputs, and with them the loss's graph, holds of one block between steps."""
+    return run.block.outputs + run.block.leaves
+
+
+def _deaths(storages: Iterable[Storage]) -> Segment:
     meter = Meter()
     for storage in storages:
         meter.drop(storage.nbytes, storage.category)
@@ -170,6 +178,10 @@ def step_memory(
     base[OPTIMIZER_STATES] = share(states.device, sharding.state_ranks)
     buckets = bucket_bytes(sharding, gradient_bytes(parameters))
     base[GRADIENTS] = buckets + (gradients if settings.accumulating else 0)
+    if settings.keep_outputs:
+        for run in network.runs:
+            for storage in kept_outputs(run):
+                base[storage.category] += run.count * storage.nbytes
     forward, backward = step_segments(walked or walk(network, settings), sharding.gradient_ranks)
     computing = base.copy()
     computing[TEMPORARY] = gathered_bytes(sharding, network)

@@ -12,7 +12,7 @@ from tuneplan.planner.allocator import MIN_BLOCK, SMALL_SIZE, Block, CachingAllo
 from tuneplan.planner.device_memory import workspace_bytes
 from tuneplan.planner.graph.ledger import Shared, Walk
 from tuneplan.planner.graph.meter import Meter
-from tuneplan.planner.graph.tensor import BITS, GRADIENTS, LOGITS, Storage, elements, round_block
+from tuneplan.planner.graph.tensor import BITS, GRADIENTS, elements, round_block
 from tuneplan.planner.memory import carried, gradient_uses, step_memory
 from tuneplan.planner.methods.formats import BLOCK_FORMATS
 from tuneplan.planner.models.assembly import Parameter
@@ -33,12 +33,10 @@ class Program:
             (`caching_allocator_warmup`, transformers 5.23 modeling_utils.py); None: only if it is quantized, when
             transformers sets a map itself.
         empties_cache: the cache is emptied after k-bit preparation (pull request 3293 of peft, in 0.21.2).
-        keeps_outputs: the loop holds the model's outputs, and with them the logits, until the next forward returns.
     """
 
     device_map: bool | None = None
     empties_cache: bool = True
-    keeps_outputs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +137,12 @@ class _Stage:
                     self.allocator.free(block)
                 blocks.clear()
 
-    def keep(self, storage: Storage, kept: Block | None) -> Block:
-        """Set the oldest block of a storage's size aside, and free the one that was set aside before."""
-        if kept is not None:
-            self.allocator.free(kept)
-        return self._live[storage.nbytes, storage.category].pop(0)
+    def drop_oldest(self, network: Network) -> None:
+        """Free the outputs that the loop kept from the forward before this one."""
+        for run in network.runs:
+            for storage in run.block.outputs:
+                for _ in range(run.count):
+                    self.allocator.free(self._live[storage.nbytes, storage.category].pop(0))
 
 
 def replay(
@@ -170,18 +169,21 @@ def replay(
     stage = _Stage(expandable_segments, settings)
     _load(stage.allocator, network, settings, program)
     peak = step_memory(network, settings, optimizer).peak.peak_bytes
-    logits = kept = None
-    if program.keeps_outputs:
-        network, logits = _with_logits_kept(network)
-    forwards, *backwards = _record(network, settings)
+    forwards, releases, *backwards = _record(network, settings)
     early, late = _carried(network)
+    kept = False
     for step in range(2):
         for backward in backwards:
-            for run, events in zip(network.runs, forwards, strict=True):
+            for index, (run, events) in enumerate(zip(network.runs, forwards, strict=True)):
+                if index == len(network.runs) - 1:
+                    stage.play(early, "forward")
                 stage.play(events, "forward", run.count)
-            stage.play(early, "forward")
-            if logits is not None:
-                kept = stage.keep(logits, kept)
+            if not settings.keep_outputs:
+                for run, events in zip(network.runs, releases, strict=True):
+                    stage.play(events, "forward", run.count)
+            elif kept:
+                stage.drop_oldest(network)
+            kept = settings.keep_outputs
             for run, events in zip(reversed(network.runs), backward, strict=True):
                 stage.play(events, "backward", run.count, layers)
             stage.play(late, "backward")
@@ -198,8 +200,8 @@ def replay(
 
 
 def _record(network: Network, settings: Settings) -> list[list[list[_Event]]]:
-    """Events of every run: forward; backward, in reverse order; while accumulating, that of later micro-batches."""
-    recorded: list[list[list[_Event]]] = [[]]
+    """Events of every run: forward; outputs let go; backward, in reverse order; that of later micro-batches if accumulating."""
+    recorded: list[list[list[_Event]]] = [[], []]
     for accumulating in (False, True) if settings.accumulating else (False,):
         sink: list[list[_Event]] = []
         meter = type("Recorder", (_Recorder,), {"sink": sink, "__slots__": ()})
@@ -207,6 +209,11 @@ def _record(network: Network, settings: Settings) -> list[list[list[_Event]]]:
         for run, walk in zip(network.runs, walks, strict=True):
             walk.forward(keep=not run.checkpointed)
         recorded[0] = sink.copy()
+        sink.clear()
+        if not settings.keep_outputs:
+            for walk in walks:
+                walk.release()
+        recorded[1] = sink.copy()
         sink.clear()
         shared = Shared(accumulating, gradient_uses(network))
         for run, walk in zip(reversed(network.runs), reversed(walks), strict=True):
@@ -222,17 +229,6 @@ def _carried(network: Network) -> tuple[list[_Event], list[_Event]]:
     """Deaths of the storages that blocks share, after the forward and after the backward."""
     early, late = carried(network)
     return [(_DEATH, s.nbytes, s.category) for s in early], [(_DEATH, s.nbytes, s.category) for s in late]
-
-
-def _with_logits_kept(network: Network) -> tuple[Network, Storage | None]:
-    """The network with a head whose logits, the first storage of that category, do not die; and their storage."""
-    head = network.runs[-1]
-    made = [op.allocates for op in head.block.ops if op.allocates is not None and op.allocates.category == LOGITS]
-    if not made:
-        return network, None
-    frees = [[storage for storage in dying if storage is not made[0]] for dying in head.block.frees]
-    kept = replace(head, block=replace(head.block, frees=frees))
-    return replace(network, runs=[*network.runs[:-1], kept]), made[0]
 
 
 def _lasting(events: Sequence[_Event]) -> list[_Event]:

@@ -57,6 +57,8 @@ class Request:
             "gradient_checkpointing": s.gradient_checkpointing,
             "attention": s.attention,
             "padded": s.padded,
+            "keep_outputs": s.keep_outputs,
+            "use_cache": s.use_cache and s.gradient_checkpointing == "off",
             "loss": s.loss,
             "max_grad_norm": s.max_grad_norm,
             "data_parallel": self.sharding.data_parallel,

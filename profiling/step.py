@@ -42,19 +42,25 @@ class StepTrace:
         return max(phase.peak_bytes for phase in self.phases.values())
 
 
-def meta_model(config: Mapping[str, Any], kernel: str = attention.FLASH, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+def meta_model(
+    config: Mapping[str, Any],
+    kernel: str = attention.FLASH,
+    dtype: torch.dtype = torch.bfloat16,
+    use_cache: bool = False,
+) -> nn.Module:
     """The causal language model of a config.json on the meta device, in training mode.
 
     Args:
         config: contents of a config.json; `model_type` names the architecture.
         kernel: an attention implementation of transformers, or one of `attention` with the memory of a CUDA kernel.
         dtype: of all parameters.
+        use_cache: keep keys and values, as a model does unless a trainer turns it off.
     """
     attention.register()
     rest = {k: v for k, v in copy.deepcopy(dict(config)).items() if k not in ("architectures", "torch_dtype", "dtype")}
     settings = AutoConfig.for_model(rest.pop("model_type"), **rest)
     settings._attn_implementation = kernel
-    settings.use_cache = False
+    settings.use_cache = use_cache
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(settings, dtype=dtype)
     model.train()
@@ -162,6 +168,7 @@ def trace_step(
     *,
     accumulation: int = 1,
     loss: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    keep_outputs: bool = False,
 ) -> StepTrace:
     """Run two training steps as transformers' Trainer does and trace the second, when optimizer state exists.
 
@@ -172,10 +179,11 @@ def trace_step(
         seq_len: tokens of each.
         accumulation: micro-batches before the update; the last one is traced.
         loss: (model, token ids, labels) -> scalar; by default the model's own.
+        keep_outputs: hold the model's outputs until the next forward is over, as a loop that writes `outputs = model(...)`.
     """
     ids = torch.zeros(micro_batch_size, seq_len, dtype=torch.long, device="meta")
     labels = ids.clone()
-    compute = loss or (lambda model, ids, labels: model(input_ids=ids, labels=labels).loss)
+    outputs = None
     tracker = StorageTracker()
     tracker.watch(model.parameters())
     tracker.watch(model.buffers())
@@ -187,7 +195,13 @@ def trace_step(
             for _ in range(accumulation):
                 tracker.events.clear()
                 tracker.phase = "forward"
-                value = compute(model, ids, labels)
+                if loss is not None:
+                    value = loss(model, ids, labels)
+                elif keep_outputs:
+                    outputs = model(input_ids=ids, labels=labels)
+                    value = outputs.loss
+                else:
+                    value = model(input_ids=ids, labels=labels).loss
                 forward = tracker.live_bytes
                 tracker.phase = "backward"
                 value.backward()  # type: ignore[no-untyped-call]
@@ -197,6 +211,7 @@ def trace_step(
             optimizer.step()
             update = tracker.live_bytes
             optimizer.zero_grad(set_to_none=True)
+    del outputs
     for name, end in (("forward", forward), ("backward", backward), ("optimizer_step", update)):
         peak = tracker.peak(name) if any(e.phase == name for e in tracker.events) else None
         phases[name] = PhasePeak(peak.live_bytes if peak else end, peak.op if peak else "", end)

@@ -51,6 +51,8 @@ step_options = stack(
     click.option("--loss", default="eager", show_default=True, metavar="eager|liger|chunked", help="Loss implementation."),
     click.option("--attention-dropout", type=float, default=None, help="Overrides the model's own attention dropout."),
     click.option("--padded", is_flag=True, help="Sequences are padded, so attention gets a mask."),
+    click.option("--keep-outputs", is_flag=True, help="Your loop keeps the model's outputs alive (outputs = model(...))."),
+    click.option("--use-cache", is_flag=True, help="The model keeps keys and values (the Trainer turns that off)."),
     click.option("--max-grad-norm", type=float, default=1.0, show_default=True, help="Clip gradients; 0 for no clipping."),
 )
 
@@ -66,6 +68,8 @@ class Step:
     loss: str
     attention_dropout: float | None
     padded: bool
+    keep_outputs: bool
+    use_cache: bool
     max_grad_norm: float
 
     def settings(self) -> Settings:
@@ -78,6 +82,8 @@ class Step:
             loss=self.loss,
             attention_dropout=self.attention_dropout,
             padded=self.padded,
+            keep_outputs=self.keep_outputs,
+            use_cache=self.use_cache,
             max_grad_norm=self.max_grad_norm,
         )
 

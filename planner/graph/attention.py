@@ -28,15 +28,19 @@ def repeat_heads(tape: Tape, x: Tensor, heads: int, lazy: bool = False) -> Tenso
     return tape.record("repeat_kv", (x,), out, gradients=(gradient,))
 
 
-def eager(tape: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> tuple[Tensor, Tensor]:
+def eager(
+    tape: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, packed: bool = False
+) -> tuple[Tensor, Tensor]:
     """Written-out attention with a fp32 softmax; keeps heads x length^2 values three times over.
 
+    `packed`: keys and values lie contiguously (they come from a cache), so that the products need no copy of them.
     Returns the output `(batch, length, heads, head_dim)` and the attention weights, which the layer's Python code holds.
     """
     batch, heads, length, head_dim = q.shape
     keys, values = repeat_heads(tape, k, heads, lazy=True), repeat_heads(tape, v, heads, lazy=True)
     query = pw.copy(tape, q)
-    factor = pw.copy(tape, keys) if keys.storage is k.storage else keys
+    lazy = heads != k.shape[1] and keys.storage is k.storage
+    factor = pw.copy(tape, keys) if lazy or (keys is k and not packed) else keys
     scores = batched(tape, query, factor, (batch, heads, length, k.shape[2]), head_dim)
     scores = pw.scale(tape, scores)
     if mask is not None:
@@ -45,7 +49,7 @@ def eager(tape: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop
     soft = _softmax(tape, wide)
     tape.hold(scores)
     weights = pw.dropout(tape, pw.cast(tape, soft, q.dtype), dropout)
-    factor = pw.copy(tape, values) if values.storage is v.storage else values
+    factor = pw.copy(tape, values) if lazy or (values is v and not packed) else values
     mixed = batched(tape, weights, factor, q.shape, k.shape[2])
     joined = tape.fresh((batch, length, heads, head_dim), mixed.dtype, mixed.requires_grad)
     copied = Gradient(mixed, round_block(mixed.nbytes), moved=2 * mixed.nbytes)
@@ -54,7 +58,7 @@ def eager(tape: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop
     return joined, weights
 
 
-def math(tape: Tape, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+def math(tape: Tape, q: Tensor, k: Tensor, v: Tensor, dropout: float, packed: bool = False) -> Tensor:
     """PyTorch's unfused fallback, `_scaled_dot_product_attention_math`: fp32, and keeps heads x length^2 of it."""
     batch, heads, length, head_dim = q.shape
     dtype = q.dtype
@@ -65,10 +69,10 @@ def math(tape: Tape, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     grouped = k.shape[1] != heads
     keys, values = repeat_heads(tape, wide[1], heads), repeat_heads(tape, wide[2], heads)
     scaled = pw.scale(tape, keys)
-    scaled = scaled if grouped else pw.copy(tape, scaled)
+    scaled = scaled if grouped or packed else pw.copy(tape, scaled)
     scores = batched(tape, pw.copy(tape, query), scaled, (batch, heads, length, k.shape[2]), head_dim)
     weights = pw.dropout(tape, _softmax(tape, pw.add(tape, scores, mask)), dropout)
-    mixed = batched(tape, weights, values if grouped else pw.copy(tape, values), q.shape, k.shape[2])
+    mixed = batched(tape, weights, values if grouped or packed else pw.copy(tape, values), q.shape, k.shape[2])
     tape.hold(*wide, query, keys, values, weights)
     out = pw.cast(tape, mixed, dtype)
     joined = tape.fresh((batch, length, heads, head_dim), dtype, out.requires_grad)

@@ -19,6 +19,8 @@ class Block:
         carried: storages made here that later blocks read (rotary tables, mask); they live to the end of the backward.
         frees: for each op, the storages whose last Python reference goes after it.
         batch: how many of the carried storages are the batch itself, which the training loop holds.
+        outputs: storages of the model's output object, which the training loop drops when the forward is over, or keeps.
+        leaves: activations that were made to require a gradient, and that gradient; they live as long as the loss's graph.
     """
 
     name: str
@@ -29,6 +31,8 @@ class Block:
     frees: list[list[Storage]] = field(default_factory=list)
     batch: int = 0
     entry_held: bool = True
+    outputs: tuple[Storage, ...] = ()
+    leaves: tuple[Storage, ...] = ()
 
 
 def close(
@@ -39,6 +43,7 @@ def close(
     carried: tuple[Storage, ...] = (),
     batch: int = 0,
     entry_held: bool = True,
+    leaves: tuple[Storage, ...] = (),
 ) -> Block:
     """End a block: find the op after which nothing in the forward refers to a storage any more.
 
@@ -55,11 +60,11 @@ def close(
         for storage in op.reads:
             if id(storage) in owned:
                 last[id(storage)] = index
-    kept = {id(storage) for storage in carried}
+    kept = {id(storage) for storage in (*carried, *tape.outputs)}
     if exit is not None:
         kept.add(id(exit.storage))
     frees: list[list[Storage]] = [[] for _ in tape.ops]
     for key, index in last.items():
         if key not in kept:
             frees[index].append(owned[key])
-    return Block(name, tape.ops, entry, exit, carried, frees, batch, entry_held)
+    return Block(name, tape.ops, entry, exit, carried, frees, batch, entry_held, tuple(tape.outputs), leaves)

@@ -60,6 +60,13 @@ class Walk:
             self._unreference(self.block.entry.storage, meter)
         return meter.segment()
 
+    def release(self) -> Segment:
+        """The training loop lets the model's output object go; autograd may still hold what was in it."""
+        meter = self._meter()
+        for storage in self.block.outputs:
+            self._unreference(storage, meter)
+        return meter.segment()
+
     def backward(self, shared: Shared, checkpointing: str = "off") -> Segment:
         """The backward pass: starts with the gradient of the exit alive, ends with that of the entry alive.
 

@@ -25,7 +25,8 @@ def eager(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, divid
     tape.record("shift_labels", (), labels, scratch=tensor_bytes(hidden.shape[:-1], "int64"))
     wide = pw.cast(tape, logits, "fp32")
     loss = _cross_entropy(tape, wide, labels)
-    tape.hold(logits, wide, hidden)
+    tape.outputs.append(logits.storage)
+    tape.hold(wide, hidden)
     return loss
 
 

@@ -72,12 +72,14 @@ class Tape:
         ops: what was recorded so far.
         scope: prefix of the names of ops, such as "mlp.up_proj".
         category: what fresh tensors are for (an index of CATEGORIES).
+        outputs: storages that the model's output object holds: logits, key/value cache.
     """
 
     def __init__(self) -> None:
         self.ops: list[Op] = []
         self.scope = ""
         self.category = ACTIVATIONS
+        self.outputs: list[Storage] = []
 
     def fresh(self, shape: tuple[Size, ...], dtype: str, requires_grad: bool) -> Tensor:
         """A new tensor in a new storage."""

@@ -11,6 +11,7 @@ from rich.text import Text
 from tuneplan.planner.estimate import Estimate
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.methods.compose import explicit
+from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.units import format_count, format_gib, format_seconds
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def estimate_report(estimate: Estimate) -> RenderableType:
         ("precision", f"{s.dtype}, {s.precision}; optimizer {request.optimizer.name}"),
         ("checkpointing", s.gradient_checkpointing),
         ("attention", f"{s.attention} -> {kernel} kernel; loss {s.loss}"),
+        ("loop", _loop(s)),
         ("GPUs", f"{request.gpu.name if request.gpu else 'not named'}, {request.sharding.label}"),
     ]
     levels = {
@@ -105,6 +107,13 @@ def estimate_report(estimate: Estimate) -> RenderableType:
     ]
     parts += [Text(f"! {warning}", style="yellow") for warning in estimate.warnings]
     return Group(*parts)
+
+
+def _loop(settings: Settings) -> str:
+    """What the training loop holds on to."""
+    kept = "kept until the next forward" if settings.keep_outputs else "dropped after the loss (as the Trainer does)"
+    cache = "; keys and values cached" if settings.use_cache and settings.gradient_checkpointing == "off" else ""
+    return f"model outputs {kept}{cache}"
 
 
 def _phases(estimate: Estimate) -> Table:

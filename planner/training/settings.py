@@ -29,6 +29,10 @@ class Settings:
         attention_dropout: overrides the model's own when not None.
         compute_capability: of the card, as (major, minor), where sdpa's choice of kernel depends on it.
         padded: sequences are padded, so attention gets a mask.
+        keep_outputs: the training loop keeps the model's output (logits, cache) until the next forward is over, as a loop does
+            that is written `outputs = model(...)`; transformers' Trainer does not.
+        use_cache: the model keeps keys and values in a cache, as it does by default; the Trainer turns it off, and so does
+            gradient checkpointing.
     """
 
     micro_batch_size: Size = 1
@@ -44,3 +48,5 @@ class Settings:
     attention_dropout: float | None = None
     compute_capability: tuple[int, int] = (8, 0)
     padded: bool = False
+    keep_outputs: bool = False
+    use_cache: bool = False

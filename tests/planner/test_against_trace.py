@@ -129,3 +129,15 @@ def test_loss_implementations(loss: str, method: str, batch: int, length: int) -
     """A large vocabulary, with the head and the loss in chunks or fused; the logits set the peak without them."""
     settings = replace(BASE, micro_batch_size=batch, seq_len=length, loss=loss, gradient_checkpointing="non-reentrant")
     check(Case(small(vocab_size=16000, num_hidden_layers=2), method, settings, loss=getattr(losses, loss)))
+
+
+@pytest.mark.parametrize("key_heads", [4, 8])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("method", ["full", LORA_QV, "qlora"])
+@pytest.mark.parametrize("keep_outputs", [False, True])
+def test_training_loops_of_users(method: str, attention: str, key_heads: int, keep_outputs: bool) -> None:
+    """A loop that keeps the model's outputs, and a model that keeps its keys and values, which the Trainer both avoids."""
+    settings = replace(BASE, attention=attention, use_cache=True, keep_outputs=keep_outputs)
+    check(Case(small(num_key_value_heads=key_heads), method, settings))
+    if keep_outputs:
+        check(Case(small(), method, replace(settings, use_cache=False, gradient_checkpointing="non-reentrant")))

@@ -49,7 +49,7 @@ def traced(case: Case, kernel: str) -> tuple[Any, StepTrace]:
     """The real code's answer, with the attention kernel that the estimate says will run."""
     settings = case.settings
     method = parse(case.method)
-    model: Any = meta_model(case.config, KERNELS[kernel], DTYPES[settings.dtype])
+    model: Any = meta_model(case.config, KERNELS[kernel], DTYPES[settings.dtype], settings.use_cache)
     checkpointing = settings.gradient_checkpointing != "off"
     model = _quantized(model, method, settings)
     lora = next((part for part in method.parts if isinstance(part, Lora)), None)
@@ -74,6 +74,7 @@ def traced(case: Case, kernel: str) -> tuple[Any, StepTrace]:
         settings.seq_len,
         accumulation=2 if settings.accumulating else 1,
         loss=case.loss,
+        keep_outputs=settings.keep_outputs,
     )
     return model, trace
 

@@ -12,7 +12,7 @@ from tuneplan.planner.graph import loss as losses
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.matmul import embedding
-from tuneplan.planner.graph.tensor import Storage, Tensor, tensor_bytes
+from tuneplan.planner.graph.tensor import KV_CACHE, Storage, Tensor, tensor_bytes
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.spec import ModelSpec
@@ -130,9 +130,11 @@ def start(model: Assembly, spec: LlamaSpec) -> tuple[Block, tuple[Tensor, ...]]:
     tape.record("labels", (), labels)
     hidden = embedding(tape, (batch, length), model.weight(EMBEDDING, (spec.vocab_size, spec.hidden_size), "embedding"))
     leaf: tuple[Tensor, ...] = ()
+    leaves: tuple[Storage, ...] = ()
     if model.settings.gradient_checkpointing != "off" and model.method.inputs_need_grad():
         hidden.requires_grad = True
         leaf = (hidden,) if spec.multipliers else ()
+        leaves = (hidden.storage, hidden.storage)
     if spec.multipliers:
         hidden = pw.scale(tape, hidden, "embedding_multiplier")
     shared = [_table(model, spec, hidden.dtype) for _ in range(2)]
@@ -140,7 +142,7 @@ def start(model: Assembly, spec: LlamaSpec) -> tuple[Block, tuple[Tensor, ...]]:
     if mask is not None:
         shared.append(mask)
     carried: tuple[Storage, ...] = tuple([t.storage for t in (ids, labels, *shared, *leaf)])
-    return close("embed_tokens", tape, None, hidden, carried, batch=2), tuple(shared)
+    return close("embed_tokens", tape, None, hidden, carried, batch=2, leaves=leaves), tuple(shared)
 
 
 def _table(model: Assembly, spec: LlamaSpec, dtype: str) -> Tensor:
@@ -196,15 +198,17 @@ def _attention(model: Assembly, spec: LlamaSpec, x: Tensor, shared: tuple[Tensor
     v = _heads(model, v, spec, "", copied=not fused_values)
     tape.scope = "self_attn"
     q, k = pw.rotate(tape, q, cos, sin), pw.rotate(tape, k, cos, sin)
+    if settings.use_cache and settings.gradient_checkpointing == "off":
+        k, v = _cached(model, k), _cached(model, v)
     model.notes["attention_kernel"] = kernel.name
     model.notes["attention_kernel_reason"] = kernel.reason
     dropout = spec.attention_dropout if settings.attention_dropout is None else settings.attention_dropout
     weights: tuple[Tensor, ...] = ()
     if kernel.name == "eager":
-        out, scores = kernels.eager(tape, q, k, v, masks[0], dropout)
+        out, scores = kernels.eager(tape, q, k, v, masks[0], dropout, packed=settings.use_cache)
         weights = (scores,)
     elif kernel.name == "math":
-        out = kernels.math(tape, q, k, v, dropout)
+        out = kernels.math(tape, q, k, v, dropout, packed=settings.use_cache)
     elif kernel.name == "efficient":
         out = kernels.efficient(tape, q, k, v)
     else:
@@ -229,6 +233,16 @@ def _heads(model: Assembly, x: Tensor, spec: LlamaSpec, norm: str, copied: bool)
     if norm and spec.head_norm:
         x = model.rms_norm(x, f"self_attn.{norm}")
     return pw.transpose(tape, x, (batch, heads, length, spec.head_dim), copied)
+
+
+def _cached(model: Assembly, x: Tensor) -> Tensor:
+    """`DynamicLayer.update` of an empty cache: keys or values are copied into it and used from there."""
+    tape = model.tape
+    before, tape.category = tape.category, KV_CACHE
+    out = pw.copy(tape, x, "cache")
+    tape.category = before
+    tape.outputs.append(out.storage)
+    return out
 
 
 def _mlp(model: Assembly, spec: LlamaSpec, x: Tensor) -> Tensor:
