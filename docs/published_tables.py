@@ -1,0 +1,158 @@
+"""Print the tables of docs/accuracy.md that compare with published runs, as Markdown.
+
+    PYTHONPATH=src python docs/published_tables.py    a few seconds
+
+Most published rows are not part of the repository: tests/planner/test_replay.py and tests/planner/timing/test_published.py
+name the files they read, and docs/accuracy.md the public sources. Configurations are those of the tests.
+"""
+
+import sys
+from collections.abc import Iterable
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from statistics import median
+from types import ModuleType
+
+from tuneplan.planner.memory import step_memory
+from tuneplan.planner.methods.full import Full
+from tuneplan.planner.methods.lora import Lora
+from tuneplan.planner.methods.method import Method
+from tuneplan.planner.methods.part import Part
+from tuneplan.planner.methods.quantized_base import QuantizedBase
+from tuneplan.planner.models import lookup, network, registry
+from tuneplan.planner.models.config import ConfigReader
+from tuneplan.planner.replay import Program, replay
+from tuneplan.planner.training.optimizers import find
+from tuneplan.planner.training.settings import Settings
+from tuneplan.planner.units import GIB, GIGA
+
+
+def module(name: str) -> ModuleType:
+    """A test module by its path under tests/planner, whose rows and configurations are used here."""
+    spec = spec_from_file_location(name.replace("/", "_"), Path(__file__).parents[1] / "tests" / "planner" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = module_from_spec(spec)
+    sys.modules[spec.name] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+memory = module("test_replay")
+inline = module("test_published")
+timing = module("timing/test_published")
+
+
+def show(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    """A Markdown table."""
+    print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+    print()
+
+
+def percent(predicted: float, published: float) -> float:
+    """Predicted over published, less one, in percent."""
+    return 100 * (predicted / published - 1)
+
+
+def spread(label: str, errors: list[float]) -> str:
+    """Median and worst of the errors in size."""
+    sizes = [abs(e) for e in errors]
+    return f"{label}: {len(sizes)} rows, median {median(sizes):.2f} %, worst {max(sizes):.2f} %"
+
+
+def rtx_4080() -> None:
+    """Replayed against measured allocated and reserved peaks."""
+    rows, allocated, reserved = [], [], []
+    for r in memory._rows():
+        on = r["gradient_checkpointing"] == "True"
+        name, method, batch, length = r["model_id"], r["method"], int(r["micro_batch_size"]), int(r["seq_len"])
+        case = memory.Case(name, method, length, batch, "non-reentrant" if on else "off", "paged_adamw_8bit", kept=True)
+        lora = Lora(r=int(r["lora_rank"]), target_modules=("q_proj", "k_proj", "v_proj", "o_proj"))
+        built = memory._build(case, lora, (7, 5) if method == "lora" else (8, 9))
+        played = replay(*built, program=Program(empties_cache=False))
+        cells = []
+        for size, column, errors in (
+            (played.allocated_bytes / GIB, "peak_allocated_GiB", allocated),
+            (played.reserved_bytes / GIB, "peak_reserved_GiB", reserved),
+        ):
+            errors.append(percent(size, float(r[column])))
+            cells += [f"{size:.3f}", f"{float(r[column]):.3f}", f"{errors[-1]:+.2f} %"]
+        rows.append((name.split("/")[1], method, f"{batch} x {length}", "on" if on else "off", *cells))
+    sizes = ("replayed GiB", "measured GiB", "error")
+    show(
+        ("model", "method", "batch", "checkpointing", *(f"allocated {s}" for s in sizes), *(f"reserved {s}" for s in sizes)), rows
+    )
+    print(spread("allocated", allocated))
+    print(spread("reserved", reserved) + "\n")
+
+
+def a100() -> None:
+    """The ledger against allocated peaks on A100s (fms-acceleration)."""
+    rows, errors = [], []
+    for r in timing.rows_of("fms_acceleration.csv"):
+        plain = r["framework_config"] in ("none", "baseline-peft-bnb", "accelerated-peft-bnb")
+        dense = any(m in r["model"] for m in ("Mistral-7B", "PowerLM-3b", "Llama-2-70b"))
+        if not (plain and dense and r["source_group"].startswith("refs") and r["num_gpus"] == "1"):
+            continue
+        lora = Lora(
+            r=16,
+            target_modules=("q_proj", "k_proj", "v_proj", "o_proj"),
+            lora_dropout=float(r["lora_dropout"] or 0),
+            autocast_adapter_dtype=not r["trainer_bf16"],
+        )
+        base = QuantizedBase(prepare_kbit=r["framework_config"] == "baseline-peft-bnb")
+        parts: dict[str, tuple[Part, ...]] = {"full": (Full(),), "lora": (lora,), "qlora-nf4": (base, lora)}
+        batch = int(r["per_device_train_batch_size"])
+        settings = Settings(micro_batch_size=batch, seq_len=4096, attention="flash", gradient_checkpointing="reentrant")
+        name = r["model"]
+        own = "PowerLM" in name
+        config = (name, ConfigReader(timing.POWERLM, name)) if own else lookup.load(name.replace("NousResearch/", ""))
+        net = network.build(registry.read_spec(*config), Method(r["method"], parts[r["method"]]), settings)
+        estimated = step_memory(net, settings, find("adamw")).peak.peak_bytes / GIGA
+        published = int(r["torch_peak_alloc_bytes"]) / GIGA
+        errors.append(percent(estimated, published))
+        label = f"{r['method']}, {r['framework_config']}"
+        sizes = (f"{estimated:.2f}", f"{published:.2f}", f"{errors[-1]:+.1f} %")
+        rows.append((name.split("/")[1], label, f"{batch} x 4096", *sizes))
+    for row in inline.ALLOCATED:
+        estimated, published = inline.estimated(row).allocated_bytes / GIGA, row.measured_bytes / GIGA
+        errors.append(percent(estimated, published))
+        sizes = (f"{estimated:.2f}", f"{published:.2f}", f"{errors[-1]:+.1f} %")
+        rows.append((row.model, f"{row.method}, {row.ranks} GPUs, FSDP full shard", f"{row.batch} x {row.length}", *sizes))
+    show(("model", "method", "batch", "estimated GB", "published GB", "error"), rows)
+    print(spread("allocated", errors) + "\n")
+
+
+def l40s() -> None:
+    """Estimated against measured reserved peaks of PEFT's comparison."""
+    rows, errors = [], []
+    for row in inline.RESERVED:
+        estimated, published = inline.estimated(row).reserved_bytes / GIB, row.measured_bytes / GIB
+        errors.append(percent(estimated, published))
+        rows.append((row.method, f"{estimated:.2f}", f"{published:.2f}", f"{errors[-1]:+.1f} %"))
+    show(("method", "estimated GiB", "published GiB", "error"), rows)
+    print(spread("reserved", errors) + "\n")
+
+
+def step_times() -> None:
+    """Predicted against published tokens per second and card."""
+    rows, judged = [], []
+    for table in timing.TABLES_OF.values():
+        found = table()
+        errors = [percent(row.predicted, row.published) for row in found if not row.calibrates]
+        judged += errors
+        print(spread(found[0].table, errors))
+        for row in found:
+            cells = (f"{row.published:,.0f}", f"{row.predicted:,.0f}", f"{percent(row.predicted, row.published):+.0f} %")
+            rows.append((row.table, row.label, *cells, "yes" if row.calibrates else ""))
+    print(spread("all", judged) + "\n")
+    show(("table", "run", "published", "predicted", "error", "chose a constant"), rows)
+
+
+if __name__ == "__main__":
+    rtx_4080()
+    a100()
+    l40s()
+    step_times()
