@@ -1,0 +1,64 @@
+"""The storage tracker on tensors whose sizes are known."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tuneplan.profiling.tracker import StorageTracker  # noqa: E402
+
+KIB = 1024
+
+
+def test_births_and_deaths() -> None:
+    """A storage counts from its birth to its death, rounded up to 512 bytes; a view adds nothing."""
+    tracker = StorageTracker("cpu")
+    with tracker:
+        first = torch.empty(256)
+        second = torch.empty(1)
+        view = first[:10]
+        assert KIB + 512 == tracker.live_bytes
+        del first
+        assert KIB + 512 == tracker.live_bytes
+        del view, second
+        assert tracker.live_bytes == 0
+    assert KIB + 512 == tracker.peak().live_bytes
+
+
+def test_what_existed_before_is_watched_once() -> None:
+    """Tensors made before count when they are watched, however often."""
+    tensor = torch.empty(256)
+    tracker = StorageTracker("cpu")
+    tracker.watch([tensor, tensor, tensor.view(16, 16)])
+
+    assert KIB == tracker.live_bytes
+
+
+def test_other_devices_do_not_count() -> None:
+    """Only tensors on the tracked device are counted."""
+    tracker = StorageTracker("meta")
+    with tracker:
+        _ = torch.empty(256)
+        kept = torch.empty(256, device="meta")
+
+    assert KIB == tracker.live_bytes == kept.untyped_storage().nbytes()
+
+
+def test_gradients_are_summed_in_place_as_without_a_mode() -> None:
+    """Autograd adds the second gradient of a tensor to the first in place; a dispatch mode alone would make it copy."""
+    leaf = torch.empty(256, device="meta", requires_grad=True)
+    tracker = StorageTracker("meta")
+    tracker.watch([leaf])
+    with tracker:
+        tracker.phase = "forward"
+        used = leaf * 1.0
+        value = (used * 2.0).sum() + (used * 3.0).sum()
+        tracker.phase = "backward"
+        value.backward()
+
+    assert not [event for event in tracker.events if event.phase == "backward" and event.op == "add.Tensor"]
+
+
+def test_items_of_meta_tensors_are_answered() -> None:
+    """A question about values on the meta device is answered with 1: nothing is padded, nothing is packed."""
+    with StorageTracker("meta"):
+        assert torch.empty((), device="meta", dtype=torch.bool).item() is True
