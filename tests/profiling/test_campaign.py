@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
-from tuneplan.profiling import campaign  # noqa: E402
+from tuneplan.profiling import campaign
 
 
 def test_real_steps_on_the_cpu(tmp_path: Path) -> None:
