@@ -22,7 +22,8 @@ from tuneplan.planner.training.optimizers import OPTIMIZERS
 from tuneplan.planner.training.settings import ATTENTIONS, CHECKPOINTING, Settings
 from tuneplan.planner.training.sharding import Sharding
 
-LAW = settings(max_examples=40, deadline=None, derandomize=True)
+ONE_GPU = Sharding()
+LAW = settings(max_examples=25, deadline=None, derandomize=True)
 METHODS = ("full", "lora", "qlora", "lora(r=4,target_modules=q_proj,v_proj,lora_dropout=0.1,autocast_adapter_dtype=false)")
 LOSSES = ("eager", "chunked", "liger")
 
@@ -66,7 +67,7 @@ def spec_of(config: dict[str, Any], id: str = "test") -> ModelSpec:
 
 
 def memory_of(
-    config: dict[str, Any], method: str, run: Settings, optimizer: str = "adamw", sharding: Sharding = Sharding()
+    config: dict[str, Any], method: str, run: Settings, optimizer: str = "adamw", sharding: Sharding = ONE_GPU
 ) -> StepMemory:
     """The memory of one step."""
     network = build(spec_of(config), parse(method), run)
@@ -304,9 +305,7 @@ LENGTHS = [256, 128, 64, 512, 2, 77]
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 @pytest.mark.parametrize("layers", [1, 6])
-def test_arrays_give_what_ints_give_one_by_one(
-    method: str, checkpointing: str, attention: str, loss: str, layers: int
-) -> None:
+def test_arrays_give_what_ints_give_one_by_one(method: str, checkpointing: str, attention: str, loss: str, layers: int) -> None:
     """One walk with numpy arrays of batches and lengths is exactly as many walks with ints: peaks, ends and levels."""
     config = {**DEEP, "hidden_size": 256, "num_hidden_layers": layers, "vocab_size": 2000}
     run = Settings(gradient_checkpointing=checkpointing, attention=attention, loss=loss)

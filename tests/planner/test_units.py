@@ -54,7 +54,9 @@ def test_amounts_are_exact_where_a_float_is_not() -> None:
     assert 1_100_000_000 == parse_count("1.1B")
 
 
-@pytest.mark.parametrize("text", ["", "24", "GiB", "-1GiB", "0GiB", "nanGiB", "infGiB", "1e400GiB", "24 apples", "2**30B", "1,5GiB"])
+@pytest.mark.parametrize(
+    "text", ["", "24", "GiB", "-1GiB", "0GiB", "nanGiB", "infGiB", "1e400GiB", "24 apples", "2**30B", "1,5GiB"]
+)
 def test_bytes_that_are_none(text: str) -> None:
     """Without a number, a unit or a sensible size there are no bytes."""
     with pytest.raises(InputError):
@@ -103,7 +105,9 @@ def test_seconds(seconds: float, expected: str) -> None:
     assert expected == format_seconds(seconds)
 
 
-@pytest.mark.parametrize(("amount", "expected"), [("0", "$0.00"), ("12.4", "$12.40"), ("999.99", "$999.99"), ("1234.4", "$1,234")])
+@pytest.mark.parametrize(
+    ("amount", "expected"), [("0", "$0.00"), ("12.4", "$12.40"), ("999.99", "$999.99"), ("1234.4", "$1,234")]
+)
 def test_usd(amount: str, expected: str) -> None:
     """Cents matter below a thousand dollars."""
     assert expected == format_usd(Decimal(amount))

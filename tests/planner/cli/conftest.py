@@ -32,7 +32,7 @@ class Outcome:
     err: str
 
     def json(self) -> Any:
-        """stdout as one strict JSON document: NaN and Infinity are not JSON."""
+        """Stdout as one strict JSON document: NaN and Infinity are not JSON."""
         return json.loads(self.out, parse_constant=_refuse)
 
 

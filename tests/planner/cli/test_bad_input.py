@@ -218,9 +218,7 @@ ESTIMATE_NUMBERS = {
 
 
 @pytest.mark.parametrize("command", ["estimate", "explain"])
-@pytest.mark.parametrize(
-    "words", [(option, value) for option, values in ESTIMATE_NUMBERS.items() for value in values], ids=name
-)
+@pytest.mark.parametrize("words", [(option, value) for option, values in ESTIMATE_NUMBERS.items() for value in values], ids=name)
 def test_numbers_of_an_estimate(plan: Any, command: str, words: tuple[str, str]) -> None:
     """`estimate` and `explain` refuse the same numbers."""
     refuse(plan(command, *(("peak",) if command == "explain" else ()), "--model", "7b", *words))
@@ -320,7 +318,9 @@ def test_empty_strings_of_the_search(plan: Any, option: str) -> None:
     refuse(plan(*SMALL, option, ""))
 
 
-@pytest.mark.parametrize("value", ["\0", "a\0b", LONG, "/" + LONG, "\udc80", "~nobody-has-this-name/x", ".", "..", "/dev/null"], ids=name)
+@pytest.mark.parametrize(
+    "value", ["\0", "a\0b", LONG, "/" + LONG, "\udc80", "~nobody-has-this-name/x", ".", "..", "/dev/null"], ids=name
+)
 def test_odd_names_of_a_model(plan: Any, value: str) -> None:
     """NUL bytes, endless names, undecodable bytes, folders and devices are refused in a short line."""
     outcome = plan("--model", value, "--gpu", "a100-80g")

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from tuneplan.planner.cli.main import COMMANDS
 
-FUZZ = settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+FUZZ = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
-NAMES = st.sampled_from(["7b", "a100-80g", "lora", "qlora", "full", "adamw", "sdpa", "eager", "flash", "liger", "bf16", "any-card", "t4"])
+NAMES = st.sampled_from(
+    ["7b", "a100-80g", "lora", "qlora", "full", "adamw", "sdpa", "eager", "flash", "liger", "bf16", "any-card", "t4"]
+)
 NUMBERS = st.one_of(
     st.integers(-3, 5).map(str),
     st.sampled_from(["8", "64", "512", "2048", "100000", "0.03", "0.5", "1e3", "-0", "nan", "-inf", "10M", "24GiB", "1,2", "+1"]),
@@ -22,15 +24,51 @@ TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
 METHODS = st.text(st.sampled_from(list("lorafq+(),=r8_ 1")), max_size=24)
 VALUES = st.one_of(NAMES, NUMBERS, TEXTS, METHODS)
 
-SEARCH = (
-    "--gpu-memory --method --rank --target-modules --gpus --seq-len --attention --loss --attention-dropout "
-    "--global-batch-size --micro-batch-size --tokens --samples --dtype --precision --optimizer --zero-stage --objective "
-    "--max-hours --max-usd --safety-margin --model --gpu"
-).split()
-ESTIMATE = (
-    "--gpu-memory --method --rank --target-modules --seq-len --attention --loss --attention-dropout --micro-batch-size "
-    "--gradient-accumulation-steps --dtype --precision --optimizer --zero-stage --data-parallel --safety-margin --model --gpu"
-).split()
+SEARCH = [
+    "--gpu-memory",
+    "--method",
+    "--rank",
+    "--target-modules",
+    "--gpus",
+    "--seq-len",
+    "--attention",
+    "--loss",
+    "--attention-dropout",
+    "--global-batch-size",
+    "--micro-batch-size",
+    "--tokens",
+    "--samples",
+    "--dtype",
+    "--precision",
+    "--optimizer",
+    "--zero-stage",
+    "--objective",
+    "--max-hours",
+    "--max-usd",
+    "--safety-margin",
+    "--model",
+    "--gpu",
+]
+ESTIMATE = [
+    "--gpu-memory",
+    "--method",
+    "--rank",
+    "--target-modules",
+    "--seq-len",
+    "--attention",
+    "--loss",
+    "--attention-dropout",
+    "--micro-batch-size",
+    "--gradient-accumulation-steps",
+    "--dtype",
+    "--precision",
+    "--optimizer",
+    "--zero-stage",
+    "--data-parallel",
+    "--safety-margin",
+    "--model",
+    "--gpu",
+]
 FLAGS = st.lists(st.sampled_from(["--padded", "--json", "--gradient-checkpointing", "--no-gradient-checkpointing"]), max_size=2)
 
 
@@ -115,10 +153,22 @@ CONFIG_VALUES = st.one_of(
     st.lists(st.integers(), max_size=2),
     st.dictionaries(st.text(st.characters(codec="ascii"), max_size=3), st.integers(), max_size=2),
 )
-CONFIG_KEYS = (
-    "model_type hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size "
-    "head_dim max_position_embeddings tie_word_embeddings attention_dropout attention_bias mlp_bias sliding_window"
-).split()
+CONFIG_KEYS = [
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "head_dim",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+    "attention_dropout",
+    "attention_bias",
+    "mlp_bias",
+    "sliding_window",
+]
 BASE = {
     "model_type": "llama",
     "hidden_size": 64,

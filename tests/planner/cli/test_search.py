@@ -202,7 +202,7 @@ def test_own_gpu_file(plan: Any, tmp_path: Path) -> None:
     """--gpu-file takes a card in the format of the bundled ones, and --prices prices it."""
     folder = Path(__file__).parents[3] / "hardware_profiles" / "gpus"
     text = (folder / "a100-80g.toml").read_text()
-    text = re.sub(r'(?m)^id = .*$', 'id = "house-card"', text)
+    text = re.sub(r"(?m)^id = .*$", 'id = "house-card"', text)
     text = re.sub(r"(?m)^aliases = .*?(\]|$)", "aliases = []", text, flags=re.S | re.M)
     card = tmp_path / "card.toml"
     card.write_text(text)

@@ -30,7 +30,7 @@ def network(model: str, method: str, **run: object) -> Network:
     ],
 )
 def test_adapter_parameters(model: str, method: str, expected: int) -> None:
-    """r (in + out) for every adapted module of every layer."""
+    """R (in + out) for every adapted module of every layer."""
     assert expected == network(model, method).trainable_parameters
 
 
@@ -45,7 +45,9 @@ def test_base_parameters(model: str, expected: int) -> None:
 def test_all_linear_is_all_but_the_head() -> None:
     """PEFT's all-linear adapts the seven projections of a Llama layer and not lm_head."""
     adapted = {p.name.rsplit(".", 2)[0] for p in network("7b", "lora").parameters if p.adapter}
-    assert {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"} == {n.rsplit(".", 1)[-1] for n in adapted}
+    assert {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"} == {
+        n.rsplit(".", 1)[-1] for n in adapted
+    }
 
 
 def test_adapters_are_fp32_unless_asked_otherwise() -> None:
@@ -71,7 +73,9 @@ def test_biases(bias: str, expected: int) -> None:
     assert expected == sum(size for module, size in per_layer.items() if module in ("k_proj", "v_proj"))
 
 
-@pytest.mark.parametrize("part", [Lora(r=0), Lora(lora_dropout=1.0), Lora(lora_dropout=-0.1), Lora(bias="some"), Lora(target_modules=())])
+@pytest.mark.parametrize(
+    "part", [Lora(r=0), Lora(lora_dropout=1.0), Lora(lora_dropout=-0.1), Lora(bias="some"), Lora(target_modules=())]
+)
 def test_impossible_options(part: Lora) -> None:
     """Ranks, probabilities, biases and targets are checked."""
     with pytest.raises(InputError):

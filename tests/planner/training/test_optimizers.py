@@ -78,7 +78,7 @@ def test_twelve_bytes_a_parameter() -> None:
 
 
 def test_foreach_holds_a_copy_of_all_parameters() -> None:
-    """torch's default AdamW holds the root of all second moments at once; the fused one holds nothing."""
+    """Torch's default AdamW holds the root of all second moments at once; the fused one holds nothing."""
     weights = [parameter(BIG, count=3), parameter((4096,), count=5)]
     assert 2 * (3 * N + 5 * 4096) == step_scratch(OPTIMIZERS["adamw"], weights, False)
     assert 0 == step_scratch(OPTIMIZERS["adamw_fused"], weights, False)

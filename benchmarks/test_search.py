@@ -1,0 +1,75 @@
+"""How long an estimate and a search take once Python runs. Run with `pytest benchmarks --benchmark-only`."""
+
+from dataclasses import replace
+from datetime import date
+from typing import Any
+
+import pytest
+
+from tuneplan.planner.estimate import estimate
+from tuneplan.planner.job import DEFAULT_METHODS, Job
+from tuneplan.planner.memory import step_memory
+from tuneplan.planner.methods.compose import parse
+from tuneplan.planner.models.lookup import load
+from tuneplan.planner.models.network import build
+from tuneplan.planner.models.registry import read_spec
+from tuneplan.planner.request import Request
+from tuneplan.planner.search import Search
+from tuneplan.planner.target import targets
+from tuneplan.planner.training.optimizers import OPTIMIZERS
+from tuneplan.planner.training.settings import CHECKPOINTING, Settings
+
+SPEC = read_spec(*load("70b"))
+RUN = Settings(micro_batch_size=4, seq_len=512)
+TODAY = date(2026, 9, 1)
+
+
+@pytest.mark.parametrize("method", DEFAULT_METHODS)
+def test_memory_of_a_step(benchmark: Any, method: str) -> None:
+    """Model, walk and phases of one configuration of Llama-2-70B: what a candidate costs that shares nothing."""
+    parts = parse(method)
+    benchmark(lambda: step_memory(build(SPEC, parts, RUN), RUN, OPTIMIZERS["adamw"]))
+    benchmark.extra_info["microseconds"] = 1e6 * benchmark.stats.stats.median
+
+
+@pytest.mark.parametrize("advice", [False, True], ids=["figures", "with-warnings"])
+def test_estimate(benchmark: Any, advice: bool) -> None:
+    """One whole estimate of Llama-2-70B under QLoRA: memory, allocator replay over all layers, checkpoint, warnings."""
+    request = Request(SPEC, parse("qlora"), RUN, OPTIMIZERS["adamw"])
+    benchmark(lambda: estimate(request, advice=advice))
+    benchmark.extra_info["microseconds"] = 1e6 * benchmark.stats.stats.median
+
+
+@pytest.mark.parametrize("cards", ["a100-80g", "any"])
+def test_search(benchmark: Any, cards: str) -> None:
+    """The default search over three methods; candidates per second are in extra_info."""
+    job = Job(
+        spec=SPEC,
+        methods=tuple(parse(method) for method in DEFAULT_METHODS),
+        targets=tuple(targets([cards], None)),
+        tokens=10**7,
+        global_batch_size=64,
+        settings=replace(RUN, seq_len=2048),
+        checkpointing=CHECKPOINTING[:2],
+    )
+    counts = []
+
+    def search() -> None:
+        found = Search(job, TODAY)
+        found.answer()
+        counts.append(found.evaluated)
+
+    benchmark.pedantic(search, rounds=5, warmup_rounds=1)
+    benchmark.extra_info["candidates"] = counts[-1]
+    benchmark.extra_info["candidates_per_second"] = counts[-1] / benchmark.stats.stats.median
+
+
+def test_a_table_of_batches_and_lengths_in_one_walk(benchmark: Any) -> None:
+    """The same walk with numpy arrays: 10,000 configurations of batch and length at once."""
+    np = pytest.importorskip("numpy")
+    axes: dict[str, Any] = {"micro_batch_size": np.arange(1, 101)[:, None], "seq_len": np.arange(64, 6464, 64)[None, :]}
+    run = replace(RUN, **axes)
+    parts = parse("lora")
+    peaks = benchmark(lambda: step_memory(build(SPEC, parts, run), run, OPTIMIZERS["adamw"]).phases["backward"].peak_bytes)
+    assert (100, 100) == peaks.shape
+    benchmark.extra_info["configurations_per_second"] = peaks.size / benchmark.stats.stats.median
