@@ -13,6 +13,9 @@ from tuneplan.planner.training.settings import Settings
 AUTO = "auto"
 OBJECTIVES = ("cost", "time", "memory")
 DEFAULT_OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit")
+MOST_TOKENS = 10**18
+LARGEST_BATCH = 2**24
+MOST_USD = 10**12
 DEFAULT_METHODS = ("full", "lora", "qlora")
 
 
@@ -60,16 +63,23 @@ class Job:
 
     def check(self) -> None:
         """Raise InputError for amounts that make no sense."""
-        if self.tokens < 1:
-            raise InputError(f"tokens {self.tokens} is nothing to train on; use 1 or more, such as 10M")
-        if self.global_batch_size < 1:
-            raise InputError(f"global-batch-size {self.global_batch_size} is not a batch; use 1 or more")
+        if not 1 <= self.tokens <= MOST_TOKENS:
+            raise InputError(f"tokens {self.tokens} is not an amount to train on; use 1 to 10^18, such as 10M")
+        if not 1 <= self.global_batch_size <= LARGEST_BATCH:
+            raise InputError(f"global-batch-size {self.global_batch_size} is not a batch; use 1 to {LARGEST_BATCH}")
+        for target in self.targets:
+            if all(self.global_batch_size % count for count in target.counts):
+                counts = ", ".join(str(count) for count in target.counts)
+                raise InputError(
+                    f"global-batch-size {self.global_batch_size} cannot be split evenly over {counts} GPUs of {target.label}; "
+                    "use a multiple of the number of GPUs"
+                )
         if not 0 <= self.safety_margin < 1:
             raise InputError(f"safety-margin {self.safety_margin} is not a share of memory; use a value such as 0.05")
-        if self.max_hours is not None and not self.max_hours > 0:
+        if self.max_hours is not None and not 0 < self.max_hours < float("inf"):
             raise InputError(f"max-hours {self.max_hours} leaves no time; use a positive number")
-        if self.max_usd is not None and not self.max_usd > 0:
-            raise InputError(f"max-usd {self.max_usd} leaves no money; use a positive number")
+        if self.max_usd is not None and not 0 < self.max_usd < MOST_USD:
+            raise InputError(f"max-usd {self.max_usd} is not a budget; use a positive number, such as 50")
 
     def settings_for(self, method: Method, target: Target) -> Settings:
         """The settings that do not vary within a method on a card: precision, dtype and the card's capability."""

@@ -118,7 +118,7 @@ def gradient_uses(network: Network) -> dict[int, int]:
         if run.count == 1:
             for op in run.block.ops:
                 for gradient in op.gradients:
-                    if gradient.of.name:
+                    if gradient.of.name and "*" not in gradient.of.name:
                         uses[id(gradient.of)] = uses.get(id(gradient.of), 0) + 1
     return uses
 

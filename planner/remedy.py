@@ -9,6 +9,7 @@ from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.methods.lora import Lora
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.target import NODE_COUNTS
+from tuneplan.planner.training.attention_kernel import AMPERE
 from tuneplan.planner.training.optimizers import OPTIMIZERS
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
@@ -66,7 +67,7 @@ def _activations(search: "Search", plan: "Plan") -> Iterator[tuple[str, "Plan"]]
         yield "turn gradient checkpointing on", _try(search, plan, method, changed, sharding)
     if settings.loss == "eager":
         yield "use --loss liger", _try(search, plan, method, replace(settings, loss="liger"), sharding)
-    if settings.attention == "sdpa" and settings.dtype != "fp32":
+    if settings.attention == "sdpa" and settings.dtype != "fp32" and settings.compute_capability >= AMPERE:
         yield "use --attention flash", _try(search, plan, method, replace(settings, attention="flash"), sharding)
     narrow = tuple([replace(p, autocast_adapter_dtype=False) if isinstance(p, Lora) else p for p in method.parts])
     if narrow != method.parts:

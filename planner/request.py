@@ -8,6 +8,7 @@ from tuneplan.planner.graph.loss import LOSSES
 from tuneplan.planner.methods.compose import explicit
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.spec import ModelSpec
+from tuneplan.planner.training.attention_kernel import AMPERE
 from tuneplan.planner.training.optimizers import Optimizer
 from tuneplan.planner.training.settings import ATTENTIONS, CHECKPOINTING, DTYPES, PRECISIONS, Settings
 from tuneplan.planner.training.sharding import SINGLE, Sharding
@@ -88,9 +89,11 @@ def check_settings(settings: Settings, spec: ModelSpec) -> None:
             f"{settings.micro_batch_size} sequences of {settings.seq_len} tokens are more than 2^31 tokens in one forward; "
             "lower micro-batch-size or seq-len"
         )
-    if settings.max_grad_norm < 0:
-        raise InputError(f"max-grad-norm {settings.max_grad_norm} is negative; use 0 for no clipping")
+    if not 0 <= settings.max_grad_norm < float("inf"):
+        raise InputError(f"max-grad-norm {settings.max_grad_norm} is not a norm; use such as 1.0, or 0 for no clipping")
     if settings.precision == "master-weights" and settings.dtype == "fp32":
         raise InputError("precision master-weights keeps fp32 copies of 16-bit weights, and dtype is fp32; use dtype bf16")
+    if settings.attention == "flash" and settings.compute_capability < AMPERE:
+        raise InputError("FlashAttention-2 needs an Ampere card (compute capability 8.0) or later; use attention sdpa")
     if settings.attention == "flash" and settings.dtype == "fp32":
         raise InputError("FlashAttention has no fp32 kernel; use dtype bf16 or fp16, or attention sdpa")

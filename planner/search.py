@@ -137,13 +137,12 @@ class Search:
         while index < len(plans):
             plan = plans[index]
             index += 1
-            if plan.replayed or (index > 1 and self._replay_key(plan) not in self._fragments):
+            settled = plan.replayed or plan.request.sharding.zero_stage
+            if settled or (index > 1 and self._replay_key(plan) not in self._fragments):
                 continue
-            plans[index - 1] = self.replayed(plan)
-            if plans[index - 1].short_by_bytes <= 0:
-                continue
+            checked = self.replayed(plan)
+            found = checked if checked.short_by_bytes <= 0 else self._best(plan.request.method, plan.target, plan.gpu_count)
             del plans[index - 1]
-            found = self._best(plan.request.method, plan.target, plan.gpu_count)
             if isinstance(found, Plan):
                 plans.append(found)
             elif found is not None:

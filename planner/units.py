@@ -1,7 +1,7 @@
 """The only place where a number of bytes, seconds or FLOPs turns into another unit, is printed or is read from text."""
 
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
 from tuneplan.planner.errors import InputError
 
@@ -49,7 +49,7 @@ def parse_count(text: str) -> int:
 def _positive(digits: str, factor: int, text: str, what: str) -> int:
     try:
         value = Decimal(digits.replace("_", "")) * factor
-    except InvalidOperation:
+    except ArithmeticError:
         raise InputError(f"{text!r} is not {what}; write a number, such as 24GiB or 10M") from None
     if not 1 <= value <= 10**18:
         raise InputError(f"{text!r} is not a sensible amount; it must be between 1 and 10^18")

@@ -19,10 +19,12 @@ from tuneplan.planner.cli.options import (
 from tuneplan.planner.device_memory import DEFAULT_SAFETY_MARGIN, usable_bytes
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.request import Request, check_settings
-from tuneplan.planner.target import Target, targets
+from tuneplan.planner.target import Target, of_memory, targets
 from tuneplan.planner.training.optimizers import find as find_optimizer
 from tuneplan.planner.training.sharding import Sharding
 from tuneplan.planner.units import parse_bytes
+
+MOST_STEPS = 2**20
 
 request_options = stack(
     model_option,
@@ -42,9 +44,8 @@ request_options = stack(
     click.option("--optimizer", default="adamw", show_default=True, metavar="NAME", help="Optimizer; adamw is torch's foreach."),
     click.option(
         "--gradient-checkpointing/--no-gradient-checkpointing",
-        default=False,
-        show_default=True,
-        help="Recompute layers in the backward.",
+        default=None,
+        help="Recompute layers in the backward.  [default: no]",
     ),
     click.option("--reentrant", is_flag=True, help="Reentrant checkpointing (non-reentrant is transformers' default)."),
     click.option("--data-parallel", type=int, default=1, show_default=True, help="GPUs, each with its own micro-batch."),
@@ -92,6 +93,8 @@ def request_of(given: dict[str, Any]) -> Request:
 
     spec = read_model(given["model"])
     method = read_method(given["method"], given["rank"], given["target_modules"])
+    if given["reentrant"] and given["gradient_checkpointing"] is False:
+        raise InputError("--reentrant and --no-gradient-checkpointing contradict each other; give one of them")
     checkpointing = "off"
     if given["gradient_checkpointing"] or given["reentrant"]:
         checkpointing = "reentrant" if given["reentrant"] else "non-reentrant"
@@ -102,16 +105,21 @@ def request_of(given: dict[str, Any]) -> Request:
         precision=given["precision"],
         gradient_checkpointing=checkpointing,
     )
-    check_settings(settings, spec)
     steps = given["gradient_accumulation_steps"]
-    if steps < 1:
-        raise InputError(f"gradient-accumulation-steps {steps} is no step; use 1 or more")
+    if not 1 <= steps <= MOST_STEPS:
+        raise InputError(f"gradient-accumulation-steps {steps} is not a number of micro-batches; use 1 to {MOST_STEPS}")
     sharding = Sharding(given["data_parallel"], given["zero_stage"])
     sharding.check()
     target = _target(given["gpu_name"])
+    if target and target.instance and sharding.data_parallel > target.instance.gpu_count:
+        instance = target.instance
+        raise InputError(f"{instance.id} has {instance.gpu_count} GPUs, not {sharding.data_parallel}; lower data-parallel")
+    if target and target.gpu and target.gpu.compute_capability:
+        settings = replace(settings, compute_capability=target.gpu.compute_capability)
+    check_settings(settings, spec)
     memory = target.memory_bytes if target else None
-    if given["gpu_memory"]:
-        memory = parse_bytes(given["gpu_memory"])
+    if given["gpu_memory"] is not None:
+        memory = of_memory(parse_bytes(given["gpu_memory"]), None).memory_bytes
     if not 0 <= given["safety_margin"] < 1:
         raise InputError(f"safety-margin {given['safety_margin']} is not a share of memory; use a value such as 0.05")
     return Request(

@@ -16,6 +16,9 @@ COMMANDS = {
 }
 
 
+LONGEST_LINE = 700
+
+
 class LazyGroup(click.Group):
     """A group whose commands live in modules of the same name."""
 
@@ -69,6 +72,8 @@ def run(args: Sequence[str] | None = None) -> int:
 def _complain(message: str, hint: str) -> None:
     """One line on stderr."""
     line = " ".join(message.split())
+    if len(line) > LONGEST_LINE:
+        line = f"{line[: LONGEST_LINE - 200]} ... {line[-150:]}"
     sys.stderr.write(f"plan: {line}{f' ({hint})' if hint and hint not in line else ''}\n")
 
 

@@ -15,7 +15,8 @@ from tuneplan.planner.cli.options import Step, json_option, lora_options, read_m
 from tuneplan.planner.device_memory import DEFAULT_SAFETY_MARGIN
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.job import AUTO, DEFAULT_METHODS, DEFAULT_OPTIMIZERS, OBJECTIVES, Job
-from tuneplan.planner.target import Target, of_gpu, of_memory, targets
+from tuneplan.planner.target import ANY, Target, of_gpu, of_memory, targets
+from tuneplan.planner.training.attention_kernel import AMPERE
 from tuneplan.planner.training.optimizers import find as find_optimizer
 from tuneplan.planner.training.settings import CHECKPOINTING
 from tuneplan.planner.units import parse_bytes, parse_count
@@ -29,6 +30,8 @@ Examples:
   plan estimate --model 7b --method lora --micro-batch-size 8 --seq-len 512
 """
 
+DEFAULT_TOKENS = "10M"
+
 search_options = stack(
     click.option("--model", metavar="M", help="Alias (70b), hub id of the catalog, or path to a config.json or its folder."),
     click.option("--gpu", "gpus_named", metavar="G", help="GPU ids or instance types, comma-separated; any; local."),
@@ -41,9 +44,9 @@ search_options = stack(
     step_options,
     click.option("--global-batch-size", type=int, default=64, show_default=True, help="Sequences of one update."),
     click.option("--micro-batch-size", type=int, default=None, help="Only this micro-batch."),
-    click.option("--tokens", default="10M", show_default=True, help="Tokens to train on."),
+    click.option("--tokens", default=None, help=f"Tokens to train on.  [default: {DEFAULT_TOKENS}]"),
     click.option("--samples", default=None, help="Sequences of the data set, instead of tokens."),
-    click.option("--epochs", type=int, default=1, show_default=True, help="With --samples: passes over them."),
+    click.option("--epochs", type=int, default=None, help="With --samples: passes over them.  [default: 1]"),
     click.option("--dtype", default=AUTO, show_default=True, metavar="bf16|fp16|fp32", help="Of weights and activations."),
     click.option(
         "--precision",
@@ -100,18 +103,22 @@ def plan(ctx: click.Context, /, **given: Any) -> int:
     from tuneplan.planner.search import find
 
     answer = find(job, date.today())
-    if given["as_json"]:
-        from tuneplan.planner.report.json_report import answer_json
-
-        click.echo(json.dumps(answer_json(answer), indent=2))
-    if not given["as_json"] or given["html"]:
+    if given["html"] is not None:
         from tuneplan.planner.report.answer import render
         from tuneplan.planner.report.terminal import console
 
-        screen = console(record=bool(given["html"]), quiet=given["as_json"])
-        screen.print(render(answer, given["model"]))
-        if given["html"]:
-            _write(given["html"], screen.export_html())
+        page = console(record=True, quiet=True)
+        page.print(render(answer, given["model"]))
+        _write(given["html"], page.export_html())
+    if given["as_json"]:
+        from tuneplan.planner.report.json_report import answer_json
+
+        click.echo(json.dumps(answer_json(answer), indent=2, allow_nan=False))
+    else:
+        from tuneplan.planner.report.answer import render
+        from tuneplan.planner.report.terminal import console
+
+        console().print(render(answer, given["model"]))
     return 0 if answer.plans else 1
 
 
@@ -169,6 +176,9 @@ def _methods(text: str) -> list[str]:
 def _targets(given: dict[str, Any]) -> list[Target]:
     counts = _counts(given["gpus"])
     result: list[Target] = []
+    for option in ("gpu_file", "prices", "gpu_memory", "html"):
+        if given[option] is not None and not given[option].strip():
+            raise InputError(f"--{option.replace('_', '-')} is empty; give a value or leave it out")
     own = load_gpu_file(given["gpu_file"]) if given["gpu_file"] else None
     extra = load_price_file(given["prices"], [own] if own else []) if given["prices"] else []
     if own is not None:
@@ -176,10 +186,17 @@ def _targets(given: dict[str, Any]) -> list[Target]:
     if given["gpu_memory"]:
         result.append(of_memory(parse_bytes(given["gpu_memory"]), counts))
     if given["gpus_named"]:
-        result += targets([name.strip() for name in given["gpus_named"].split(",")], counts, extra)
+        names = [name.strip() for name in given["gpus_named"].split(",")]
+        result += [t for t in targets(names, counts, extra) if ANY not in names or _can(t, given["attention"])]
     if not result:
         raise InputError("name a card: --gpu a100-80g, an instance, any or local; or --gpu-memory 24GiB (plan gpus)")
     return result
+
+
+def _can(target: Target, attention: str) -> bool:
+    """Whether a card of `any` can run the attention asked for (FlashAttention-2 needs Ampere)."""
+    capability = target.gpu.compute_capability if target.gpu else None
+    return attention != "flash" or capability is None or capability >= AMPERE
 
 
 def _counts(text: str) -> tuple[int, ...] | None:
@@ -195,12 +212,17 @@ def _counts(text: str) -> tuple[int, ...] | None:
 
 
 def _tokens(given: dict[str, Any], seq_len: int) -> int:
-    if given["samples"] is None:
-        return parse_count(given["tokens"])
-    if given["epochs"] < 1:
-        raise InputError(f"epochs {given['epochs']} is no pass over the data; use 1 or more")
-    epochs: int = given["epochs"]
-    return parse_count(given["samples"]) * epochs * seq_len
+    samples, epochs = given["samples"], given["epochs"]
+    if samples is None:
+        if epochs is not None:
+            raise InputError(f"--epochs {epochs} needs --samples: passes over how many sequences; or give --tokens alone")
+        return parse_count(given["tokens"] if given["tokens"] is not None else DEFAULT_TOKENS)
+    if given["tokens"] is not None:
+        raise InputError("--samples and --tokens both say how much to train on; give one of them")
+    passes: int = 1 if epochs is None else epochs
+    if passes < 1:
+        raise InputError(f"--epochs {passes} is no pass over the data; use 1 or more")
+    return parse_count(samples) * passes * seq_len
 
 
 def _dollars(text: str | None) -> Decimal | None:
@@ -218,5 +240,6 @@ def _dollars(text: str | None) -> Decimal | None:
 def _write(path: str, text: str) -> None:
     try:
         Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path!r} cannot be written: {error.strerror}; choose another file") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a path"
+        raise InputError(f"{path!r} cannot be written: {reason}; choose another file") from None

@@ -73,15 +73,14 @@ class Lora(Part):
         """Add the low-rank product to an adapted module.
 
         Mirrors `Linear.forward`, and for a 4-bit base `Linear4bit.forward`, which copies the base's result first. Raises
-        InputError for a rank above the matrix's.
+        InputError for a rank above both of the matrix's sides.
         """
         if not self.targets(module):
             return y
         out_features, in_features = weight.shape
-        if self.r > min(out_features, in_features):
+        if self.r > max(out_features, in_features):
             raise InputError(
-                f"r={self.r} is above the rank of {module}, which is {out_features} x {in_features}; "
-                f"use at most {min(out_features, in_features)}"
+                f"r={self.r} is larger than {module}, which is {out_features} x {in_features}; use a rank far below it"
             )
         dtype = "fp32" if self.autocast_adapter_dtype else model.settings.dtype
         a = model.adapter(f"{module}.lora_A.weight", (self.r, in_features), dtype)

@@ -51,12 +51,17 @@ def _weights(estimate: Estimate) -> Explanation:
         lines.append(f"{count:,} parameters in {storage} ({bits} bits{scales}) = {format_gib(size)}")
     return Explanation(
         "weights",
-        format_gib(weight_bytes(estimate.network.parameters)),
+        format_gib(estimate.components["weights"]),
         "sum over weights of parameters x bits / 8, each tensor rounded up to 512 bytes",
-        tuple(lines),
+        (*lines, *_split(weight_bytes(estimate.network.parameters), estimate.request.sharding.weight_ranks)),
         "shapes: the model's transformers code; 4-bit formats: bitsandbytes 0.50 functional.py quantize_4bit",
         "counted",
     )
+
+
+def _split(whole: int, ranks: int) -> tuple[str, ...]:
+    """How model states are shared by the GPUs, where they are."""
+    return (f"{format_gib(whole)} in all, split over {ranks} GPUs",) if ranks > 1 else ()
 
 
 def _gradients(estimate: Estimate) -> Explanation:
@@ -66,7 +71,10 @@ def _gradients(estimate: Estimate) -> Explanation:
         "gradients",
         format_gib(gradient_bytes(trained)),
         "one value in the parameter's own dtype for every trained parameter, created by its first backward",
-        tuple(f"{p.count} x {p.name} {p.shape} {p.storage} = {format_gib(p.stored_bytes * p.count)}" for p in largest),
+        (
+            *[f"{p.count} x {p.name} {p.shape} {p.storage} = {format_gib(p.stored_bytes * p.count)}" for p in largest],
+            *_split(gradient_bytes(trained), estimate.request.sharding.gradient_ranks),
+        ),
         "torch AccumulateGrad (torch/csrc/autograd/functions/accumulate_grad.h)",
         "counted",
     )
@@ -85,7 +93,9 @@ def _optimizer(estimate: Estimate) -> Explanation:
         f"held for a moment by an update: {format_gib(step_scratch(optimizer, estimate.network.parameters, master))}",
     ]
     formula = "states x trained parameters x bytes of a state"
-    return Explanation("optimizer_states", format_gib(states.device), formula, tuple(lines), optimizer.source, "counted")
+    lines += _split(states.device, request.sharding.state_ranks)
+    size = format_gib(estimate.components["optimizer_states"])
+    return Explanation("optimizer_states", size, formula, tuple(lines), optimizer.source, "counted")
 
 
 def _saved(estimate: Estimate) -> Explanation:

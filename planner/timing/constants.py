@@ -56,7 +56,9 @@ HOST_FORWARD_SECONDS = Constant(
 )
 HOST_BACKWARD_SECONDS = Constant(6e-6, "assumed: half of the forward's, since the autograd engine runs without Python")
 NVLINK = Constant(0.70, "all-reduce bus bandwidth of about 208 of 300 GB/s on A100s (NVIDIA/nccl-tests issues 149 and 178)")
-PCIE_COLLECTIVE = Constant(0.45, "28 to 35 of 63 GB/s between RTX 5090s (NVIDIA/nccl issue 1639); less through a shared switch")
+PCIE_COLLECTIVE = Constant(
+    0.45, "28 to 35 of 63 GB/s between RTX 5090s (github.com/NVIDIA/nccl/issues/1639); less through a shared switch"
+)
 PCIE_COPY = Constant(0.80, "assumed: pinned copies reach about 25 of the 31.5 GB/s of Gen4 x16")
 OVERLAP = Constant(0.70, "assumed: share of the communication that runs behind computation (buckets, prefetch)")
 

@@ -11,6 +11,7 @@ from tuneplan.planner.errors import InputError
 from tuneplan.planner.models.network import Network
 
 STAGES = (0, 1, 2, 3)
+MOST_RANKS = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,8 @@ class Sharding:
 
     def check(self) -> None:
         """Raise InputError for impossible layouts."""
-        if self.data_parallel < 1:
-            raise InputError(f"data-parallel {self.data_parallel} is not a number of GPUs; use 1 or more")
+        if not 1 <= self.data_parallel <= MOST_RANKS:
+            raise InputError(f"data-parallel {self.data_parallel} is not a number of GPUs; use 1 to {MOST_RANKS}")
         if self.zero_stage not in STAGES:
             raise InputError(f"zero-stage {self.zero_stage} does not exist; use 0, 1, 2 or 3")
 

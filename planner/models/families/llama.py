@@ -47,6 +47,7 @@ _VARIANTS = {
 }
 MODEL_TYPES = tuple(_VARIANTS)
 LAYERS = "model.layers.*."
+FUSED_ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "relu")
 EMBEDDING = "model.embed_tokens"
 
 
@@ -106,9 +107,18 @@ def read(id: str, config: ConfigReader) -> LlamaSpec:
         head_norm=variant.head_norm,
         multipliers=variant.multipliers,
         attention_dropout=config.number("attention_dropout", 0.0, maximum=1.0),
-        hidden_act=config.text("hidden_act", "silu"),
+        hidden_act=_activation(config),
         sliding_window=_window(config, variant),
     )
+
+
+def _activation(config: ConfigReader) -> str:
+    """The MLP's activation. Raises InputError for one that is not a single fused kernel, whose memory would differ."""
+    name = config.text("hidden_act", "silu")
+    if name not in FUSED_ACTIVATIONS:
+        known = ", ".join(FUSED_ACTIVATIONS)
+        raise InputError(f"{config.origin}: hidden_act {name!r} is an activation that tuneplan does not know; it knows {known}")
+    return name
 
 
 def _window(config: ConfigReader, variant: _Variant) -> int | None:

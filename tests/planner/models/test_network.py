@@ -66,5 +66,5 @@ def test_target_modules_that_match_nothing() -> None:
 
 def test_rank_above_the_matrix() -> None:
     """A rank larger than a matrix allows is refused."""
-    with pytest.raises(InputError, match=r"is above the rank of self_attn\.q_proj"):
+    with pytest.raises(InputError, match=r"is larger than self_attn\.q_proj"):
         network_of("7b", "lora(r=5000,target_modules=q_proj)")
