@@ -42,9 +42,7 @@ def test_find_gpu_unknown() -> None:
     """A close name is offered, never taken."""
     with pytest.raises(UnknownHardwareError) as caught:
         find_gpu("a100-80")
-    assert (
-        str(caught.value) == f"Unknown GPU 'a100-80'. Did you mean 'a100-80g'? (plan gpus lists all {len(load_gpus())})"
-    )
+    assert str(caught.value) == f"Unknown GPU 'a100-80'. Did you mean 'a100-80g'? (plan gpus lists all {len(load_gpus())})"
 
 
 def test_find_instance_ignores_case() -> None:

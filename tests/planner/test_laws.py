@@ -114,15 +114,12 @@ def test_a_step_ends_where_the_next_begins(config: dict[str, Any], method: str, 
     check_end(config, method, run)
 
 
-TWO_LAYERS = pytest.mark.xfail(strict=True, reason="known defect: two runs of one layer are taken for a tied weight")
-
-
 @pytest.mark.parametrize(
     ("method", "layers"),
     [
         *[(method, 1) for method in METHODS],
         ("full", 2),
-        *[pytest.param(method, 2, marks=TWO_LAYERS) for method in METHODS[1:]],
+        *[(method, 2) for method in METHODS[1:]],
     ],
 )
 def test_shallow_models_end_alike(method: str, layers: int) -> None:

@@ -49,10 +49,7 @@ def test_every_method_is_answered_on_every_number_of_every_card() -> None:
     assert sorted(expected) == sorted(found)
 
 
-REPLAYED = pytest.mark.xfail(strict=True, reason="known defect: plans are not sorted again after a replay changed their size")
-
-
-@pytest.mark.parametrize("objective", ["cost", "time", pytest.param("memory", marks=REPLAYED)])
+@pytest.mark.parametrize("objective", ["cost", "time", "memory"])
 def test_plans_come_in_order(objective: str) -> None:
     """The best first; each plan fits, and each refusal does not."""
     answer = find(job(objective=objective), TODAY)

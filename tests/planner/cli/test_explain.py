@@ -44,7 +44,6 @@ def test_values_are_those_of_the_estimate(plan: Any) -> None:
 
 
 @pytest.mark.parametrize("figure", ["weights", "optimizer_states"])
-@pytest.mark.xfail(strict=True, reason="known defect: explain shows the unsharded size beside an estimate of one rank")
 def test_values_are_those_of_a_rank(plan: Any, figure: str) -> None:
     """Where model states are split over GPUs, the explained figure is one rank's, as in the estimate."""
     sharded = ("--model", "7b", "--method", "full", "--zero-stage", "3", "--data-parallel", "8")

@@ -114,6 +114,7 @@ def test_unknown_hub_id_points_to_a_downloaded_config() -> None:
 
 
 def write_config(folder: Path) -> Path:
+    """A folder with a config.json in it."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"hidden_size": 64}')
     return folder
@@ -194,7 +195,7 @@ def test_entries_are_immutable() -> None:
 
 @pytest.mark.parametrize("entry", distinct_configs())
 def test_parameters_equal_what_transformers_builds(entry: lookup.CatalogEntry) -> None:
-    """transformers accepts the config and builds a model of exactly `parameters` parameters, tied weights once."""
+    """The library accepts the config and builds a model of exactly `parameters` parameters, tied weights once."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     content = json.loads(entry.config_path.read_bytes())

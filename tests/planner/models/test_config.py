@@ -12,10 +12,12 @@ from tuneplan.planner.models.config import ConfigReader, read_config_file
 
 
 def reader(**values: Any) -> ConfigReader:
+    """A reader of a config with these values."""
     return ConfigReader(values, "m.json")
 
 
 def message_of(path: object) -> str:
+    """The one line with which a path is refused."""
     with pytest.raises(InputError) as caught:
         read_config_file(path)  # type: ignore[arg-type]
     message = str(caught.value)
@@ -209,7 +211,7 @@ def test_number_out_of_bounds_is_refused(value: float) -> None:
 
 
 def test_number_too_large_for_a_double_is_refused_from_a_file(tmp_path: Path) -> None:
-    """json reads 1e999 as infinity; the accessor refuses it."""
+    """The json module reads 1e999 as infinity; the accessor refuses it."""
     (tmp_path / "config.json").write_text('{"rope_theta": 1e999}')
     config = ConfigReader(read_config_file(tmp_path), "m.json")
     with pytest.raises(InputError, match="'rope_theta' is Infinity"):

@@ -71,9 +71,7 @@ def predict(
     accumulation: int = 1,
 ) -> float:
     """Tokens per second and card."""
-    id, config = (
-        (model, ConfigReader(POWERLM, model)) if "PowerLM" in model else lookup.load(model.replace("NousResearch/", ""))
-    )
+    id, config = (model, ConfigReader(POWERLM, model)) if "PowerLM" in model else lookup.load(model.replace("NousResearch/", ""))
     net = network.build(registry.read_spec(id, config), Method("published", parts), settings)
     time = step_time(
         net,
@@ -137,9 +135,7 @@ def peft() -> list[Row]:
             parts = (Lora(r=int(r["pc_r"]), target_modules=tuple(json.loads(r["pc_target_modules"]))),)
         else:
             continue
-        settings = Settings(
-            micro_batch_size=4, seq_len=210, gradient_checkpointing="off", padded=True, compute_capability=(8, 9)
-        )
+        settings = Settings(micro_batch_size=4, seq_len=210, gradient_checkpointing="off", padded=True, compute_capability=(8, 9))
         predicted = predict("meta-llama/Llama-3.2-3B", parts, settings, "l40s")
         rows.append(Row("peft", name, float(r["train_tokens_per_sec_mean_of_windows"]), predicted, False))
     return rows
@@ -262,11 +258,7 @@ def test_methods_rank_as_published_on_the_l40s() -> None:
 @pytest.mark.parametrize("model", ["Mistral-7B", "PowerLM"])
 def test_methods_rank_as_published_on_one_a100(model: str) -> None:
     """Full, LoRA and both kinds of QLoRA on one card, batch 8 where published, else 4: the published order."""
-    rows = [
-        row
-        for row in fms()
-        if row.label.startswith(model) and row.label.endswith("x1") and "full none b4" not in row.label
-    ]
+    rows = [row for row in fms() if row.label.startswith(model) and row.label.endswith("x1") and "full none b4" not in row.label]
     order = [row.label for row in sorted(rows, key=lambda row: row.published)]
     assert len(order) >= 2
     assert [row.label for row in sorted(rows, key=lambda row: row.predicted)] == order
