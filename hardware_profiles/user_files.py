@@ -85,9 +85,7 @@ def _instance(price: PriceRow, cells: Mapping[str, str], where: str, own_gpus: M
         return bundled
     count = int(count_text) if count_text.isascii() and count_text.isdecimal() and len(count_text) <= 4 else 0
     if not 1 <= count <= _MOST_GPUS:
-        raise ProfileError(
-            f"Cannot use {where}: gpu_count is {count_text!r:.60}. Write a number from 1 to {_MOST_GPUS}."
-        )
+        raise ProfileError(f"Cannot use {where}: gpu_count is {count_text!r:.60}. Write a number from 1 to {_MOST_GPUS}.")
     gpu = _gpu(gpu_name, where, own_gpus)
     if bundled is None:
         return Instance(id=price.instance, provider=price.provider, gpu=gpu.id, gpu_count=count)
