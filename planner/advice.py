@@ -122,10 +122,7 @@ def _context(request: Request) -> list[str]:
 def _not_modelled(request: Request) -> list[str]:
     window = getattr(request.spec, "sliding_window", None)
     if window is not None and window < request.settings.seq_len:
-        return [
-            f"The model attends to a window of {window} tokens; memory and time are counted as for full attention "
-            "(sdpa would also need a mask)."
-        ]
+        return [f"The model attends to a window of {window} tokens; time is counted as for full attention."]
     return []
 
 

@@ -11,6 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 FLASH = "traced_tiled"  # transformers takes a name with "flash" in it for a hub kernel
 EFFICIENT = "traced_efficient"
+MASKED = "traced_efficient_masked"
 MATH = "traced_math"
 
 
@@ -61,15 +62,17 @@ class EfficientMemory(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q_BHSD: torch.Tensor, k_BHSD: torch.Tensor, v_BHSD: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, q_BHSD: torch.Tensor, k_BHSD: torch.Tensor, v_BHSD: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
         B, H, S, D = q_BHSD.shape
         out_BHSD = torch.empty((B, S, H, D), dtype=q_BHSD.dtype, device=q_BHSD.device).transpose(1, 2)
         lse_BHS = torch.empty((B, H, _round_up(S, 32)), dtype=torch.float32, device=q_BHSD.device)
-        ctx.save_for_backward(q_BHSD, k_BHSD, v_BHSD, out_BHSD, lse_BHS)
+        ctx.save_for_backward(q_BHSD, k_BHSD, v_BHSD, out_BHSD, lse_BHS, bias)
         return out_BHSD
 
     @staticmethod
-    def backward(ctx: Any, grad_BHSD: torch.Tensor) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_BHSD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         q_BHSD, *_ = ctx.saved_tensors
         B, H, S, D = q_BHSD.shape
         dq = torch.empty((B, S, H, D), dtype=q_BHSD.dtype, device=q_BHSD.device)
@@ -79,7 +82,7 @@ class EfficientMemory(torch.autograd.Function):
         if q_BHSD.dtype is not torch.float32:
             scratch.append(torch.empty((B, H, S, D), dtype=torch.float32, device=dq.device))
         del scratch
-        return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
+        return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None
 
 
 def _flash(
@@ -92,14 +95,21 @@ def _flash(
 
 
 def _efficient(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: object, **_: object
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, **_: object
 ) -> tuple[torch.Tensor, None]:
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key = key.repeat_interleave(groups, dim=1)
         value = value.repeat_interleave(groups, dim=1)
-    out: torch.Tensor = EfficientMemory.apply(query, key, value)  # type: ignore[no-untyped-call]
+    bias = None
+    if mask is not None:
+        bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
+    out: torch.Tensor = EfficientMemory.apply(query, key, value, bias)  # type: ignore[no-untyped-call]
     return out.transpose(1, 2).contiguous(), None
+
+
+def _mask(*_: object, batch_size: int, q_length: int, kv_length: int, **kwargs: Any) -> torch.Tensor:
+    return torch.ones((batch_size, 1, q_length, kv_length), dtype=torch.bool, device=kwargs.get("device"))
 
 
 def _math(
@@ -118,7 +128,9 @@ def _math(
 
 
 def register() -> None:
-    """Make the three kernels known to transformers under the names FLASH, EFFICIENT and MATH; none takes a mask."""
+    """Make the kernels known to transformers under the names FLASH, EFFICIENT and MATH without a mask, MASKED with one."""
     for name, forward in ((FLASH, _flash), (EFFICIENT, _efficient), (MATH, _math)):
         AttentionInterface.register(name, forward)
         AttentionMaskInterface.register(name, lambda *args, **kwargs: None)
+    AttentionInterface.register(MASKED, _efficient)
+    AttentionMaskInterface.register(MASKED, _mask)

@@ -101,22 +101,29 @@ def flash(tape: Tape, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _fused(tape, "flash_attention", q, k, v, length, scratch)
 
 
-def efficient(tape: Tape, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def efficient(tape: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """The memory-efficient (CUTLASS) kernel: takes fp32, has no grouped heads, so keys and values are repeated first.
 
-    Below fp32 the backward accumulates dQ in a fp32 workspace (`_efficient_attention_backward`).
+    Below fp32 the backward accumulates dQ in a fp32 workspace (`_efficient_attention_backward`). A boolean mask becomes a bias in
+    the queries' dtype, which every layer keeps for its backward (`convert_boolean_attn_mask`, attention.cpp).
     """
     batch, heads, length, head_dim = q.shape
     keys, values = repeat_heads(tape, k, heads), repeat_heads(tape, v, heads)
     scratch = tensor_bytes((batch, heads, length), "fp32")
     if q.dtype != "fp32":
         scratch = scratch + tensor_bytes((batch, heads, length, head_dim), "fp32")
-    out = _fused(tape, "efficient_attention", q, keys, values, _up(length, 32), scratch)
+    bias = None
+    if mask is not None:
+        bias = tape.fresh(mask.shape, q.dtype, False)
+        tape.record("mask_to_bias", (mask,), bias, scratch=round_block(mask.nbytes))
+    out = _fused(tape, "efficient_attention", q, keys, values, _up(length, 32), scratch, bias)
     tape.hold(k, v)
     return out
 
 
-def _fused(tape: Tape, kind: str, q: Tensor, k: Tensor, v: Tensor, lse_length: Size, scratch: Size) -> Tensor:
+def _fused(
+    tape: Tape, kind: str, q: Tensor, k: Tensor, v: Tensor, lse_length: Size, scratch: Size, bias: Tensor | None = None
+) -> Tensor:
     batch, heads, length, head_dim = q.shape
     needs = q.requires_grad or k.requires_grad or v.requires_grad
     lse = tape.fresh((batch, heads, lse_length), "fp32", False)
@@ -133,9 +140,9 @@ def _fused(tape: Tape, kind: str, q: Tensor, k: Tensor, v: Tensor, lse_length: S
     ]
     tape.record(
         kind,
-        (q, k, v, lse),
+        (q, k, v, lse) if bias is None else (q, k, v, lse, bias),
         out,
-        saved=(q, k, v, out, lse),
+        saved=(q, k, v, out, lse) if bias is None else (q, k, v, out, lse, bias),
         gradients=tuple(gradients),
         flops=flops,
         moved=moved,

@@ -141,3 +141,11 @@ def test_training_loops_of_users(method: str, attention: str, key_heads: int, ke
     check(Case(small(num_key_value_heads=key_heads), method, settings))
     if keep_outputs:
         check(Case(small(), method, replace(settings, use_cache=False, gradient_checkpointing="non-reentrant")))
+
+
+@pytest.mark.parametrize("method", ["full", "qlora"])
+@pytest.mark.parametrize("checkpointing", ["off", "non-reentrant"])
+def test_padded_batches(method: str, checkpointing: str) -> None:
+    """With a mask sdpa runs the memory-efficient kernel, and each layer keeps the mask as a bias."""
+    settings = replace(BASE, seq_len=512, padded=True, gradient_checkpointing=checkpointing)
+    check(Case(small(), method, settings))

@@ -49,7 +49,8 @@ def traced(case: Case, kernel: str) -> tuple[Any, StepTrace]:
     """The real code's answer, with the attention kernel that the estimate says will run."""
     settings = case.settings
     method = parse(case.method)
-    model: Any = meta_model(case.config, KERNELS[kernel], DTYPES[settings.dtype], settings.use_cache)
+    implementation = attention.MASKED if kernel == "efficient" and settings.padded else KERNELS[kernel]
+    model: Any = meta_model(case.config, implementation, DTYPES[settings.dtype], settings.use_cache)
     checkpointing = settings.gradient_checkpointing != "off"
     model = _quantized(model, method, settings)
     lora = next((part for part in method.parts if isinstance(part, Lora)), None)

@@ -4,7 +4,8 @@ Mirrors transformers 5.23 models/llama/modeling_llama.py and its relatives: RMS 
 with four projections, a gated MLP. The relatives differ by the flags of `_VARIANTS`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import attention as kernels
@@ -46,6 +47,7 @@ _VARIANTS = {
     "granite": _Variant(reads_attention_bias=True, multipliers=True),
 }
 MODEL_TYPES = tuple(_VARIANTS)
+MISTRAL_WINDOW = 4096
 LAYERS = "model.layers.*."
 FUSED_ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "relu")
 EMBEDDING = "model.embed_tokens"
@@ -122,10 +124,13 @@ def _activation(config: ConfigReader) -> str:
 
 
 def _window(config: ConfigReader, variant: _Variant) -> int | None:
-    """The attention window: Mistral's applies when given, Qwen's only with `use_sliding_window`."""
-    if not variant.window or not config.has("sliding_window"):
+    """The attention window: Mistral's is 4096 unless the config says otherwise, Qwen's needs `use_sliding_window`."""
+    if not variant.window:
         return None
-    if config.text("model_type") != "mistral" and not config.boolean("use_sliding_window", False):
+    if config.text("model_type") == "mistral":
+        absent = "sliding_window" not in config.mapping
+        return MISTRAL_WINDOW if absent else config.optional_integer("sliding_window", maximum=2**30)
+    if not config.boolean("use_sliding_window", False) or not config.has("sliding_window"):
         return None
     return config.integer("sliding_window", maximum=2**30)
 
@@ -155,6 +160,15 @@ def start(model: Assembly, spec: LlamaSpec) -> tuple[Block, tuple[Tensor, ...]]:
     return close("embed_tokens", tape, None, hidden, carried, batch=2, leaves=leaves), tuple(shared)
 
 
+def _masked(model: Assembly, spec: LlamaSpec) -> bool:
+    """Whether sdpa gets a mask: for padding, and for a window shorter than the sequences."""
+    settings = model.settings
+    if settings.padded or spec.sliding_window is None:
+        return settings.padded
+    longer: Any = settings.seq_len > spec.sliding_window
+    return longer if isinstance(longer, bool) else bool(longer.any())
+
+
 def _table(model: Assembly, spec: LlamaSpec, dtype: str) -> Tensor:
     table = model.tape.fresh((1, model.settings.seq_len, spec.head_dim), dtype, False)
     wide = tensor_bytes(table.shape, "fp32")
@@ -166,7 +180,7 @@ def _mask(model: Assembly, spec: LlamaSpec, dtype: str) -> Tensor | None:
     batch, length = model.token_shape
     if model.settings.attention == "eager":
         mask = model.tape.fresh((batch, 1, length, length), dtype, False)
-    elif model.settings.attention == "sdpa" and model.settings.padded:
+    elif model.settings.attention == "sdpa" and _masked(model, spec):
         mask = model.tape.fresh((batch, 1, length, length), "bool", False)
     else:
         return None
@@ -198,7 +212,7 @@ def _attention(model: Assembly, spec: LlamaSpec, x: Tensor, shared: tuple[Tensor
     width = spec.num_key_value_heads * spec.head_dim
     settings = model.settings
     grouped = spec.num_attention_heads != spec.num_key_value_heads
-    kernel = choose(settings, x.dtype, grouped, spec.head_dim)
+    kernel = choose(replace(settings, padded=_masked(model, spec)), x.dtype, grouped, spec.head_dim)
     fused_values = kernel.name == "flash" or (kernel.name == "efficient" and not grouped)
     q = model.linear(x, "self_attn.q_proj", spec.num_attention_heads * spec.head_dim, spec.qkv_bias)
     q = _heads(model, q, spec, "q_norm", copied=True)
@@ -220,7 +234,7 @@ def _attention(model: Assembly, spec: LlamaSpec, x: Tensor, shared: tuple[Tensor
     elif kernel.name == "math":
         out = kernels.math(tape, q, k, v, dropout, packed=settings.use_cache)
     elif kernel.name == "efficient":
-        out = kernels.efficient(tape, q, k, v)
+        out = kernels.efficient(tape, q, k, v, masks[0] if masks else None)
     else:
         q, k, v = (pw.cast(tape, t, settings.dtype) for t in (q, k, v))
         out = kernels.flash(tape, q, k, v)
