@@ -8,7 +8,7 @@ from tuneplan.planner.fragmentation import allowance
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.memory import StepMemory, step_memory
 from tuneplan.planner.models.network import Network, build
-from tuneplan.planner.replay import replay
+from tuneplan.planner.replay import ENOUGH_LAYERS, replay
 from tuneplan.planner.request import Request
 from tuneplan.planner.timing.step_time import StepTime, step_time
 from tuneplan.planner.timing.work import NetworkWork
@@ -135,7 +135,8 @@ def estimate(request: Request, advice: bool = True) -> Estimate:
         fragmentation = allowance(memory)
     else:
         expandable = request.expandable_segments
-        fragmentation = replay(network, settings, request.optimizer, expandable_segments=expandable).fragmentation_bytes
+        held = replay(network, settings, request.optimizer, layers=ENOUGH_LAYERS, expandable_segments=expandable)
+        fragmentation = held.fragmentation_bytes
     gpu = request.gpu
     quantized = network.quantized
     runtime = runtime_bytes(

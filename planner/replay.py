@@ -20,6 +20,9 @@ from tuneplan.planner.models.network import Network
 from tuneplan.planner.training.optimizers import Optimizer, state_bytes, step_scratch
 from tuneplan.planner.training.settings import Settings
 
+ENOUGH_LAYERS = 1
+"""Layers at each end of a run whose backward is played whole; see `replay`."""
+
 _BIRTH, _DEATH, _SCRATCH, _RENAME, _PRODUCT = range(5)
 _Event = tuple[int, int, int]  # kind, bytes, category (of _RENAME: the one it had; it becomes GRADIENTS)
 

@@ -14,6 +14,7 @@ from tuneplan.planner.training.settings import ATTENTIONS, CHECKPOINTING, DTYPES
 from tuneplan.planner.training.sharding import SINGLE, Sharding
 
 MAXIMUM_TOKENS_OF_A_STEP = 2**31
+LONGEST_SEQUENCE = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +83,8 @@ def check_settings(settings: Settings, spec: ModelSpec) -> None:
             raise UnknownNameError(option, value, known, "plan estimate --help")
     if settings.micro_batch_size < 1:
         raise InputError(f"micro-batch-size {settings.micro_batch_size} is not a batch; use 1 or more")
-    if settings.seq_len < 2:
-        raise InputError(f"seq-len {settings.seq_len} is too short to train on; use 2 tokens or more")
+    if not 2 <= settings.seq_len <= LONGEST_SEQUENCE:
+        raise InputError(f"seq-len {settings.seq_len} is not a length to train on; use 2 to {LONGEST_SEQUENCE} tokens")
     if settings.micro_batch_size * settings.seq_len > MAXIMUM_TOKENS_OF_A_STEP:
         raise InputError(
             f"{settings.micro_batch_size} sequences of {settings.seq_len} tokens are more than 2^31 tokens in one forward; "

@@ -15,7 +15,7 @@ from tuneplan.planner.job import Job
 from tuneplan.planner.memory import StepMemory, Walked, step_memory, walk
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import Network, build
-from tuneplan.planner.replay import replay
+from tuneplan.planner.replay import ENOUGH_LAYERS, replay
 from tuneplan.planner.request import Request, check_settings
 from tuneplan.planner.target import Target
 from tuneplan.planner.timing.step_time import StepTime
@@ -25,7 +25,6 @@ from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
 from tuneplan.planner.units import SECONDS_PER_HOUR, format_gib
 
-REPLAYED_LAYERS = 1
 GAIN = 0.02
 """An optimizer after the first of the job's must make the objective better by this share to be taken."""
 SMALL_STATES = 0.01
@@ -191,7 +190,7 @@ class Search:
         key = self._replay_key(plan)
         if key not in self._fragments:
             network = self._network(request.method, request.settings)
-            held = replay(network, request.settings, request.optimizer, layers=REPLAYED_LAYERS)
+            held = replay(network, request.settings, request.optimizer, layers=ENOUGH_LAYERS)
             self._fragments[key] = held.fragmentation_bytes
         return replace(plan, fragmentation_bytes=self._fragments[key], replayed=True)
 
@@ -285,7 +284,8 @@ class Search:
         time = time_of(plan.request, network, self._works[key])
         if time.seconds is None or not time.tokens_per_second:
             return replace(plan, time=time)
-        seconds = job.tokens / time.tokens_per_second
+        updates = -(-job.tokens // (job.global_batch_size * job.settings.seq_len))
+        seconds = updates * time.seconds
         price = cheapest(plan.target.offers, plan.gpu_count, job.purchase, self.today)
         cost = usd(price, seconds) if price else None
         return replace(plan, time=time, hours=seconds / SECONDS_PER_HOUR, price=price, usd=cost)

@@ -20,6 +20,7 @@ from tuneplan.planner.device_memory import DEFAULT_SAFETY_MARGIN, usable_bytes
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.request import Request, check_settings
 from tuneplan.planner.target import Target, of_memory, targets
+from tuneplan.planner.training.optimizers import OPTIMIZERS
 from tuneplan.planner.training.optimizers import find as find_optimizer
 from tuneplan.planner.training.sharding import Sharding
 from tuneplan.planner.units import parse_bytes
@@ -41,7 +42,13 @@ request_options = stack(
         metavar="pure|master-weights",
         help="Whether the optimizer keeps fp32 copies of 16-bit weights.",
     ),
-    click.option("--optimizer", default="adamw", show_default=True, metavar="NAME", help="Optimizer; adamw is torch's foreach."),
+    click.option(
+        "--optimizer",
+        default="adamw",
+        show_default=True,
+        metavar="NAME",
+        help=f"One of {', '.join(OPTIMIZERS)} (adamw is torch's foreach).",
+    ),
     click.option(
         "--gradient-checkpointing/--no-gradient-checkpointing",
         default=None,

@@ -1,7 +1,7 @@
 """Options that several commands share, and how their words become a request."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import click
@@ -97,9 +97,29 @@ def read_model(name: str) -> ModelSpec:
 
 def read_method(text: str, rank: int | None, target_modules: str | None) -> Method:
     """The method of `--method` with the short forms applied. Raises InputError."""
-    overrides: dict[str, Any] = {}
+    return parse(text, _short_forms(rank, target_modules))
+
+
+def read_methods(texts: Sequence[str], rank: int | None, target_modules: str | None) -> tuple[Method, ...]:
+    """Several methods, each once; a short form goes to those that have it. Raises InputError where none has."""
+    given = _short_forms(rank, target_modules)
+    methods: dict[str, Method] = {}
+    taken: set[str] = set()
+    for text in texts:
+        own = {f.name for part in parse(text).parts for f in fields(part)}
+        method = parse(text, {name: value for name, value in given.items() if name in own})
+        taken |= own & given.keys()
+        methods.setdefault(method.name, method)
+    missing = sorted(given.keys() - taken)
+    if missing:
+        raise InputError(f"none of the methods {', '.join(texts)} has an option {missing[0]}; add lora or qlora, or leave it out")
+    return tuple(methods.values())
+
+
+def _short_forms(rank: int | None, target_modules: str | None) -> dict[str, Any]:
+    forms: dict[str, Any] = {}
     if rank is not None:
-        overrides["r"] = rank
+        forms["r"] = rank
     if target_modules is not None:
-        overrides["target_modules"] = target_modules
-    return parse(text, overrides)
+        forms["target_modules"] = target_modules
+    return forms

@@ -11,7 +11,7 @@ import click
 from tuneplan import __version__
 from tuneplan.hardware_profiles.loader import load_gpu_file, load_price_file
 from tuneplan.planner.cli.main import LazyGroup
-from tuneplan.planner.cli.options import Step, json_option, lora_options, read_method, read_model, stack, step_options
+from tuneplan.planner.cli.options import Step, json_option, lora_options, read_methods, read_model, stack, step_options
 from tuneplan.planner.device_memory import DEFAULT_SAFETY_MARGIN
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.job import AUTO, DEFAULT_METHODS, DEFAULT_OPTIMIZERS, OBJECTIVES, Job
@@ -143,8 +143,8 @@ def job_of(given: dict[str, Any]) -> Job:
         checkpointing = (CHECKPOINTING[1] if given["gradient_checkpointing"] else CHECKPOINTING[0],)
     return Job(
         spec=spec,
-        methods=tuple(read_method(m, given["rank"], given["target_modules"]) for m in _methods(given["method"])),
-        targets=tuple(_targets(given)),
+        methods=read_methods(_methods(given["method"]), given["rank"], given["target_modules"]),
+        targets=tuple({target.label: target for target in _targets(given)}.values()),
         tokens=_tokens(given, step.seq_len),
         global_batch_size=given["global_batch_size"],
         settings=step.settings(),
@@ -207,7 +207,7 @@ def _counts(text: str) -> tuple[int, ...] | None:
     except ValueError:
         raise InputError(f"--gpus {text!r} is not a number of GPUs; use such as 1, 8 or 1,2,4, or auto") from None
     if counts[0] < 1 or counts[-1] > 1024:
-        raise InputError(f"--gpus {text} is not a number of GPUs of a machine; use 1 or more")
+        raise InputError(f"--gpus {text} is not a number of GPUs of a machine; use 1 to 1024")
     return counts
 
 

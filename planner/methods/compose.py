@@ -98,7 +98,7 @@ def _pairs(text: str, whole: str) -> dict[str, str]:
             pairs[last] = value.strip()
         elif last:
             pairs[last] += f",{item.strip()}"
-        elif item.strip():
+        elif text.strip():
             raise InputError(f"{whole!r}: {item.strip()!r} is not an option; write name=value")
     return pairs
 

@@ -48,6 +48,7 @@ _VARIANTS = {
 }
 MODEL_TYPES = tuple(_VARIANTS)
 MISTRAL_WINDOW = 4096
+MOST_DROPOUT = 0.99
 LAYERS = "model.layers.*."
 FUSED_ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "relu")
 EMBEDDING = "model.embed_tokens"
@@ -108,7 +109,7 @@ def read(id: str, config: ConfigReader) -> LlamaSpec:
         mlp_bias=model_type in ("llama", "granite") and config.boolean("mlp_bias", False),
         head_norm=variant.head_norm,
         multipliers=variant.multipliers,
-        attention_dropout=config.number("attention_dropout", 0.0, maximum=1.0),
+        attention_dropout=config.number("attention_dropout", 0.0, maximum=MOST_DROPOUT),
         hidden_act=_activation(config),
         sliding_window=_window(config, variant),
     )
