@@ -112,7 +112,9 @@ def read_methods(texts: Sequence[str], rank: int | None, target_modules: str | N
         methods.setdefault(method.name, method)
     missing = sorted(given.keys() - taken)
     if missing:
-        raise InputError(f"none of the methods {', '.join(texts)} has an option {missing[0]}; add lora or qlora, or leave it out")
+        raise InputError(
+            f"{', '.join(texts)} has no option {missing[0]}; add a method that has it, such as lora, or leave it out"
+        )
     return tuple(methods.values())
 
 

@@ -218,7 +218,7 @@ def test_the_books_balance(steps: list[tuple[int, int, bool]], expandable: bool)
 
 @given(st.lists(SIZES, max_size=60), st.booleans())
 def test_reserved_only_grows_without_empty_cache(sizes: list[int], expandable: bool) -> None:
-    """Allocating and freeing never returns a segment; the same requests again need no new one."""
+    """Allocating and freeing never returns a segment. (The same mix again may need another one: best fit is not optimal.)"""
     a = CachingAllocator(expandable)
     before = 0
     for _ in range(2):
@@ -226,10 +226,18 @@ def test_reserved_only_grows_without_empty_cache(sizes: list[int], expandable: b
             assert before <= a.reserved_bytes
             before = a.reserved_bytes
             a.free(block)
-    first = CachingAllocator(expandable)
-    for block in [first.malloc(size) for size in sizes]:
-        first.free(block)
-    assert first.reserved_bytes == a.reserved_bytes
+
+
+@given(SIZES, st.integers(1, 30), st.booleans())
+def test_equal_requests_again_need_no_new_segment(size: int, count: int, expandable: bool) -> None:
+    """Blocks of one size that were all freed serve as many of that size again."""
+    a = CachingAllocator(expandable)
+    reserved = []
+    for _ in range(2):
+        for block in [a.malloc(size) for _ in range(count)]:
+            a.free(block)
+        reserved.append(a.reserved_bytes)
+    assert reserved[0] == reserved[1]
 
 
 @given(st.lists(st.integers(1, 64 * MIB), max_size=60))

@@ -1,5 +1,6 @@
 """The search: what it lists, how it ranks, and what it never invents."""
 
+import math
 from dataclasses import replace
 from datetime import date
 from decimal import Decimal
@@ -95,12 +96,14 @@ def test_stale_prices_are_no_prices() -> None:
 
 
 def test_hours_and_dollars_follow_from_the_rate() -> None:
-    """Hours are tokens over tokens per second, dollars are hours at the instance's price, to the cent."""
+    """Hours are whole updates times their seconds, dollars are hours at the instance's price, to the cent."""
     for plan in priced(find(job(), TODAY)):
         assert plan.time is not None
         assert plan.time.tokens_per_second is not None
         assert plan.price is not None
-        assert 10**7 / plan.time.tokens_per_second / 3600 == pytest.approx(plan.hours)
+        updates = math.ceil(10**7 / (plan.request.settings.seq_len * 64))
+        assert plan.time.seconds is not None
+        assert updates * plan.time.seconds / 3600 == pytest.approx(plan.hours)
         assert float(plan.price.usd_per_hour) * (plan.hours or 0) == pytest.approx(float(plan.usd or 0), abs=0.006)
 
 
