@@ -218,7 +218,7 @@ def test_the_books_balance(steps: list[tuple[int, int, bool]], expandable: bool)
 
 @given(st.lists(SIZES, max_size=60), st.booleans())
 def test_reserved_only_grows_without_empty_cache(sizes: list[int], expandable: bool) -> None:
-    """Allocating and freeing never returns a segment. (The same mix again may need another one: best fit is not optimal.)"""
+    """Allocating and freeing never returns a segment; the same mix again may need another one, as best fit is not optimal."""
     a = CachingAllocator(expandable)
     before = 0
     for _ in range(2):
