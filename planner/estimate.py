@@ -10,8 +10,8 @@ from tuneplan.planner.memory import StepMemory, step_memory
 from tuneplan.planner.models.network import Network, build
 from tuneplan.planner.replay import ENOUGH_LAYERS, replay
 from tuneplan.planner.request import Request
-from tuneplan.planner.timing.step_time import StepTime, step_time
-from tuneplan.planner.timing.work import NetworkWork
+from tuneplan.planner.timing.request_time import time_of
+from tuneplan.planner.timing.step_time import StepTime
 
 SCHEMA_VERSION = 1
 STACK = "transformers 5.23, peft 0.21, bitsandbytes 0.50, torch 2.13 (plain, Trainer order of calls)"
@@ -160,18 +160,3 @@ def estimate(request: Request, advice: bool = True) -> Estimate:
     from tuneplan.planner.advice import warnings
 
     return replace(result, warnings=warnings(result))
-
-
-def time_of(request: Request, network: Network, work: NetworkWork | None = None) -> StepTime:
-    """Seconds of a whole step of a request that names a GPU. `work`: of the network, if it is known."""
-    assert request.gpu is not None
-    return step_time(
-        network,
-        request.settings,
-        request.optimizer,
-        request.gpu,
-        data_parallel=request.sharding.data_parallel,
-        zero_stage=request.sharding.zero_stage,
-        gradient_accumulation_steps=request.gradient_accumulation_steps,
-        work=work,
-    )

@@ -8,16 +8,15 @@ from decimal import Decimal
 from tuneplan.hardware_profiles.loader import Gpu
 from tuneplan.planner.cost import Price, cheapest, usd
 from tuneplan.planner.device_memory import RuntimeMemory, runtime_bytes, usable_bytes
-from tuneplan.planner.estimate import time_of
 from tuneplan.planner.fragmentation import allowance
 from tuneplan.planner.graph.tensor import CATEGORIES, OPTIMIZER_STATES
 from tuneplan.planner.job import Job
 from tuneplan.planner.memory import StepMemory, Walked, step_memory, walk
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import Network, build
-from tuneplan.planner.replay import ENOUGH_LAYERS, replay
 from tuneplan.planner.request import Request, check_settings
 from tuneplan.planner.target import Target
+from tuneplan.planner.timing.request_time import time_of
 from tuneplan.planner.timing.step_time import StepTime
 from tuneplan.planner.timing.work import NetworkWork, network_work
 from tuneplan.planner.training.optimizers import Optimizer
@@ -189,6 +188,8 @@ class Search:
             return plan
         key = self._replay_key(plan)
         if key not in self._fragments:
+            from tuneplan.planner.replay import ENOUGH_LAYERS, replay
+
             network = self._network(request.method, request.settings)
             held = replay(network, request.settings, request.optimizer, layers=ENOUGH_LAYERS)
             self._fragments[key] = held.fragmentation_bytes

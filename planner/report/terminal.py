@@ -8,13 +8,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tuneplan.planner.estimate import Estimate
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.methods.compose import explicit
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.units import format_count, format_gib, format_seconds
 
 if TYPE_CHECKING:
+    from tuneplan.planner.estimate import Estimate
     from tuneplan.planner.search import Plan
 
 BAR_WIDTH = 32
@@ -68,7 +68,7 @@ def facts(rows: list[tuple[str, str]]) -> Table:
     return table
 
 
-def estimate_report(estimate: Estimate) -> RenderableType:
+def estimate_report(estimate: "Estimate") -> RenderableType:
     """One configuration in full."""
     request, network = estimate.request, estimate.network
     s = request.settings
@@ -116,7 +116,7 @@ def _loop(settings: Settings) -> str:
     return f"model outputs {kept}{cache}"
 
 
-def _phases(estimate: Estimate) -> Table:
+def _phases(estimate: "Estimate") -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("phase", "peak", "at its end", "op at the peak"):
         table.add_column(name, justify="right" if name in ("peak", "at its end") else "left")
@@ -125,7 +125,7 @@ def _phases(estimate: Estimate) -> Table:
     return table
 
 
-def _outcome(estimate: Estimate) -> list[tuple[str, str]]:
+def _outcome(estimate: "Estimate") -> list[tuple[str, str]]:
     rows = [
         ("checkpoint", format_gib(estimate.checkpoint_bytes)),
         ("host memory", f"{format_gib(estimate.host_bytes)} (modelled)"),
