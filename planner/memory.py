@@ -58,10 +58,14 @@ class StepMemory:
 
 @dataclass(slots=True)
 class Walked:
-    """The walks of all runs of a network, forward and backward, before they are joined: they do not depend on the ranks."""
+    """The walks of all runs of a network, forward and backward, before they are joined: they do not depend on the ranks.
+
+    `joined` remembers what `step_segments` made of them for each number of gradient ranks.
+    """
 
     forward: list[tuple[Segment, int]]
     backward: list[tuple[Segment, int]]
+    joined: dict[int, tuple[Segment, Segment]] = field(default_factory=dict)
 
 
 def walk(network: Network, settings: Settings) -> Walked:
@@ -94,11 +98,14 @@ def step_segments(walked: Walked, gradient_ranks: int = 1) -> tuple[Segment, Seg
 
     `gradient_ranks`: a layer's gradients are whole while its backward runs, then reduced and split over so many ranks.
     """
+    if gradient_ranks in walked.joined:
+        return walked.joined[gradient_ranks]
     forward = backward = Segment(_EMPTY, _EMPTY, 0, "")
     for segment, count in walked.forward:
         forward = join(forward, repeat(segment, count))
     for segment, count in walked.backward:
         backward = join(backward, repeat(_reduced(segment, gradient_ranks), count))
+    walked.joined[gradient_ranks] = forward, backward
     return forward, backward
 
 
