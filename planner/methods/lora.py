@@ -55,6 +55,15 @@ class Lora(Part):
         if not self.target_modules or not all(self.target_modules):
             raise InputError("target_modules is empty; name modules such as q_proj,v_proj, or all-linear")
 
+    def check_model(self, linears: set[str]) -> None:
+        """Raise InputError where a target names no module of the model."""
+        for target in self.target_modules:
+            if target != ALL_LINEAR and not any(m == target or m.endswith(f".{target}") for m in linears):
+                names = ", ".join(sorted({m.rsplit(".", 1)[-1] for m in linears}))
+                raise InputError(
+                    f"target module {target!r} matches nothing in this model; it has {names} (all-linear takes all of them)"
+                )
+
     def targets(self, module: str) -> bool:
         """Whether a linear module is adapted: `all-linear`, its full path or the end of it."""
         return any(t in (ALL_LINEAR, module) or module.endswith(f".{t}") for t in self.target_modules)

@@ -45,6 +45,9 @@ class Part:
     def check(self) -> None:
         """Raise InputError where an option makes no sense."""
 
+    def check_model(self, linears: set[str]) -> None:
+        """Raise InputError where the part does not fit a model with these linear modules."""
+
     def freezes_base(self) -> bool:
         """Whether the base weights are frozen unless a part trains them."""
         return True

@@ -52,7 +52,6 @@ class Assembly:
         parameters: of all blocks so far.
         notes: what the report must say, such as which attention kernel runs and why.
         linears: linear modules that a method may adapt.
-        adapted: those that it does adapt.
     """
 
     def __init__(self, method: Method, settings: Settings) -> None:
@@ -64,7 +63,6 @@ class Assembly:
         self._prefix = ""
         self._count = 1
         self.linears: set[str] = set()
-        self.adapted: set[str] = set()
 
     def begin(self, prefix: str, count: int) -> Tape:
         """Start a block whose weights are named `prefix` + module and exist `count` times."""
@@ -117,10 +115,7 @@ class Assembly:
         if kind == "linear":
             self.linears.add(module)
             for part in self.method.parts:
-                before = y
                 y = part.linear(self, module, weight, x, y)
-                if y is not before:
-                    self.adapted.add(module)
         tape.hold(x)
         tape.scope = outer
         return y

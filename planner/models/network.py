@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph.block import Block
 from tuneplan.planner.methods.formats import BLOCK_FORMATS
-from tuneplan.planner.methods.lora import ALL_LINEAR, Lora
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.assembly import Assembly, Parameter
 from tuneplan.planner.models.registry import family
@@ -78,18 +76,6 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
         remaining -= alike
         entry = block.exit
     runs.append(Run(builder.finish(model, spec, entry), 1, checkpointed=False))
-    _check_targets(method, model)
-    return Network(runs, list(model.parameters.values()), model.notes)
-
-
-def _check_targets(method: Method, model: Assembly) -> None:
-    """Raise InputError where a part names modules that the model does not have."""
     for part in method.parts:
-        if not isinstance(part, Lora):
-            continue
-        for target in part.target_modules:
-            if target != ALL_LINEAR and not any(m == target or m.endswith(f".{target}") for m in model.adapted):
-                names = ", ".join(sorted({m.rsplit(".", 1)[-1] for m in model.linears}))
-                raise InputError(
-                    f"target module {target!r} matches nothing in this model; it has {names} (all-linear takes all of them)"
-                )
+        part.check_model(model.linears)
+    return Network(runs, list(model.parameters.values()), model.notes)
