@@ -23,6 +23,11 @@ def family(model_type: str, origin: str = "") -> ModuleType:
 
 
 def read_spec(id: str, config: ConfigReader) -> ModelSpec:
-    """The spec of a config.json. Raises InputError for an unknown family or impossible dimensions."""
+    """The spec of a config.json. Raises InputError for an unknown family, impossible dimensions or a quantized checkpoint."""
+    if config.has("quantization_config"):
+        raise InputError(
+            f"{config.origin}: this is the config of a checkpoint that is quantized already (quantization_config), which "
+            "tuneplan does not know; use the original model's config, with --method qlora for a 4-bit base"
+        )
     spec: ModelSpec = family(config.text("model_type"), config.origin).read(id, config)
     return spec

@@ -38,6 +38,7 @@ CONFIGS: dict[str, tuple[Any, str]] = {
     "heads and groups": ({"num_attention_heads": 4, "num_key_value_heads": 3}, "not a multiple of num_key_value_heads=3"),
     "heads and width": ({"num_attention_heads": 3, "num_key_value_heads": 3}, "not a multiple of num_attention_heads=3"),
     "odd head": ({"head_dim": 15}, "head_dim=15 is odd"),
+    "quantized": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized already"),
     "dropout": ({"attention_dropout": -0.5}, "'attention_dropout' is -0.5"),
 }
 
