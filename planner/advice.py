@@ -1,6 +1,7 @@
 """What a user should know about an estimate, each figure worked out by running the ledger again with one thing changed."""
 
 from dataclasses import replace
+from typing import Any
 
 from tuneplan.planner.estimate import Estimate
 from tuneplan.planner.memory import step_memory, step_segments, walk
@@ -9,6 +10,7 @@ from tuneplan.planner.methods.lora import Lora
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import build
 from tuneplan.planner.request import Request
+from tuneplan.planner.training.attention_kernel import AMPERE
 from tuneplan.planner.training.optimizers import OPTIMIZERS
 from tuneplan.planner.units import GIB, format_gib
 
@@ -61,7 +63,8 @@ def _kernel(estimate: Estimate) -> list[str]:
     request, notes = estimate.request, estimate.network.notes
     if request.settings.attention != "sdpa" or notes.get("attention_kernel") == "flash":
         return []
-    saved = estimate.allocated_bytes - peak_of(_with(request, attention="flash"))
+    runs = request.settings.dtype != "fp32" and request.settings.compute_capability >= AMPERE
+    saved = estimate.allocated_bytes - peak_of(_with(request, attention="flash")) if runs else 0
     cost = f" FlashAttention-2 would save {format_gib(saved)}." if saved > WORTH_SAYING else ""
     kernel = {"math": "unfused math", "efficient": "memory-efficient"}[notes["attention_kernel"]]
     return [f"sdpa runs its {kernel} kernel here, because {notes['attention_kernel_reason']}.{cost}"]
@@ -126,5 +129,5 @@ def _not_modelled(request: Request) -> list[str]:
     return []
 
 
-def _with(request: Request, **changes: object) -> Request:
-    return replace(request, settings=replace(request.settings, **changes))  # type: ignore[arg-type]
+def _with(request: Request, **changes: Any) -> Request:
+    return replace(request, settings=replace(request.settings, **changes))

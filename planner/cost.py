@@ -9,7 +9,6 @@ from tuneplan.hardware_profiles.loader import Offer
 from tuneplan.planner.units import SECONDS_PER_HOUR
 
 STALE_DAYS = 548
-PURCHASES = ("on_demand", "spot", "reserved")
 
 
 @dataclass(frozen=True, slots=True)

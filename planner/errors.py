@@ -3,8 +3,7 @@
 TuneplanError
 +-- InputError            exit code 2: something the user typed or a file the user gave
 |   +-- UnknownNameError  a model, method or option value that is not known; carries close matches
-+-- DataFileError         exit code 3: a data file (bundled, or prices and cards the user gave) is broken
-+-- NoFitError            exit code 1: an honest "no"
++-- DataFileError         exit code 3: a bundled data file is broken
 
 Every message has three parts: what was given, why it cannot be, what to do.
 """
@@ -27,12 +26,6 @@ class DataFileError(TuneplanError):
     """A data file (prices, cards, catalog) is broken."""
 
     exit_code = 3
-
-
-class NoFitError(TuneplanError):
-    """Nothing that was asked for fits."""
-
-    exit_code = 1
 
 
 class UnknownNameError(InputError):

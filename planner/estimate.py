@@ -13,7 +13,6 @@ from tuneplan.planner.request import Request
 from tuneplan.planner.timing.request_time import time_of
 from tuneplan.planner.timing.step_time import StepTime
 
-SCHEMA_VERSION = 1
 STACK = "transformers 5.23, peft 0.21, bitsandbytes 0.50, torch 2.13 (plain, Trainer order of calls)"
 
 
@@ -63,7 +62,6 @@ class Estimate:
         """The report as one JSON document (design: common schema of estimated, traced and measured)."""
         time = self.time
         return {
-            "schema_version": SCHEMA_VERSION,
             "source": "estimated",
             "request": self.request.to_json(),
             "parameters": {

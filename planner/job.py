@@ -1,6 +1,6 @@
 """What the planner is asked to find: a model, methods and cards to consider, the amount of training, and limits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from tuneplan.planner.errors import InputError
@@ -68,11 +68,13 @@ class Job:
         if not 1 <= self.global_batch_size <= LARGEST_BATCH:
             raise InputError(f"global-batch-size {self.global_batch_size} is not a batch; use 1 to {LARGEST_BATCH}")
         for target in self.targets:
-            if all(self.global_batch_size % count for count in target.counts):
+            if not any(self.micro_batches(count) for count in target.counts):
                 counts = ", ".join(str(count) for count in target.counts)
+                sizes = ", ".join(str(size) for size in self.micro_batch_sizes)
+                by = f" in micro-batches of {sizes}" if sizes else ""
                 raise InputError(
-                    f"global-batch-size {self.global_batch_size} cannot be split evenly over {counts} GPUs of {target.label}; "
-                    "use a multiple of the number of GPUs"
+                    f"global-batch-size {self.global_batch_size} cannot be split evenly{by} over {counts} x {target.label}; "
+                    "use a multiple of GPUs x micro-batch"
                 )
         if not 0 <= self.safety_margin < 1:
             raise InputError(f"safety-margin {self.safety_margin} is not a share of memory; use a value such as 0.05")
@@ -81,10 +83,19 @@ class Job:
         if self.max_usd is not None and not 0 < self.max_usd < MOST_USD:
             raise InputError(f"max-usd {self.max_usd} is not a budget; use a positive number, such as 50")
 
+    def micro_batches(self, count: int) -> list[int]:
+        """Micro-batches that split the global batch evenly over so many ranks, smallest first; none where it cannot be."""
+        share, rest = divmod(self.global_batch_size, count)
+        sizes = self.micro_batch_sizes or tuple(2**i for i in range(share.bit_length()))
+        return [] if rest else [size for size in sizes if share and share % size == 0]
+
+    @property
+    def left_out(self) -> list[int]:
+        """Numbers of GPUs that the global batch cannot be split over, so that no plan uses them."""
+        return sorted({count for target in self.targets for count in target.counts if not self.micro_batches(count)})
+
     def settings_for(self, method: Method, target: Target) -> Settings:
         """The settings that do not vary within a method on a card: precision, dtype and the card's capability."""
-        from dataclasses import replace
-
         gpu = target.gpu
         capability = gpu.compute_capability if gpu and gpu.compute_capability else self.settings.compute_capability
         dtype = self.dtype

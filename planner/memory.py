@@ -48,7 +48,7 @@ class StepMemory:
 
     phases: dict[str, Phase]
     host_optimizer_bytes: int
-    peak_phase: str = field(default="")
+    peak_phase: str
 
     @property
     def peak(self) -> Phase:

@@ -252,7 +252,7 @@ class Search:
                 states: int = 0
                 for stage in job.zero_stages if count > 1 else (0,):
                     fits = False
-                    for size in self._micro_batches(count):
+                    for size in job.micro_batches(count):
                         settings = replace(base, micro_batch_size=size, gradient_checkpointing=checkpointing)
                         plan = self.evaluate(method, target, settings, optimizer, Sharding(count, stage))
                         states = plan.memory.phases["optimizer_step"].levels[OPTIMIZER_STATES]
@@ -264,15 +264,6 @@ class Search:
                         break
                 if states < SMALL_STATES * usable_bytes(target.memory_bytes, job.safety_margin):
                     break
-
-    def _micro_batches(self, count: int) -> list[int]:
-        """Sizes that split the global batch evenly over the ranks, smallest first."""
-        share = self.job.global_batch_size // count
-        if self.job.global_batch_size % count:
-            return []
-        if self.job.micro_batch_sizes:
-            return [size for size in self.job.micro_batch_sizes if share % size == 0]
-        return [size for size in (2**i for i in range(20)) if size <= share and share % size == 0]
 
     def _priced(self, plan: Plan) -> Plan:
         job = self.job
@@ -297,9 +288,10 @@ class Search:
         if job.max_hours is not None and (plan.hours is None or plan.hours > job.max_hours):
             hours = "an unknown number of hours" if plan.hours is None else f"{plan.hours:.1f} h"
             return f"takes {hours}, above the limit of {job.max_hours:g} h"
-        if job.max_usd is not None and (plan.usd is None or plan.usd > job.max_usd):
-            cost = "no price is known" if plan.usd is None else f"costs ${plan.usd}"
-            return f"{cost}, above the limit of ${job.max_usd}" if plan.usd is not None else f"{cost}, and a limit is set"
+        if job.max_usd is not None and plan.usd is None:
+            return "no price is known, and a limit is set"
+        if job.max_usd is not None and plan.usd is not None and plan.usd > job.max_usd:
+            return f"costs ${plan.usd}, above the limit of ${job.max_usd}"
         return ""
 
 

@@ -35,7 +35,7 @@ class FlashMemory(torch.autograd.Function):
         return out_BHSD
 
     @staticmethod
-    def backward(ctx: Any, grad_BHSD: torch.Tensor) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor, ...]:
         q_BHSD, k_BKSD, *_ = ctx.saved_tensors
         B, H, S, D = q_BHSD.shape
         rows = _round_up(S, 128)
@@ -72,7 +72,7 @@ class EfficientMemory(torch.autograd.Function):
         return out_BHSD
 
     @staticmethod
-    def backward(ctx: Any, grad_BHSD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q_BHSD, *_ = ctx.saved_tensors
         B, H, S, D = q_BHSD.shape
         dq = torch.empty((B, S, H, D), dtype=q_BHSD.dtype, device=q_BHSD.device)
@@ -86,11 +86,11 @@ class EfficientMemory(torch.autograd.Function):
 
 
 def _flash(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: object, **_: object
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: object, **_: object
 ) -> tuple[torch.Tensor, None]:
-    if query.dtype is torch.float32 and module.config.dtype is not torch.float32:  # type: ignore[union-attr]
-        query, key, value = (t.to(module.config.dtype) for t in (query, key, value))  # type: ignore[union-attr,arg-type]
-    out: torch.Tensor = FlashMemory.apply(query, key, value)  # type: ignore[no-untyped-call]
+    if query.dtype is torch.float32 and module.config.dtype is not torch.float32:
+        query, key, value = (t.to(module.config.dtype) for t in (query, key, value))
+    out: torch.Tensor = FlashMemory.apply(query, key, value)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -104,7 +104,7 @@ def _efficient(
     bias = None
     if mask is not None:
         bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
-    out: torch.Tensor = EfficientMemory.apply(query, key, value, bias)  # type: ignore[no-untyped-call]
+    out: torch.Tensor = EfficientMemory.apply(query, key, value, bias)
     return out.transpose(1, 2).contiguous(), None
 
 

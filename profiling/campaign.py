@@ -19,17 +19,17 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from tuneplan.planner.estimate import estimate
 from tuneplan.planner.methods.compose import parse
-from tuneplan.planner.methods.lora import ALL_LINEAR, Lora
+from tuneplan.planner.methods.lora import Lora
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.lookup import find as find_model
 from tuneplan.planner.models.registry import read_spec
 from tuneplan.planner.request import Request
 from tuneplan.planner.training.optimizers import find as find_optimizer
 from tuneplan.planner.training.settings import Settings
+from tuneplan.profiling.build import causal_model, checkpoint_layers, make_optimizer, with_lora
 from tuneplan.profiling.tracker import StorageTracker
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -85,43 +85,15 @@ def config_of(case: Case, shrink: bool) -> dict[str, Any]:
 
 def real_model(case: Case, config: dict[str, Any], device: str) -> nn.Module:
     """The transformers model with random weights on the device, and PEFT's adapters. Raises ValueError for other methods."""
-    rest = {k: v for k, v in config.items() if k not in ("architectures", "torch_dtype", "dtype")}
-    settings = AutoConfig.for_model(rest.pop("model_type"), **rest)
-    settings._attn_implementation = case.attention
-    settings.use_cache = False
-    with torch.device(device):
-        model: Any = AutoModelForCausalLM.from_config(settings, dtype=DTYPES[case.dtype])
-    model.train()
+    model = causal_model(config, case.attention, DTYPES[case.dtype], device)
     parts = parse(case.method).parts
     lora = next((part for part in parts if isinstance(part, Lora)), None)
     if lora is not None:
-        import peft
-
-        targets = ALL_LINEAR if ALL_LINEAR in lora.target_modules else list(lora.target_modules)
-        adapter = peft.LoraConfig(task_type="CAUSAL_LM", r=lora.r, lora_alpha=int(lora.lora_alpha), target_modules=targets)
-        model = peft.get_peft_model(model, adapter, autocast_adapter_dtype=lora.autocast_adapter_dtype)
+        model = with_lora(model, lora)
     elif [part.label for part in parts] != ["full"]:
         raise ValueError(f"the campaign cannot build {case.method}")
-    if case.gradient_checkpointing != "off":
-        enable = getattr(model, "activation_checkpointing_enable", None)
-        options = {"use_reentrant": case.gradient_checkpointing == "reentrant"}
-        enable(activation_checkpointing_kwargs=options) if enable else model.gradient_checkpointing_enable(options)
-    return model  # type: ignore[no-any-return]
-
-
-def real_optimizer(name: str, parameters: list[Any]) -> Any:
-    """The optimizer of a name. Raises KeyError for one that needs another library."""
-    from transformers.optimization import Adafactor
-
-    makers: dict[str, Callable[[], Any]] = {
-        "adamw": lambda: torch.optim.AdamW(parameters, foreach=True),
-        "adamw_fused": lambda: torch.optim.AdamW(parameters, fused=True),
-        "adamw_forloop": lambda: torch.optim.AdamW(parameters, foreach=False),
-        "sgd": lambda: torch.optim.SGD(parameters, foreach=True),
-        "sgd_momentum": lambda: torch.optim.SGD(parameters, foreach=True, momentum=0.9),
-        "adafactor": lambda: Adafactor(parameters, lr=1e-3, scale_parameter=False, relative_step=False),
-    }
-    return makers[name]()
+    checkpoint_layers(model, case.gradient_checkpointing)
+    return model
 
 
 def request_of(case: Case, config: dict[str, Any]) -> Request:
@@ -143,7 +115,7 @@ def measure(case: Case, config: dict[str, Any], device: str) -> dict[str, Any]:
     """Peaks of every phase of a steady step [bytes], and seconds of a step on a GPU."""
     model = real_model(case, config, device)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = real_optimizer(case.optimizer, parameters)
+    optimizer = make_optimizer(case.optimizer, parameters)
     ids = torch.randint(0, config["vocab_size"], (case.micro_batch_size, case.seq_len), device=device)
     labels = ids.clone()
 

@@ -3,7 +3,6 @@
 No weight exists and no value is computed; shapes, dtypes and lifetimes are those of the real code.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from tuneplan.profiling import attention
+from tuneplan.profiling.build import causal_model
 from tuneplan.profiling.tracker import Event, StorageTracker
 
 ABSMAX_BLOCK = 64
@@ -57,17 +56,10 @@ def meta_model(
         use_cache: keep keys and values, as a model does unless a trainer turns it off.
     """
     attention.register()
-    rest = {k: v for k, v in copy.deepcopy(dict(config)).items() if k not in ("architectures", "torch_dtype", "dtype")}
-    settings = AutoConfig.for_model(rest.pop("model_type"), **rest)
-    settings._attn_implementation = kernel
-    settings.use_cache = use_cache
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(settings, dtype=dtype)
-    model.train()
-    return model  # type: ignore[no-any-return]
+    return causal_model(config, kernel, dtype, "meta", use_cache)
 
 
-def quantize_4bit(model: nn.Module, compute_dtype: torch.dtype, quant_type: str = "nf4", nested: bool = True) -> nn.Module:
+def quantize_4bit(model: Any, compute_dtype: torch.dtype, quant_type: str = "nf4", nested: bool = True) -> None:
     """Replace every linear layer but the head by bitsandbytes' `Linear4bit` with packed weights on the meta device."""
     import bitsandbytes as bnb
 
@@ -88,9 +80,8 @@ def quantize_4bit(model: nn.Module, compute_dtype: torch.dtype, quant_type: str 
                 layer.bias = child.bias
             layer.weight = _packed(child.out_features, child.in_features, compute_dtype, quant_type, nested, layer)
             setattr(module, child_name, layer)
-    model.is_loaded_in_4bit = True  # type: ignore[assignment]
-    model.is_quantized = True  # type: ignore[assignment]
-    return model
+    model.is_loaded_in_4bit = True
+    model.is_quantized = True
 
 
 def _packed(rows: int, columns: int, dtype: torch.dtype, quant_type: str, nested: bool, layer: nn.Module) -> Any:
@@ -204,7 +195,7 @@ def trace_step(
                     value = model(input_ids=ids, labels=labels).loss
                 forward = tracker.live_bytes
                 tracker.phase = "backward"
-                value.backward()  # type: ignore[no-untyped-call]
+                value.backward()
                 value = value.detach()
                 backward = tracker.live_bytes
             tracker.phase = "optimizer_step"

@@ -84,8 +84,9 @@ class StorageTracker(TorchDispatchMode):
         if not isinstance(new, torch.Tensor) or old.shape != new.shape or old.dtype != new.dtype:
             return False
         storage = old.untyped_storage()
-        users: int = torch._C._storage_Use_Count(storage._cdata)  # type: ignore[attr-defined]
-        return users <= 2 and torch.ops.aten.is_non_overlapping_and_dense(old)  # type: ignore[no-any-return]
+        native: Any = torch._C  # its stubs lack _storage_Use_Count
+        users: int = native._storage_Use_Count(storage._cdata)
+        return users <= 2 and bool(torch.ops.aten.is_non_overlapping_and_dense(old))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func is _ITEM and args[0].device.type == "meta":

@@ -1,6 +1,5 @@
 """`plan estimate`: one configuration, in full."""
 
-import json
 from typing import Any
 
 import click
@@ -18,6 +17,7 @@ from tuneplan.planner.cli.options import (
 )
 from tuneplan.planner.device_memory import DEFAULT_SAFETY_MARGIN, usable_bytes
 from tuneplan.planner.errors import InputError
+from tuneplan.planner.report import document
 from tuneplan.planner.request import Request, check_settings
 from tuneplan.planner.target import Target, of_memory, targets
 from tuneplan.planner.training.optimizers import OPTIMIZERS
@@ -85,7 +85,7 @@ def command(as_json: bool, **given: Any) -> int:
 
     result = estimate(request_of(given))
     if as_json:
-        click.echo(json.dumps(result.to_json(), indent=2))
+        click.echo(document.text(result.to_json()))
     else:
         from tuneplan.planner.report.terminal import console, estimate_report
 

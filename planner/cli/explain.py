@@ -1,6 +1,5 @@
 """`plan explain`: a figure's formula, numbers and source."""
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +8,7 @@ import click
 from tuneplan.planner.cli.estimate import request_of, request_options
 from tuneplan.planner.cli.options import json_option
 from tuneplan.planner.errors import UnknownNameError
+from tuneplan.planner.report import document
 
 
 @click.command(name="explain")
@@ -35,7 +35,7 @@ def command(figure: str, as_json: bool, **given: Any) -> int:
     explanations = [explain(result, name) for name in (EXPLAINERS if figure == "all" else [figure])]
     if as_json:
         body = {"request": result.request.to_json(), "explanations": [asdict(e) for e in explanations]}
-        click.echo(json.dumps({"schema_version": 1, **body}, indent=2))
+        click.echo(document.text({**body}))
         return 0
     for explanation in explanations:
         click.echo(f"{explanation.figure}: {explanation.value} ({explanation.basis})")

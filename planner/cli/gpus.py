@@ -1,6 +1,5 @@
 """`plan gpus`: cards, instances and their prices."""
 
-import json
 from datetime import date
 from typing import Any
 
@@ -9,6 +8,7 @@ import click
 from tuneplan.hardware_profiles.loader import Figure, Gpu, Instance, Offer, load_gpus, offers, resolve
 from tuneplan.planner.cli.options import json_option
 from tuneplan.planner.cost import cheapest
+from tuneplan.planner.report import document
 from tuneplan.planner.units import GIGA, TERA, format_gib, format_usd
 
 
@@ -21,7 +21,7 @@ def command(ctx: click.Context, as_json: bool) -> int:
         return 0
     cards = list(load_gpus().values())
     if as_json:
-        click.echo(json.dumps({"schema_version": 1, "gpus": [gpu_json(gpu) for gpu in cards]}, indent=2))
+        click.echo(document.text({"gpus": [gpu_json(gpu) for gpu in cards]}))
         return 0
     from rich.table import Table
 
@@ -54,7 +54,7 @@ def show(name: str, as_json: bool) -> int:
     known = offers(found.id) if isinstance(found, Gpu) else offers(instance_id=found.id)
     if as_json:
         body = gpu_json(found) if isinstance(found, Gpu) else instance_json(found)
-        click.echo(json.dumps({"schema_version": 1, **body, "offers": [offer_json(o) for o in known]}, indent=2))
+        click.echo(document.text({**body, "offers": [offer_json(o) for o in known]}))
         return 0
     if isinstance(found, Gpu):
         click.echo(f"{found.id}: {found.name}, {found.architecture}, {found.kind}")

@@ -1,6 +1,5 @@
 """`plan methods`: the parts that methods are made of, and the compositions with a name."""
 
-import json
 from dataclasses import fields
 from typing import Any
 
@@ -10,6 +9,7 @@ from tuneplan.planner.cli.options import json_option
 from tuneplan.planner.methods.compose import explicit, parse
 from tuneplan.planner.methods.part import Part
 from tuneplan.planner.methods.registry import PARTS, PRESETS
+from tuneplan.planner.report import document
 
 
 @click.group(name="methods", invoke_without_command=True)
@@ -21,7 +21,7 @@ def command(ctx: click.Context, as_json: bool) -> int:
         return 0
     if as_json:
         body = {"parts": [_part(part()) for part in PARTS.values()], "presets": PRESETS}
-        click.echo(json.dumps({"schema_version": 1, **body}, indent=2))
+        click.echo(document.text({**body}))
         return 0
     for name, part in PARTS.items():
         click.echo(f"{name}: {_summary(part)} [{part.paper}]")
@@ -38,7 +38,7 @@ def show(name: str, as_json: bool) -> int:
     method = parse(name)
     if as_json:
         body = {"name": method.name, "in_full": explicit(method), "mergeable": method.mergeable}
-        click.echo(json.dumps({"schema_version": 1, **body, "parts": [_part(p) for p in method.parts]}, indent=2))
+        click.echo(document.text({**body, "parts": [_part(p) for p in method.parts]}))
         return 0
     click.echo(f"{method.name} = {explicit(method)}")
     click.echo(f"merges into the base weights: {'yes' if method.mergeable else 'no'}")

@@ -6,6 +6,7 @@ import click
 
 from tuneplan.planner.cli.options import json_option
 from tuneplan.planner.models.lookup import CatalogEntry, entries, find
+from tuneplan.planner.report import document
 from tuneplan.planner.units import format_count
 
 
@@ -17,7 +18,7 @@ def command(ctx: click.Context, as_json: bool) -> int:
     if ctx.invoked_subcommand is not None:
         return 0
     if as_json:
-        click.echo(json.dumps({"schema_version": 1, "models": [_json(entry) for entry in entries()]}, indent=2))
+        click.echo(document.text({"models": [_json(entry) for entry in entries()]}))
         return 0
     from rich.table import Table
 
@@ -41,7 +42,7 @@ def show(name: str, as_json: bool) -> int:
     entry = find(name)
     config = json.loads(entry.config_path.read_text(encoding="utf-8"))
     if as_json:
-        click.echo(json.dumps({"schema_version": 1, **_json(entry), "config": config}, indent=2))
+        click.echo(document.text({**_json(entry), "config": config}))
         return 0
     click.echo(f"{entry.id}: {entry.parameters:,} parameters")
     click.echo(f"aliases: {', '.join(entry.aliases)}")

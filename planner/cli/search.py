@@ -1,6 +1,5 @@
 """`plan --model M --gpu G`: what fits, what it costs, and which to take."""
 
-import json
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -15,6 +14,7 @@ from tuneplan.planner.cli.options import Step, json_option, lora_options, read_m
 from tuneplan.planner.device_memory import DEFAULT_SAFETY_MARGIN
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.job import AUTO, DEFAULT_METHODS, DEFAULT_OPTIMIZERS, OBJECTIVES, Job
+from tuneplan.planner.report import document
 from tuneplan.planner.target import ANY, Target, of_gpu, of_memory, targets
 from tuneplan.planner.training.attention_kernel import AMPERE
 from tuneplan.planner.training.optimizers import find as find_optimizer
@@ -113,7 +113,7 @@ def plan(ctx: click.Context, /, **given: Any) -> int:
     if given["as_json"]:
         from tuneplan.planner.report.json_report import answer_json
 
-        click.echo(json.dumps(answer_json(answer), indent=2, allow_nan=False))
+        click.echo(document.text(answer_json(answer)))
     else:
         from tuneplan.planner.report.answer import render
         from tuneplan.planner.report.terminal import console

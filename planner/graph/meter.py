@@ -82,7 +82,8 @@ def _choose(mask: Any, total_a: Size, a: Levels, total_b: Size, b: Levels) -> tu
     import numpy as np
 
     total: Any = np.where(mask, total_a, total_b)
-    return total, [np.where(mask, x, y) for x, y in zip(a, b, strict=True)]  # type: ignore[misc]
+    levels: Any = [np.where(mask, x, y) for x, y in zip(a, b, strict=True)]
+    return total, levels
 
 
 def join(first: Segment, second: Segment) -> Segment:

@@ -159,6 +159,11 @@ def _rejected(rejected: tuple[Rejected, ...]) -> list[RenderableType]:
 
 def _footnotes(answer: Answer) -> list[RenderableType]:
     notes = ["Memory is counted from the ops of the training step; time is modelled; --json gives every figure."]
+    if answer.job.left_out:
+        counts = ", ".join(str(count) for count in answer.job.left_out)
+        notes.append(
+            f"Left out: {counts} GPUs, over which a global batch of {answer.job.global_batch_size} cannot be split evenly."
+        )
     for plan in answer.plans[:1]:
         if plan.price is not None and (plan.price.age_days is None or plan.price.age_days > OLD_DAYS):
             notes.append(f"Check the price before you rent: {_age(plan.price)}, {plan.price.offer.source}.")

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from tuneplan.planner.estimate import SCHEMA_VERSION
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.job import Job
 from tuneplan.planner.methods.compose import explicit
@@ -13,7 +12,6 @@ def answer_json(answer: Answer) -> dict[str, Any]:
     """The whole answer: the request with every default, the plan that is recommended, all plans, and what cannot be."""
     plans = [plan_json(plan) for plan in answer.plans]
     return {
-        "schema_version": SCHEMA_VERSION,
         "request": job_json(answer.job),
         "recommended": plans[0] if plans else None,
         "plans": plans,
@@ -30,6 +28,7 @@ def job_json(job: Job) -> dict[str, Any]:
         "methods_in_full": [explicit(method) for method in job.methods],
         "gpus": [target.label for target in job.targets],
         "gpu_counts": sorted({count for target in job.targets for count in target.counts}),
+        "gpu_counts_left_out": job.left_out,
         "seq_len": s.seq_len,
         "global_batch_size": job.global_batch_size,
         "tokens": job.tokens,

@@ -16,8 +16,6 @@ from tuneplan.planner.timing.work import NetworkWork, network_work
 from tuneplan.planner.training.optimizers import Optimizer
 from tuneplan.planner.training.settings import Settings
 
-BASIS = "modelled"
-
 
 @dataclass(frozen=True, slots=True)
 class StepTime:

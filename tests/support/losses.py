@@ -53,7 +53,7 @@ class FusedLinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         saved = ctx.saved_tensors
         return saved[0], saved[1] if len(saved) > 1 else None
 
@@ -61,4 +61,5 @@ class FusedLinearCrossEntropy(torch.autograd.Function):
 def liger(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The model's hidden states through the fused loss."""
     hidden, head, _ = _hidden_and_head(model, ids)
-    return FusedLinearCrossEntropy.apply(hidden.view(-1, hidden.shape[-1]), head.weight)  # type: ignore[no-any-return]
+    loss: torch.Tensor = FusedLinearCrossEntropy.apply(hidden.view(-1, hidden.shape[-1]), head.weight)
+    return loss

@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 
 from tuneplan.planner.memory import StepMemory, step_memory  # noqa: E402
 from tuneplan.planner.methods.compose import parse  # noqa: E402
-from tuneplan.planner.methods.lora import ALL_LINEAR, Lora  # noqa: E402
+from tuneplan.planner.methods.lora import Lora  # noqa: E402
 from tuneplan.planner.methods.method import Method  # noqa: E402
 from tuneplan.planner.methods.quantized_base import QuantizedBase  # noqa: E402
 from tuneplan.planner.models.config import ConfigReader  # noqa: E402
@@ -21,6 +21,7 @@ from tuneplan.planner.models.registry import read_spec  # noqa: E402
 from tuneplan.planner.training.optimizers import OPTIMIZERS  # noqa: E402
 from tuneplan.planner.training.settings import Settings  # noqa: E402
 from tuneplan.profiling import attention  # noqa: E402
+from tuneplan.profiling.build import checkpoint_layers, make_optimizer, with_lora  # noqa: E402
 from tuneplan.profiling.step import StepTrace, meta_model, quantize_4bit, trace_step  # noqa: E402
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -51,26 +52,14 @@ def traced(case: Case, kernel: str) -> tuple[Any, StepTrace]:
     method = parse(case.method)
     implementation = attention.MASKED if kernel == "efficient" and settings.padded else KERNELS[kernel]
     model: Any = meta_model(case.config, implementation, DTYPES[settings.dtype], settings.use_cache)
-    checkpointing = settings.gradient_checkpointing != "off"
     model = _quantized(model, method, settings)
     lora = next((part for part in method.parts if isinstance(part, Lora)), None)
     if lora is not None:
-        targets = ALL_LINEAR if ALL_LINEAR in lora.target_modules else list(lora.target_modules)
-        config = peft.LoraConfig(
-            task_type="CAUSAL_LM",
-            r=lora.r,
-            lora_alpha=lora.lora_alpha,
-            lora_dropout=lora.lora_dropout,
-            bias=lora.bias,
-            target_modules=targets,
-        )
-        model = peft.get_peft_model(model, config, autocast_adapter_dtype=lora.autocast_adapter_dtype)
-    if checkpointing:
-        reentrant = settings.gradient_checkpointing == "reentrant"
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": reentrant})
+        model = with_lora(model, lora)
+    checkpoint_layers(model, settings.gradient_checkpointing)
     trace = trace_step(
         model,
-        _optimizer(case.optimizer, [p for p in model.parameters() if p.requires_grad]),
+        make_optimizer(case.optimizer, [p for p in model.parameters() if p.requires_grad]),
         settings.micro_batch_size,
         settings.seq_len,
         accumulation=2 if settings.accumulating else 1,
@@ -89,19 +78,6 @@ def _quantized(model: Any, method: Method, settings: Settings) -> Any:
         use = settings.gradient_checkpointing != "off"
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=use)
     return model
-
-
-def _optimizer(name: str, parameters: list[Any]) -> Any:
-    from transformers.optimization import Adafactor
-
-    makers: dict[str, Callable[[], Any]] = {
-        "adamw": lambda: torch.optim.AdamW(parameters, foreach=True),
-        "adamw_forloop": lambda: torch.optim.AdamW(parameters, foreach=False),
-        "sgd": lambda: torch.optim.SGD(parameters, foreach=True),
-        "sgd_momentum": lambda: torch.optim.SGD(parameters, foreach=True, momentum=0.9),
-        "adafactor": lambda: Adafactor(parameters, lr=1e-3, scale_parameter=False, relative_step=False),
-    }
-    return makers[name]()
 
 
 def small(model_type: str = "llama", **changes: Any) -> dict[str, Any]:

@@ -372,3 +372,27 @@ def test_every_process_exits_with_2(write_config: Any) -> None:
         env={**os.environ, "PYTHONPATH": str(source)},
     )
     assert (2, "", 1) == (result.returncode, result.stdout, result.stderr.count("\n"))
+
+
+@pytest.mark.parametrize(
+    "words", [("--gpus", "8", "--micro-batch-size", "16"), ("--gpus", "4,8", "--micro-batch-size", "32")], ids=name
+)
+def test_micro_batches_that_no_number_of_gpus_can_share(plan: Any, words: tuple[str, ...]) -> None:
+    """A global batch that cannot be split so is wrong input, not a "nothing fits" without a reason."""
+    refuse(plan(*SMALL, *words), "cannot be split evenly")
+
+
+def test_numbers_of_gpus_left_out_are_said(plan: Any) -> None:
+    """Where some numbers of GPUs cannot share the batch, the answer says which."""
+    outcome = plan(*SMALL, "--global-batch-size", "4", "--method", "lora")
+    assert 0 == outcome.code
+    assert "Left out: 8 GPUs" in " ".join(outcome.out.split())
+    assert [8] == plan(*SMALL, "--global-batch-size", "4", "--method", "lora", "--json").json()["request"]["gpu_counts_left_out"]
+
+
+def test_flash_attention_is_not_advised_where_it_cannot_run(plan: Any) -> None:
+    """A card before Ampere gets the reason for its kernel, and no advice to use another's."""
+    outcome = plan("estimate", "--model", "8b", "--method", "qlora", "--dtype", "fp16", "--gpu", "t4")
+    printed = " ".join(outcome.out.split())
+    assert "older than Ampere" in printed
+    assert "FlashAttention-2 would save" not in printed

@@ -82,7 +82,7 @@ class MasterAdamW:
 @pytest.mark.traced
 def test_master_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mixed precision with fp32 masters: 12 bytes a parameter are kept, and gradients are cast for the update."""
-    monkeypatch.setattr(side_by_side, "_optimizer", lambda name, parameters: MasterAdamW(parameters))
+    monkeypatch.setattr(side_by_side, "make_optimizer", lambda name, parameters: MasterAdamW(parameters))
     settings = Settings(micro_batch_size=1, seq_len=64, precision="master-weights")
     case = Case(small(), "full", replace(settings, gradient_checkpointing="non-reentrant"))
     _, memory = side_by_side.estimated(case)
