@@ -14,16 +14,9 @@ from statistics import median
 from types import ModuleType
 
 from tuneplan.planner.memory import step_memory
-from tuneplan.planner.methods.full import Full
 from tuneplan.planner.methods.lora import Lora
-from tuneplan.planner.methods.method import Method
-from tuneplan.planner.methods.part import Part
-from tuneplan.planner.methods.quantized_base import QuantizedBase
-from tuneplan.planner.models import lookup, network, registry
-from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.replay import Program, replay
 from tuneplan.planner.training.optimizers import find
-from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.units import GIB, GIGA
 
 
@@ -91,31 +84,16 @@ def rtx_4080() -> None:
 def a100() -> None:
     """The ledger against allocated peaks on A100s (fms-acceleration)."""
     rows, errors = [], []
-    for r in timing.rows_of("fms_acceleration.csv"):
-        plain = r["framework_config"] in ("none", "baseline-peft-bnb", "accelerated-peft-bnb")
-        dense = any(m in r["model"] for m in ("Mistral-7B", "PowerLM-3b", "Llama-2-70b"))
-        if not (plain and dense and r["source_group"].startswith("refs") and r["num_gpus"] == "1"):
+    for r, parts, settings, ranks in timing.fms_runs():
+        if ranks > 1:
             continue
-        lora = Lora(
-            r=16,
-            target_modules=("q_proj", "k_proj", "v_proj", "o_proj"),
-            lora_dropout=float(r["lora_dropout"] or 0),
-            autocast_adapter_dtype=not r["trainer_bf16"],
-        )
-        base = QuantizedBase(prepare_kbit=r["framework_config"] == "baseline-peft-bnb")
-        parts: dict[str, tuple[Part, ...]] = {"full": (Full(),), "lora": (lora,), "qlora-nf4": (base, lora)}
-        batch = int(r["per_device_train_batch_size"])
-        settings = Settings(micro_batch_size=batch, seq_len=4096, attention="flash", gradient_checkpointing="reentrant")
-        name = r["model"]
-        own = "PowerLM" in name
-        config = (name, ConfigReader(timing.POWERLM, name)) if own else lookup.load(name.replace("NousResearch/", ""))
-        net = network.build(registry.read_spec(*config), Method(r["method"], parts[r["method"]]), settings)
+        net = timing.network_of(r["model"], parts, settings)
         estimated = step_memory(net, settings, find("adamw")).peak.peak_bytes / GIGA
         published = int(r["torch_peak_alloc_bytes"]) / GIGA
         errors.append(percent(estimated, published))
         label = f"{r['method']}, {r['framework_config']}"
         sizes = (f"{estimated:.2f}", f"{published:.2f}", f"{errors[-1]:+.1f} %")
-        rows.append((name.split("/")[1], label, f"{batch} x 4096", *sizes))
+        rows.append((r["model"].split("/")[1], label, f"{settings.micro_batch_size} x 4096", *sizes))
     for row in inline.ALLOCATED:
         estimated, published = inline.estimated(row).allocated_bytes / GIGA, row.measured_bytes / GIGA
         errors.append(percent(estimated, published))

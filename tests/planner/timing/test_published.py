@@ -21,6 +21,7 @@ from tuneplan.planner.methods.part import Part
 from tuneplan.planner.methods.quantized_base import QuantizedBase
 from tuneplan.planner.models import lookup, network, registry
 from tuneplan.planner.models.config import ConfigReader
+from tuneplan.planner.models.network import Network
 from tuneplan.planner.timing.step_time import step_time
 from tuneplan.planner.training.optimizers import find
 from tuneplan.planner.training.settings import Settings
@@ -71,8 +72,7 @@ def predict(
     accumulation: int = 1,
 ) -> float:
     """Tokens per second and card."""
-    id, config = (model, ConfigReader(POWERLM, model)) if "PowerLM" in model else lookup.load(model.replace("NousResearch/", ""))
-    net = network.build(registry.read_spec(id, config), Method("published", parts), settings)
+    net = network_of(model, parts, settings)
     time = step_time(
         net,
         settings,
@@ -86,14 +86,15 @@ def predict(
     return time.tokens_per_second / ranks
 
 
-def fms() -> list[Row]:
+def fms_runs() -> Iterator[tuple[dict[str, str], tuple[Part, ...], Settings, int]]:
     """A100-80GB SXM, 4096 packed tokens, FlashAttention-2, reentrant checkpointing (the default of transformers 4.48).
 
     Only plain transformers: no fused kernels (foak, liger). `accelerated-peft-bnb` is bitsandbytes without the cast of
     norms and embeddings to fp32. Rows with trainer_bf16 run under autocast, so their adapters multiply in bf16.
-    Throughput is per card; above one card it is FSDP full shard.
+
+    Yields:
+        The row as published, the method's parts, the settings, and the number of cards.
     """
-    rows = []
     for r in rows_of("fms_acceleration.csv"):
         plain = r["framework_config"] in ("none", "baseline-peft-bnb", "accelerated-peft-bnb")
         dense = any(m in r["model"] for m in ("Mistral-7B", "PowerLM", "Llama-2-70b"))
@@ -107,10 +108,23 @@ def fms() -> list[Row]:
         )
         base = QuantizedBase(double_quant=True, prepare_kbit=r["framework_config"] == "baseline-peft-bnb")
         parts: dict[str, tuple[Part, ...]] = {"full": (Full(),), "lora": (lora,), "qlora-nf4": (base, lora)}
-        batch, ranks = int(r["per_device_train_batch_size"]), int(r["num_gpus"])
+        batch = int(r["per_device_train_batch_size"])
         settings = Settings(micro_batch_size=batch, seq_len=4096, attention="flash", gradient_checkpointing="reentrant")
-        predicted = predict(r["model"], parts[r["method"]], settings, "a100-80g", ranks=ranks, zero_stage=3)
-        label = f"{r['model'].split('/')[1]} {r['method']} {r['framework_config']} b{batch} x{ranks}"
+        yield r, parts[r["method"]], settings, int(r["num_gpus"])
+
+
+def network_of(model: str, parts: tuple[Part, ...], settings: Settings) -> Network:
+    """The network of a published row, by the model's name there."""
+    id, config = (model, ConfigReader(POWERLM, model)) if "PowerLM" in model else lookup.load(model.replace("NousResearch/", ""))
+    return network.build(registry.read_spec(id, config), Method("published", parts), settings)
+
+
+def fms() -> list[Row]:
+    """Throughput is per card; above one card it is FSDP full shard."""
+    rows = []
+    for r, parts, settings, ranks in fms_runs():
+        predicted = predict(r["model"], parts, settings, "a100-80g", ranks=ranks, zero_stage=3)
+        label = f"{r['model'].split('/')[1]} {r['method']} {r['framework_config']} b{settings.micro_batch_size} x{ranks}"
         rows.append(Row("fms", label, float(r["train_tokens_per_second"]), predicted, ranks == 1 and label in CHOSEN))
     return rows
 
