@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tuneplan.planner.methods.lora import ALL_LINEAR, Lora
+from tuneplan.planner.methods.method import Method
 
 
 def causal_model(
@@ -33,21 +33,29 @@ def causal_model(
     return model
 
 
-def with_lora(model: nn.Module, lora: Lora) -> nn.Module:
-    """The model with PEFT's LoRA adapters as the planner's part describes them."""
+def with_adapter(model: nn.Module, config: Mapping[str, Any], autocast_adapter_dtype: bool = True) -> nn.Module:
+    """The model with an adapter of PEFT.
+
+    Args:
+        model: to be adapted in place.
+        config: contents of an adapter_config.json; `peft_type` names the method.
+        autocast_adapter_dtype: keep adapters of a 16-bit model in fp32, as PEFT does by default.
+    """
     import peft
 
-    targets = ALL_LINEAR if ALL_LINEAR in lora.target_modules else list(lora.target_modules)
-    config = peft.LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.r,
-        lora_alpha=int(lora.lora_alpha),
-        lora_dropout=lora.lora_dropout,
-        bias=lora.bias,
-        target_modules=targets,
-    )
-    adapted: nn.Module = peft.get_peft_model(model, config, autocast_adapter_dtype=lora.autocast_adapter_dtype)
+    kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(config["peft_type"])]
+    settings = kind(**{k: v for k, v in config.items() if k != "peft_type"})
+    adapted: nn.Module = peft.get_peft_model(model, settings, autocast_adapter_dtype=autocast_adapter_dtype)
     return adapted
+
+
+def with_method(model: nn.Module, method: Method) -> nn.Module:
+    """The model with the adapters of the method's parts, as PEFT adds them; storage of the base weights is left as it is."""
+    for part in method.parts:
+        config = part.peft_config()
+        if config is not None:
+            model = with_adapter(model, config, getattr(part, "autocast_adapter_dtype", True))
+    return model
 
 
 def checkpoint_layers(model: Any, checkpointing: str) -> None:

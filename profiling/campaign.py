@@ -22,14 +22,13 @@ from torch import nn
 
 from tuneplan.planner.estimate import estimate
 from tuneplan.planner.methods.compose import parse
-from tuneplan.planner.methods.lora import Lora
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.lookup import find as find_model
 from tuneplan.planner.models.registry import read_spec
 from tuneplan.planner.request import Request
 from tuneplan.planner.training.optimizers import find as find_optimizer
 from tuneplan.planner.training.settings import Settings
-from tuneplan.profiling.build import causal_model, checkpoint_layers, make_optimizer, with_lora
+from tuneplan.profiling.build import causal_model, checkpoint_layers, make_optimizer, with_method
 from tuneplan.profiling.tracker import StorageTracker
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -86,12 +85,10 @@ def config_of(case: Case, shrink: bool) -> dict[str, Any]:
 def real_model(case: Case, config: dict[str, Any], device: str) -> nn.Module:
     """The transformers model with random weights on the device, and PEFT's adapters. Raises ValueError for other methods."""
     model = causal_model(config, case.attention, DTYPES[case.dtype], device)
-    parts = parse(case.method).parts
-    lora = next((part for part in parts if isinstance(part, Lora)), None)
-    if lora is not None:
-        model = with_lora(model, lora)
-    elif [part.label for part in parts] != ["full"]:
+    method = parse(case.method)
+    if any(part.label == "quantized_base" for part in method.parts):
         raise ValueError(f"the campaign cannot build {case.method}")
+    model = with_method(model, method)
     checkpoint_layers(model, case.gradient_checkpointing)
     return model
 

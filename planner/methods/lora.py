@@ -1,7 +1,7 @@
 """LoRA: a low-rank product beside each adapted linear layer."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
@@ -77,6 +77,19 @@ class Lora(Part):
     def inputs_need_grad(self) -> bool:
         """PEFT hooks the embeddings when the model checkpoints."""
         return True
+
+    def peft_config(self) -> dict[str, Any]:
+        """`LoraConfig` of peft 0.21."""
+        return {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "r": self.r,
+            "lora_alpha": self.lora_alpha,
+            "lora_dropout": self.lora_dropout,
+            "bias": self.bias,
+            "use_rslora": self.use_rslora,
+            "target_modules": ALL_LINEAR if ALL_LINEAR in self.target_modules else list(self.target_modules),
+        }
 
     def linear(self, model: "Assembly", module: str, weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Add the low-rank product to an adapted module.

@@ -1,7 +1,7 @@
 """What a fine-tuning method is made of: parts that decide storage and training of weights, and rewrite the ops of modules."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tuneplan.planner.graph.tensor import Tensor
 
@@ -63,6 +63,13 @@ class Part:
     def inputs_need_grad(self) -> bool:
         """Whether embeddings are made to require a gradient when gradient checkpointing is on."""
         return False
+
+    def peft_config(self) -> dict[str, Any] | None:
+        """The same part as PEFT's adapter_config.json has it, or None where PEFT adds nothing to the model.
+
+        `autocast_adapter_dtype` is not in it: it is an argument of `get_peft_model`.
+        """
+        return None
 
     def linear(self, model: "Assembly", module: str, weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """The output of a linear module, given its input x and its output y so far."""

@@ -12,7 +12,6 @@ pytest.importorskip("transformers")
 
 from tuneplan.planner.memory import StepMemory, step_memory  # noqa: E402
 from tuneplan.planner.methods.compose import parse  # noqa: E402
-from tuneplan.planner.methods.lora import Lora  # noqa: E402
 from tuneplan.planner.methods.method import Method  # noqa: E402
 from tuneplan.planner.methods.quantized_base import QuantizedBase  # noqa: E402
 from tuneplan.planner.models.config import ConfigReader  # noqa: E402
@@ -21,7 +20,7 @@ from tuneplan.planner.models.registry import read_spec  # noqa: E402
 from tuneplan.planner.training.optimizers import OPTIMIZERS  # noqa: E402
 from tuneplan.planner.training.settings import Settings  # noqa: E402
 from tuneplan.profiling import attention  # noqa: E402
-from tuneplan.profiling.build import checkpoint_layers, make_optimizer, with_lora  # noqa: E402
+from tuneplan.profiling.build import checkpoint_layers, make_optimizer, with_method  # noqa: E402
 from tuneplan.profiling.step import StepTrace, meta_model, quantize_4bit, trace_step  # noqa: E402
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -53,9 +52,7 @@ def traced(case: Case, kernel: str) -> tuple[Any, StepTrace]:
     implementation = attention.MASKED if kernel == "efficient" and settings.padded else KERNELS[kernel]
     model: Any = meta_model(case.config, implementation, DTYPES[settings.dtype], settings.use_cache)
     model = _quantized(model, method, settings)
-    lora = next((part for part in method.parts if isinstance(part, Lora)), None)
-    if lora is not None:
-        model = with_lora(model, lora)
+    model = with_method(model, method)
     checkpoint_layers(model, settings.gradient_checkpointing)
     trace = trace_step(
         model,
