@@ -52,7 +52,7 @@ def compare(case: Case) -> Result:
     """
     network, memory = estimated(case)
     start = time.perf_counter()
-    _, trace = traced(case, network.notes["attention_kernel"])
+    _, trace = traced(case)
     seconds = time.perf_counter() - start
     names = [name for name in trace.phases if name != "forward" or not network.quantized]
     top = max(names, key=lambda name: memory.phases[name].peak_bytes)

@@ -70,7 +70,7 @@ class Request:
         }
 
 
-def check_settings(settings: Settings, spec: ModelSpec) -> None:
+def check_settings(settings: Settings) -> None:
     """Raise InputError (or UnknownNameError) for settings that make no sense, naming the option as on the command line."""
     for option, value, known in (
         ("dtype", settings.dtype, DTYPES),

@@ -315,5 +315,5 @@ def find(job: Job, today: date) -> Answer:
     job.check()
     for method in job.methods:
         for target in job.targets:
-            check_settings(job.settings_for(method, target), job.spec)
+            check_settings(job.settings_for(method, target))
     return Search(job, today).answer()

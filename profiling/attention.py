@@ -1,18 +1,23 @@
 """Attention that allocates what a CUDA kernel would, so that a step traced without a GPU has the GPU's memory.
 
-B batch, H query heads, K key/value heads, S length, D head size. Only sizes and lifetimes are right; values are not computed.
+B batch, H query heads, K key/value heads, S length, T length of keys, D head size. Only sizes and lifetimes are right; values
+are not computed.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, use_gqa_in_sdpa
+from transformers.masking_utils import sdpa_mask
+
+from tuneplan.planner.training.attention_kernel import AMPERE, FLASH_MAX_HEAD_DIM
 
 FLASH = "traced_tiled"  # transformers takes a name with "flash" in it for a hub kernel
-EFFICIENT = "traced_efficient"
-MASKED = "traced_efficient_masked"
-MATH = "traced_math"
+SDPA = "traced_sdpa"
+NAMES = {"eager": "eager", "sdpa": SDPA, "flash": FLASH}
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -41,14 +46,15 @@ class FlashMemory(torch.autograd.Function):
         rows = _round_up(S, 128)
         columns = _round_up(D, 32)
         dq = torch.empty((B, S, H, D), dtype=q_BHSD.dtype, device=q_BHSD.device)
-        dk = torch.empty((B, S, k_BKSD.shape[1], D), dtype=q_BHSD.dtype, device=q_BHSD.device)
+        K, T = k_BKSD.shape[1:3]
+        dk = torch.empty((B, T, K, D), dtype=q_BHSD.dtype, device=q_BHSD.device)
         dv = torch.empty_like(dk)
         scratch = [
             torch.empty((B, H, rows), dtype=torch.float32, device=dq.device),
             torch.empty((B, rows, H, columns), dtype=torch.float32, device=dq.device),
         ]
-        if k_BKSD.shape[1] != H:
-            scratch += [torch.empty_like(dq), torch.empty_like(dq)]
+        if H != K:
+            scratch += [torch.empty((B, T, H, D), dtype=dq.dtype, device=dq.device) for _ in range(2)]
         del scratch
         return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
 
@@ -65,19 +71,19 @@ class EfficientMemory(torch.autograd.Function):
     def forward(
         ctx: Any, q_BHSD: torch.Tensor, k_BHSD: torch.Tensor, v_BHSD: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        B, H, S, D = q_BHSD.shape
-        out_BHSD = torch.empty((B, S, H, D), dtype=q_BHSD.dtype, device=q_BHSD.device).transpose(1, 2)
+        B, H, S, _ = q_BHSD.shape
+        out_BHSD = torch.empty((B, S, H, v_BHSD.shape[-1]), dtype=q_BHSD.dtype, device=q_BHSD.device).transpose(1, 2)
         lse_BHS = torch.empty((B, H, _round_up(S, 32)), dtype=torch.float32, device=q_BHSD.device)
         ctx.save_for_backward(q_BHSD, k_BHSD, v_BHSD, out_BHSD, lse_BHS, bias)
         return out_BHSD
 
     @staticmethod
     def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q_BHSD, *_ = ctx.saved_tensors
+        q_BHSD, k_BHSD, v_BHSD, *_ = ctx.saved_tensors
         B, H, S, D = q_BHSD.shape
-        dq = torch.empty((B, S, H, D), dtype=q_BHSD.dtype, device=q_BHSD.device)
-        dk = torch.empty_like(dq)
-        dv = torch.empty_like(dq)
+        dq, dk, dv = (
+            torch.empty((B, t.shape[2], H, t.shape[3]), dtype=t.dtype, device=t.device) for t in (q_BHSD, k_BHSD, v_BHSD)
+        )
         scratch = [torch.empty((B, H, S), dtype=torch.float32, device=dq.device)]
         if q_BHSD.dtype is not torch.float32:
             scratch.append(torch.empty((B, H, S, D), dtype=torch.float32, device=dq.device))
@@ -85,52 +91,70 @@ class EfficientMemory(torch.autograd.Function):
         return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None
 
 
+def _lower(module: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What transformers' FlashAttention code does with fp32 queries: casts them to the model's dtype."""
+    if tensors[0].dtype is torch.float32 and module.config.dtype is not torch.float32:
+        return tuple(t.to(module.config.dtype) for t in tensors)
+    return tensors
+
+
 def _flash(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: object, **_: object
 ) -> tuple[torch.Tensor, None]:
-    if query.dtype is torch.float32 and module.config.dtype is not torch.float32:
-        query, key, value = (t.to(module.config.dtype) for t in (query, key, value))
-    out: torch.Tensor = FlashMemory.apply(query, key, value)
+    out: torch.Tensor = FlashMemory.apply(*_lower(module, query, key, value))
     return out.transpose(1, 2).contiguous(), None
 
 
-def _efficient(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, **_: object
+@dataclass(slots=True)
+class Card:
+    """The card whose choice of kernel the traced `sdpa` follows, and the dtype that autocast gives it (None without)."""
+
+    compute_capability: tuple[int, int] = AMPERE
+    autocast: torch.dtype | None = None
+
+
+card = Card()
+
+
+def _sdpa(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **_: object,
 ) -> tuple[torch.Tensor, None]:
+    """`sdpa_attention_forward` with the kernel that PyTorch would choose on CUDA."""
+    if card.autocast is not None:
+        query, key, value = (t.to(card.autocast) for t in (query, key, value))
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key = key.repeat_interleave(groups, dim=1)
-        value = value.repeat_interleave(groups, dim=1)
-    bias = None
-    if mask is not None:
-        bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
-    out: torch.Tensor = EfficientMemory.apply(query, key, value, bias)
-    return out.transpose(1, 2).contiguous(), None
-
-
-def _mask(*_: object, batch_size: int, q_length: int, kv_length: int, **kwargs: Any) -> torch.Tensor:
-    return torch.ones((batch_size, 1, q_length, kv_length), dtype=torch.bool, device=kwargs.get("device"))
-
-
-def _math(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: object, **kwargs: Any
-) -> tuple[torch.Tensor, None]:
-    out = nn.functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        dropout_p=kwargs.get("dropout", 0.0),
-        scale=kwargs.get("scaling"),
-        is_causal=True,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    grouped = groups > 1 and use_gqa_in_sdpa(mask, key, value)
+    if groups > 1 and not grouped:
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    causal = bool(causal) and mask is None and query.shape[2] > 1
+    dims = {t.shape[-1] for t in (query, key, value)}
+    plain = mask is None and len(dims) == 1 and max(dims) <= FLASH_MAX_HEAD_DIM
+    if plain and query.dtype is not torch.float32 and card.compute_capability >= AMPERE:
+        out = FlashMemory.apply(query, key, value)
+    elif not grouped:
+        bias = mask
+        if mask is not None and mask.dtype is torch.bool:
+            bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
+        out = EfficientMemory.apply(query, key, value, bias)
+    else:
+        out = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=causal, enable_gqa=True
+        )
     return out.transpose(1, 2).contiguous(), None
 
 
 def register() -> None:
-    """Make the kernels known to transformers under the names FLASH, EFFICIENT and MATH without a mask, MASKED with one."""
-    for name, forward in ((FLASH, _flash), (EFFICIENT, _efficient), (MATH, _math)):
-        AttentionInterface.register(name, forward)
-        AttentionMaskInterface.register(name, lambda *args, **kwargs: None)
-    AttentionInterface.register(MASKED, _efficient)
-    AttentionMaskInterface.register(MASKED, _mask)
+    """Make both known to transformers: FLASH gets no mask, SDPA those of transformers' own `sdpa`."""
+    AttentionInterface.register(FLASH, _flash)
+    AttentionMaskInterface.register(FLASH, lambda *args, **kwargs: None)
+    AttentionInterface.register(SDPA, _sdpa)
+    AttentionMaskInterface.register(SDPA, sdpa_mask)

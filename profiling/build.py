@@ -1,36 +1,165 @@
-"""What a training script builds: model, PEFT's adapters, gradient checkpointing, optimizer; named as the planner names them."""
+"""What a training script builds: model, PEFT's adapters, gradient checkpointing, optimizer, batch; named as the planner does."""
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
+from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.method import Method
+from tuneplan.planner.methods.quantized_base import QuantizedBase
+from tuneplan.profiling.optimizers import make_optimizer
+from tuneplan.profiling.quantize import quantize_4bit
+from tuneplan.profiling.subject import Subject
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_AUTO = {
+    "causal-lm": "AutoModelForCausalLM",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
+    "masked-lm": "AutoModelForMaskedLM",
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "image-classification": "AutoModelForImageClassification",
+    "image-text-to-text": "AutoModelForImageTextToText",
+}
+_TASK_OF = {
+    "ForSequenceClassification": "sequence-classification",
+    "ForMaskedLM": "masked-lm",
+    "ForImageClassification": "image-classification",
+}
+_GENERATES = ("causal-lm", "image-text-to-text", "seq2seq-lm", "masked-lm")
 
 
-def causal_model(
-    config: Mapping[str, Any], implementation: str, dtype: torch.dtype, device: str, use_cache: bool = False
-) -> nn.Module:
-    """The causal language model of a config.json with random weights on a device, in training mode.
+@dataclass(slots=True)
+class Built:
+    """A model that is ready to be trained.
+
+    Attributes:
+        model: with the method applied, in training mode.
+        optimizer: over its trained parameters.
+        batch: keyword arguments of a forward pass, labels included.
+    """
+
+    model: Any
+    optimizer: Any
+    batch: dict[str, torch.Tensor]
+
+
+def build(subject: Subject, implementation: str, device: str) -> Built:
+    """Everything of a subject on a device.
 
     Args:
-        config: contents of a config.json; `model_type` names the architecture.
+        subject: what to build.
+        implementation: of attention, a name that transformers knows.
+        device: "meta" for no values at all; elsewhere weights are random.
+
+    Raises:
+        InputError: transformers refuses the config, or PEFT the method.
+    """
+    settings = subject.settings
+    quantized = next((part for part in subject.method.parts if isinstance(part, QuantizedBase)), None)
+    dtype = DTYPES["fp32" if settings.precision == "autocast" else settings.dtype]
+    start = "meta" if quantized is not None else device
+    model = transformers_model(subject.config, task_of(subject), implementation, dtype, start, settings.use_cache)
+    if quantized is not None:
+        quantize_4bit(model, DTYPES[settings.dtype], quantized.quant_type, quantized.double_quant, device)
+        materialize(model, device)
+        if quantized.prepare_kbit:
+            from peft import prepare_model_for_kbit_training
+
+            use = settings.gradient_checkpointing != "off"
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=use)
+    model = with_method(model, subject.method)
+    if subject.peft_config is not None:
+        model = with_adapter(model, subject.peft_config)
+    materialize(model, device)
+    checkpoint_layers(model, settings.gradient_checkpointing)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise InputError(f"{subject.method.name} trains nothing of {subject.id}; add a part such as lora")
+    optimizer = make_optimizer(subject.optimizer.name, trained, settings.precision == "master-weights")
+    return Built(model, optimizer, batch_of(subject, model, device))
+
+
+def task_of(subject: Subject) -> str:
+    """The task: as asked, or what the first of the config's `architectures` ends in, or the first that the architecture has."""
+    if subject.task:
+        return subject.task
+    names = subject.config.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else ""
+    named = next((task for ending, task in _TASK_OF.items() if name.endswith(ending)), None)
+    kind = subject.config.get("model_type")
+    if named is not None or kind not in transformers.CONFIG_MAPPING:
+        return named or "causal-lm"
+    made = transformers.CONFIG_MAPPING[kind]
+    generates = [task for task in _GENERATES if made in getattr(transformers, _AUTO[task])._model_mapping]
+    if "seq2seq-lm" in generates and subject.config.get("is_encoder_decoder", made().is_encoder_decoder):
+        return "seq2seq-lm"
+    return generates[0] if generates else "causal-lm"
+
+
+def transformers_model(
+    config: Mapping[str, Any], task: str, implementation: str, dtype: torch.dtype, device: str, use_cache: bool = False
+) -> Any:
+    """The model of a config.json with random weights on a device, in training mode.
+
+    Args:
+        config: contents of a config.json; `model_type` names the architecture. Code that it points to is never run.
+        task: a name of subject.TASKS.
         implementation: of attention, a name that transformers knows.
         dtype: of all parameters.
         device: "meta" for no weights at all.
         use_cache: keep keys and values, as a model does unless a trainer turns it off.
+
+    Raises:
+        InputError: transformers does not know the architecture, or refuses the config.
     """
-    rest = {k: v for k, v in copy.deepcopy(dict(config)).items() if k not in ("architectures", "torch_dtype", "dtype")}
-    settings = AutoConfig.for_model(rest.pop("model_type"), **rest)
-    settings._attn_implementation = implementation
-    settings.use_cache = use_cache
-    with torch.device(device):
-        model: nn.Module = AutoModelForCausalLM.from_config(settings, dtype=dtype)
+    dropped = ("architectures", "torch_dtype", "dtype", "auto_map", "quantization_config")
+    rest = {k: v for k, v in copy.deepcopy(dict(config)).items() if k not in dropped}
+    kind = rest.pop("model_type", None)
+    if not isinstance(kind, str):
+        raise InputError("the config has no model_type; transformers needs it to know the architecture")
+    try:
+        settings = AutoConfig.for_model(kind, **rest)
+        settings._attn_implementation = implementation
+        settings.use_cache = use_cache
+        auto = getattr(transformers, _AUTO[task])
+        with torch.device(device):
+            model = auto.from_config(settings, dtype=dtype)
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        ImportError,
+        AssertionError,
+        ZeroDivisionError,
+    ) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"transformers {transformers.__version__} cannot build {kind!r} for {task}: {reason}") from error
     model.train()
     return model
+
+
+def materialize(model: nn.Module, device: str) -> None:
+    """Give every parameter that is still on the meta device random values on `device`, and move the buffers there."""
+    if device == "meta":
+        return
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.device.type == "meta":
+                values = torch.empty_like(parameter, device=device).normal_(std=0.02)
+                setattr(module, name, nn.Parameter(values, requires_grad=parameter.requires_grad))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.device.type == "meta":
+                module.register_buffer(name, torch.ones_like(buffer, device=device), persistent=False)
 
 
 def with_adapter(model: nn.Module, config: Mapping[str, Any], autocast_adapter_dtype: bool = True) -> nn.Module:
@@ -40,12 +169,28 @@ def with_adapter(model: nn.Module, config: Mapping[str, Any], autocast_adapter_d
         model: to be adapted in place.
         config: contents of an adapter_config.json; `peft_type` names the method.
         autocast_adapter_dtype: keep adapters of a 16-bit model in fp32, as PEFT does by default.
+
+    Raises:
+        InputError: PEFT does not know the type, an option of it, or cannot adapt this model.
     """
     import peft
 
-    kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(config["peft_type"])]
-    settings = kind(**{k: v for k, v in config.items() if k != "peft_type"})
-    adapted: nn.Module = peft.get_peft_model(model, settings, autocast_adapter_dtype=autocast_adapter_dtype)
+    known = {kind.value: made for kind, made in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    name = str(config.get("peft_type"))
+    if name not in known:
+        raise InputError(f"peft_type {name!r} is not known to peft {peft.__version__}; it knows {', '.join(sorted(known))}")
+    taken = inspect.signature(known[name]).parameters
+    ignored = {"peft_type", "auto_mapping", "base_model_name_or_path", "revision", "peft_version"}
+    given = {k: v for k, v in config.items() if k not in ignored}
+    unknown = sorted(k for k in given if k not in taken)
+    if unknown:
+        raise InputError(f"{name} of peft {peft.__version__} has no option {', '.join(unknown)}; remove it or check its name")
+    try:
+        settings = known[name](**{**given, "inference_mode": False} if "inference_mode" in given else given)
+        adapted: nn.Module = peft.get_peft_model(model, settings, autocast_adapter_dtype=autocast_adapter_dtype)
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"peft {peft.__version__} cannot apply {name} to this model: {reason}") from error
     return adapted
 
 
@@ -59,26 +204,39 @@ def with_method(model: nn.Module, method: Method) -> nn.Module:
 
 
 def checkpoint_layers(model: Any, checkpointing: str) -> None:
-    """Turn gradient checkpointing on: "off", "non-reentrant" or "reentrant"."""
+    """Turn gradient checkpointing on: "off", "non-reentrant" or "reentrant". Raises InputError for a model that has none."""
     if checkpointing == "off":
         return
     options = {"use_reentrant": checkpointing == "reentrant"}
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-    else:  # its name before transformers 5.23
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    try:
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        else:  # its name before transformers 5.23
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    except ValueError as error:
+        raise InputError(f"{' '.join(str(error).split())[:200]}; use --no-gradient-checkpointing") from error
 
 
-def make_optimizer(name: str, parameters: list[Any]) -> Any:
-    """The torch or transformers optimizer of a name. Raises KeyError for one that needs another library."""
-    from transformers.optimization import Adafactor
+def batch_of(subject: Subject, model: nn.Module, device: str) -> dict[str, torch.Tensor]:
+    """Inputs and labels of one micro-batch, random where there are values."""
+    s = subject.settings
+    shape = (s.micro_batch_size, s.seq_len)
+    highest = subject.vocabulary or 2
+    task = task_of(subject)
 
-    makers: dict[str, Callable[[], Any]] = {
-        "adamw": lambda: torch.optim.AdamW(parameters, foreach=True),
-        "adamw_fused": lambda: torch.optim.AdamW(parameters, fused=True),
-        "adamw_forloop": lambda: torch.optim.AdamW(parameters, foreach=False),
-        "sgd": lambda: torch.optim.SGD(parameters, foreach=True),
-        "sgd_momentum": lambda: torch.optim.SGD(parameters, foreach=True, momentum=0.9),
-        "adafactor": lambda: Adafactor(parameters, lr=1e-3, scale_parameter=False, relative_step=False),
-    }
-    return makers[name]()
+    def integers(size: tuple[int, ...], top: int) -> torch.Tensor:
+        return torch.randint(0, top, size, device=device)
+
+    if task == "image-classification":
+        side, channels = subject.config.get("image_size", 224), subject.config.get("num_channels", 3)
+        with torch.device(device) if device == "meta" else nullcontext():
+            pixels = torch.zeros(s.micro_batch_size, channels, side, side, device=device)
+        return {"pixel_values": pixels.to(next(model.parameters()).dtype), "labels": integers(shape[:1], 2)}
+    batch = {"input_ids": integers(shape, highest)}
+    if s.padded:
+        batch["attention_mask"] = torch.ones(shape, dtype=torch.long, device=device)
+    batch["labels"] = integers(shape[:1], 2) if task == "sequence-classification" else integers(shape, highest)
+    return batch
+
+
+Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]

@@ -12,13 +12,13 @@ import gc
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import nn
 
 from tuneplan.planner.estimate import estimate
 from tuneplan.planner.methods.compose import parse
@@ -28,10 +28,10 @@ from tuneplan.planner.models.registry import read_spec
 from tuneplan.planner.request import Request
 from tuneplan.planner.training.optimizers import find as find_optimizer
 from tuneplan.planner.training.settings import Settings
-from tuneplan.profiling.build import causal_model, checkpoint_layers, make_optimizer, with_method
-from tuneplan.profiling.tracker import StorageTracker
+from tuneplan.profiling.build import build
+from tuneplan.profiling.step import run_step, trace_step
+from tuneplan.profiling.subject import Subject
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 WARM_STEPS = 2
 TIMED_STEPS = 5
 
@@ -82,17 +82,6 @@ def config_of(case: Case, shrink: bool) -> dict[str, Any]:
     return config
 
 
-def real_model(case: Case, config: dict[str, Any], device: str) -> nn.Module:
-    """The transformers model with random weights on the device, and PEFT's adapters. Raises ValueError for other methods."""
-    model = causal_model(config, case.attention, DTYPES[case.dtype], device)
-    method = parse(case.method)
-    if any(part.label == "quantized_base" for part in method.parts):
-        raise ValueError(f"the campaign cannot build {case.method}")
-    model = with_method(model, method)
-    checkpoint_layers(model, case.gradient_checkpointing)
-    return model
-
-
 def request_of(case: Case, config: dict[str, Any]) -> Request:
     """The same case for the planner."""
     settings = Settings(
@@ -110,42 +99,17 @@ def request_of(case: Case, config: dict[str, Any]) -> Request:
 
 def measure(case: Case, config: dict[str, Any], device: str) -> dict[str, Any]:
     """Peaks of every phase of a steady step [bytes], and seconds of a step on a GPU."""
-    model = real_model(case, config, device)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = make_optimizer(case.optimizer, parameters)
-    ids = torch.randint(0, config["vocab_size"], (case.micro_batch_size, case.seq_len), device=device)
-    labels = ids.clone()
+    planned = request_of(case, config)
+    subject = Subject(case.model, config, planned.method, settings=planned.settings, optimizer=planned.optimizer)
+    built = build(subject, case.attention, device)
+    if device == "cpu":
+        trace = trace_step(built, subject.settings)
+        return {"phases": {n: p.peak_bytes for n, p in trace.phases.items()}, "allocated_bytes": trace.peak_bytes}
 
     def step(phase: Callable[[str], None]) -> None:
-        phase("forward")
-        loss = model(input_ids=ids, labels=labels).loss
-        phase("backward")
-        loss.backward()
-        del loss
-        phase("optimizer_step")
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        phase("end")
-        optimizer.zero_grad(set_to_none=True)
+        run_step(built, subject.settings, phase, nullcontext, 1, [], None)
 
-    if device == "cpu":
-        return _tracked(step, [*model.parameters(), *model.buffers(), ids, labels])
     return _allocated(step)
-
-
-def _tracked(step: Callable[[Callable[[str], None]], None], existing: list[torch.Tensor]) -> dict[str, Any]:
-    tracker = StorageTracker("cpu")
-    tracker.watch(existing)
-
-    def phase(name: str) -> None:
-        tracker.phase = name
-
-    with tracker:
-        step(phase)
-        tracker.events.clear()
-        step(phase)
-    phases = {name: tracker.peak(name).live_bytes for name in ("forward", "backward", "optimizer_step")}
-    return {"phases": phases, "allocated_bytes": max(phases.values())}
 
 
 def _allocated(step: Callable[[Callable[[str], None]], None]) -> dict[str, Any]:

@@ -1,139 +1,46 @@
-"""The real training step without a GPU: transformers and PEFT code on the meta device, every storage tracked.
+"""One training step after the other as transformers' Trainer runs them, with every storage tracked, on any device."""
 
-No weight exists and no value is computed; shapes, dtypes and lifetimes are those of the real code.
-"""
-
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from tuneplan.profiling import attention
-from tuneplan.profiling.build import causal_model
-from tuneplan.profiling.tracker import Event, StorageTracker
+from tuneplan.planner.graph.tensor import GRADIENTS, KV_CACHE, OPTIMIZER_STATES, WEIGHTS
+from tuneplan.planner.training.settings import Settings
+from tuneplan.profiling.autocast import CudaAutocast
+from tuneplan.profiling.build import DTYPES, Built, Loss
+from tuneplan.profiling.losses import LOSSES
+from tuneplan.profiling.quantize import quantization_state
+from tuneplan.profiling.timeline import PhasePeak, Timeline
+from tuneplan.profiling.tracker import StorageTracker
 
-ABSMAX_BLOCK = 64
-NESTED_BLOCK = 256
-
-
-@dataclass(frozen=True, slots=True)
-class PhasePeak:
-    """Most live bytes in a phase, the operator that reached them, and what is left at its end [bytes]."""
-
-    peak_bytes: int
-    op: str
-    end_bytes: int
+STEP_PHASES = ("forward", "backward", "optimizer_step")
 
 
 @dataclass(frozen=True, slots=True)
 class StepTrace:
-    """What a traced step needed, by phase ("forward", "backward", "optimizer_step"), in its steady state."""
+    """What tracked steps needed.
+
+    Attributes:
+        phases: of the last step, which is a steady one, by name.
+        timeline: of everything from the model's weights on.
+    """
 
     phases: Mapping[str, PhasePeak]
-    events: list[Event] = field(repr=False)
+    timeline: Timeline
 
     @property
     def peak_bytes(self) -> int:
         """Most live bytes over the step."""
         return max(phase.peak_bytes for phase in self.phases.values())
 
-
-def meta_model(
-    config: Mapping[str, Any],
-    kernel: str = attention.FLASH,
-    dtype: torch.dtype = torch.bfloat16,
-    use_cache: bool = False,
-) -> nn.Module:
-    """The causal language model of a config.json on the meta device, in training mode.
-
-    Args:
-        config: contents of a config.json; `model_type` names the architecture.
-        kernel: an attention implementation of transformers, or one of `attention` with the memory of a CUDA kernel.
-        dtype: of all parameters.
-        use_cache: keep keys and values, as a model does unless a trainer turns it off.
-    """
-    attention.register()
-    return causal_model(config, kernel, dtype, "meta", use_cache)
-
-
-def quantize_4bit(model: Any, compute_dtype: torch.dtype, quant_type: str = "nf4", nested: bool = True) -> None:
-    """Replace every linear layer but the head by bitsandbytes' `Linear4bit` with packed weights on the meta device."""
-    import bitsandbytes as bnb
-
-    for module in list(model.modules()):
-        for child_name, child in list(module.named_children()):
-            if not isinstance(child, nn.Linear) or child_name == "lm_head":
-                continue
-            layer = bnb.nn.Linear4bit(
-                child.in_features,
-                child.out_features,
-                bias=child.bias is not None,
-                compute_dtype=compute_dtype,
-                compress_statistics=nested,
-                quant_type=quant_type,
-                device="meta",
-            )
-            if child.bias is not None:
-                layer.bias = child.bias
-            layer.weight = _packed(child.out_features, child.in_features, compute_dtype, quant_type, nested, layer)
-            setattr(module, child_name, layer)
-    model.is_loaded_in_4bit = True
-    model.is_quantized = True
-
-
-def _packed(rows: int, columns: int, dtype: torch.dtype, quant_type: str, nested: bool, layer: nn.Module) -> Any:
-    import bitsandbytes as bnb
-    from bitsandbytes.functional import QuantState
-
-    def empty(size: int, kind: torch.dtype) -> torch.Tensor:
-        return torch.empty(size, dtype=kind, device="meta")
-
-    count = rows * columns
-    blocks = -(-count // ABSMAX_BLOCK)
-    state2 = None
-    if nested:
-        state2 = QuantState(
-            absmax=empty(-(-blocks // NESTED_BLOCK), torch.float32),
-            code=empty(256, torch.float32),
-            blocksize=NESTED_BLOCK,
-            dtype=torch.float32,
-        )
-    state = QuantState(
-        absmax=empty(blocks, torch.uint8 if nested else torch.float32),
-        shape=torch.Size((rows, columns)),
-        code=empty(16, torch.float32),
-        blocksize=ABSMAX_BLOCK,
-        quant_type=quant_type,
-        dtype=dtype,
-        offset=torch.empty((), dtype=torch.float32, device="meta") if nested else None,
-        state2=state2,
-    )
-    weight = bnb.nn.Params4bit(
-        torch.empty((-(-count // 2), 1), dtype=torch.uint8, device="meta"),
-        requires_grad=False,
-        quant_state=state,
-        quant_type=quant_type,
-        compress_statistics=nested,
-        bnb_quantized=True,
-        module=layer,
-    )
-    layer.quant_state = state
-    return weight
-
-
-def quantization_state(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Tensors of bitsandbytes' quantization state, which are neither parameters nor buffers."""
-    for module in model.modules():
-        state = getattr(module, "quant_state", None)
-        while state is not None:
-            for name in ("absmax", "code", "offset"):
-                tensor = getattr(state, name, None)
-                if isinstance(tensor, torch.Tensor):
-                    yield tensor
-            state = state.state2
+    @property
+    def peak_phase(self) -> str:
+        """The phase of that peak."""
+        return max(self.phases, key=lambda name: self.phases[name].peak_bytes)
 
 
 @contextmanager
@@ -151,59 +58,118 @@ def cuda_dropout() -> Iterator[None]:
         nn.functional.dropout = original
 
 
-def trace_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    micro_batch_size: int,
-    seq_len: int,
-    *,
-    accumulation: int = 1,
-    loss: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-    keep_outputs: bool = False,
-) -> StepTrace:
-    """Run two training steps as transformers' Trainer does and trace the second, when optimizer state exists.
+def run_step(
+    built: Built,
+    settings: Settings,
+    phase: Callable[[str], None],
+    context: Callable[[], AbstractContextManager[object]],
+    accumulation: int,
+    kept: list[Any],
+    loss: Loss | None,
+) -> None:
+    """Micro-batches, clipping and the update; `phase` is told where the program is.
 
     Args:
-        model: on the meta device.
-        optimizer: over the model's trained parameters.
-        micro_batch_size: sequences.
-        seq_len: tokens of each.
-        accumulation: micro-batches before the update; the last one is traced.
-        loss: (model, token ids, labels) -> scalar; by default the model's own.
-        keep_outputs: hold the model's outputs until the next forward is over, as a loop that writes `outputs = model(...)`.
+        built: model, optimizer and batch.
+        settings: what the loop does.
+        phase: called with "forward", "backward", "optimizer_step" and "end" as they begin.
+        context: of every forward, such as autocast.
+        accumulation: micro-batches before the update.
+        kept: holds the model's outputs from one forward to the next if the loop keeps them.
+        loss: (model, token ids, labels) -> scalar; None for the model's own.
     """
-    ids = torch.zeros(micro_batch_size, seq_len, dtype=torch.long, device="meta")
-    labels = ids.clone()
-    outputs = None
-    tracker = StorageTracker()
-    tracker.watch(model.parameters())
-    tracker.watch(model.buffers())
-    tracker.watch(quantization_state(model))
-    tracker.watch([ids, labels])
-    phases: dict[str, PhasePeak] = {}
-    with cuda_dropout(), tracker:
-        for _ in range(2):
-            for _ in range(accumulation):
-                tracker.events.clear()
-                tracker.phase = "forward"
-                if loss is not None:
-                    value = loss(model, ids, labels)
-                elif keep_outputs:
-                    outputs = model(input_ids=ids, labels=labels)
-                    value = outputs.loss
-                else:
-                    value = model(input_ids=ids, labels=labels).loss
-                forward = tracker.live_bytes
-                tracker.phase = "backward"
-                value.backward()
-                value = value.detach()
-                backward = tracker.live_bytes
-            tracker.phase = "optimizer_step"
-            optimizer.step()
-            update = tracker.live_bytes
-            optimizer.zero_grad(set_to_none=True)
-    del outputs
-    for name, end in (("forward", forward), ("backward", backward), ("optimizer_step", update)):
-        peak = tracker.peak(name) if any(e.phase == name for e in tracker.events) else None
-        phases[name] = PhasePeak(peak.live_bytes if peak else end, peak.op if peak else "", end)
-    return StepTrace(phases, tracker.events)
+    model, batch = built.model, built.batch
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for _ in range(accumulation):
+        phase("forward")
+        with context():
+            if loss is not None:
+                value = loss(model, batch["input_ids"], batch["labels"])
+            elif settings.keep_outputs:
+                kept[:] = [model(**batch)]
+                value = kept[0].loss
+            else:
+                value = model(**batch).loss
+        phase("backward")
+        value.backward()
+        del value
+    phase("optimizer_step")
+    if settings.max_grad_norm:
+        nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
+    built.optimizer.step()
+    phase("end")
+    built.optimizer.zero_grad(set_to_none=True)
+
+
+def trace_step(
+    built: Built,
+    settings: Settings,
+    *,
+    accumulation: int = 1,
+    loss: Loss | None = None,
+    batches: Sequence[Mapping[str, torch.Tensor]] = (),
+) -> StepTrace:
+    """Run training steps and track them all; the last is the steady one, when optimizer state exists.
+
+    Args:
+        built: model, optimizer and batch on any device but CUDA.
+        settings: how a step is run.
+        accumulation: micro-batches before an update.
+        loss: instead of the one that `settings.loss` names.
+        batches: inputs of one step after the other where they differ; by default the built batch, twice.
+    """
+    model = built.model
+    device = next(iter(built.batch.values())).device.type
+    tracker = StorageTracker(device, vocabulary=_vocabulary(model), answer=0 if settings.padded else 1)
+    tracker.name_modules(model)
+    tracker.watch(model.parameters(), category=WEIGHTS)
+    tracker.watch(model.buffers(), category=WEIGHTS)
+    tracker.watch(quantization_state(model), category=WEIGHTS)
+    tracker.watch(built.batch.values(), op="batch", category=0)
+    phase_of: dict[str, int] = {}
+
+    def phase(name: str) -> None:
+        if name == "end":
+            tracker.classify(_states(built.optimizer), OPTIMIZER_STATES)
+        elif name == "optimizer_step":
+            tracker.classify([p.grad for p in model.parameters()], GRADIENTS)
+        elif name == "backward" and kept:
+            tracker.classify(_tensors(getattr(kept[0], "past_key_values", None)), KV_CACHE)
+        phase_of[name] = tracker.live_bytes
+        tracker.phase = name
+
+    kept: list[Any] = []
+    autocast = CudaAutocast(DTYPES[settings.dtype], tracker) if settings.precision == "autocast" else None
+    chosen = loss or LOSSES[settings.loss]
+    with cuda_dropout(), tracker, autocast or nullcontext():
+        for batch in batches or (built.batch, built.batch):
+            built.batch = dict(batch)
+            tracker.watch(batch.values(), op="batch", category=0)
+            run_step(built, settings, phase, autocast.region if autocast else nullcontext, accumulation, kept, chosen)
+    timeline = Timeline.of(tracker)
+    return StepTrace({name: timeline.peak(*timeline.last(name)) for name in STEP_PHASES}, timeline)
+
+
+def _vocabulary(model: Any) -> int:
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    weight = getattr(head, "weight", None)
+    return int(getattr(head, "out_features", weight.shape[0])) if isinstance(weight, torch.Tensor) else 0
+
+
+def _states(optimizer: Any) -> Iterable[torch.Tensor]:
+    for state in optimizer.state.values():
+        yield from _tensors(state)
+
+
+def _tensors(thing: Any) -> Iterator[torch.Tensor]:
+    if isinstance(thing, torch.Tensor):
+        yield thing
+    elif isinstance(thing, Mapping):
+        for value in thing.values():
+            yield from _tensors(value)
+    elif isinstance(thing, list | tuple):
+        for value in thing:
+            yield from _tensors(value)
+    elif hasattr(thing, "layers"):  # a cache of transformers
+        for layer in thing.layers:
+            yield from _tensors([getattr(layer, "keys", None), getattr(layer, "values", None)])

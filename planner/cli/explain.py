@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from tuneplan.planner.cli.estimate import request_of, request_options
 from tuneplan.planner.cli.options import json_option
+from tuneplan.planner.cli.step_words import asked, request_options
 from tuneplan.planner.errors import UnknownNameError
 from tuneplan.planner.report import document
 
@@ -31,7 +31,7 @@ def command(figure: str, as_json: bool, **given: Any) -> int:
 
     if figure != "all" and figure not in EXPLAINERS:
         raise UnknownNameError("figure", figure, [*EXPLAINERS, "all"], "plan explain --help")
-    result = estimate(request_of(given), advice=False)
+    result = estimate(asked(given).request(), advice=False)
     explanations = [explain(result, name) for name in (EXPLAINERS if figure == "all" else [figure])]
     if as_json:
         body = {"request": result.request.to_json(), "explanations": [asdict(e) for e in explanations]}

@@ -9,6 +9,7 @@ import click
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.methods.method import Method
+from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.lookup import load
 from tuneplan.planner.models.registry import read_spec
 from tuneplan.planner.models.spec import ModelSpec
@@ -88,11 +89,16 @@ class Step:
         )
 
 
-def read_model(name: str) -> ModelSpec:
-    """The spec of `--model`. Raises InputError."""
+def load_model(name: str) -> tuple[str, ConfigReader]:
+    """The name and the config of `--model`. Raises InputError."""
     if not name.strip():
         raise InputError("--model is empty; name one such as 70b, or a path to a config.json")
-    return read_spec(*load(name))
+    return load(name)
+
+
+def read_model(name: str) -> ModelSpec:
+    """The spec of `--model`. Raises InputError."""
+    return read_spec(*load_model(name))
 
 
 def read_method(text: str, rank: int | None, target_modules: str | None) -> Method:

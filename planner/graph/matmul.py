@@ -37,7 +37,8 @@ def linear_4bit(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, comp
     """A frozen bitsandbytes 4-bit layer: the input is cast to the compute dtype, the result back to the input's dtype.
 
     Mirrors `Linear4bit.forward` and `MatMul4Bit` of bitsandbytes 0.50: no activation is saved; the weight is dequantized to
-    the compute dtype, with its scales in fp32, for the product of the forward and again in the backward.
+    the compute dtype for the product of the forward, with its scales in fp32 (`gemm_4bit` holds both), and again for the
+    product of the backward, when the scales are gone.
 
     Shapes: x `(..., in)`, weight `(out, in)`. `stored_bytes`: packed weight and its scales [bytes].
     """
@@ -47,11 +48,12 @@ def linear_4bit(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, comp
     out = tape.fresh((*x.shape[:-1], out_features), compute_dtype, x.requires_grad)
     flops: Size = 2 * elements(x.shape[:-1]) * out_features * in_features
     count = out_features * in_features
-    dense = round_block(2 * count) + round_block(-(-count // ABSMAX_BLOCK) * 4)
+    dense = round_block(2 * count)
+    scales = round_block(-(-count // ABSMAX_BLOCK) * 4)
     moved = stored_bytes + 2 * 2 * count + narrow.nbytes + out.nbytes
     gradient = Gradient(narrow, round_block(narrow.nbytes), scratch=dense, flops=flops, moved=moved)
     inputs = (narrow,) if bias is None else (narrow, bias)
-    tape.record("linear_4bit", inputs, out, gradients=(gradient,), scratch=dense, flops=flops, moved=moved)
+    tape.record("linear_4bit", inputs, out, gradients=(gradient,), scratch=dense + scales, flops=flops, moved=moved)
     tape.hold(narrow)
     return cast(tape, out, given)
 

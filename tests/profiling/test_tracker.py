@@ -4,6 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from tuneplan.profiling.timeline import Timeline  # noqa: E402
 from tuneplan.profiling.tracker import StorageTracker  # noqa: E402
 
 KIB = 1024
@@ -21,7 +22,7 @@ def test_births_and_deaths() -> None:
         assert KIB + 512 == tracker.live_bytes
         del view, second
         assert tracker.live_bytes == 0
-    assert KIB + 512 == tracker.peak().live_bytes
+    assert KIB + 512 == Timeline.of(tracker).peak().peak_bytes
 
 
 def test_what_existed_before_is_watched_once() -> None:
@@ -55,7 +56,7 @@ def test_gradients_are_summed_in_place_as_without_a_mode() -> None:
         tracker.phase = "backward"
         value.backward()
 
-    assert not [event for event in tracker.events if event.phase == "backward" and event.op == "add.Tensor"]
+    assert not [a for born, a in tracker.log if born and a.phase == "backward" and a.op == "add.Tensor"]
 
 
 def test_items_of_meta_tensors_are_answered() -> None:

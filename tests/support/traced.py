@@ -1,6 +1,6 @@
 """Estimate and trace of one configuration side by side; used by the tests that hold the ledger against real code."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,19 +12,15 @@ pytest.importorskip("transformers")
 
 from tuneplan.planner.memory import StepMemory, step_memory  # noqa: E402
 from tuneplan.planner.methods.compose import parse  # noqa: E402
-from tuneplan.planner.methods.method import Method  # noqa: E402
-from tuneplan.planner.methods.quantized_base import QuantizedBase  # noqa: E402
 from tuneplan.planner.models.config import ConfigReader  # noqa: E402
 from tuneplan.planner.models.network import Network, build  # noqa: E402
 from tuneplan.planner.models.registry import read_spec  # noqa: E402
 from tuneplan.planner.training.optimizers import OPTIMIZERS  # noqa: E402
 from tuneplan.planner.training.settings import Settings  # noqa: E402
 from tuneplan.profiling import attention  # noqa: E402
-from tuneplan.profiling.build import checkpoint_layers, make_optimizer, with_method  # noqa: E402
-from tuneplan.profiling.step import StepTrace, meta_model, quantize_4bit, trace_step  # noqa: E402
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-KERNELS = {"flash": attention.FLASH, "efficient": attention.EFFICIENT, "math": attention.MATH, "eager": "eager"}
+from tuneplan.profiling.build import build as build_real  # noqa: E402
+from tuneplan.profiling.step import StepTrace, trace_step  # noqa: E402
+from tuneplan.profiling.subject import Subject  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,6 @@ class Case:
     method: str = "full"
     settings: Settings = field(default_factory=Settings)
     optimizer: str = "adamw"
-    loss: Callable[..., Any] | None = None
 
 
 def estimated(case: Case) -> tuple[Network, StepMemory]:
@@ -45,36 +40,14 @@ def estimated(case: Case) -> tuple[Network, StepMemory]:
     return network, step_memory(network, case.settings, OPTIMIZERS[case.optimizer])
 
 
-def traced(case: Case, kernel: str) -> tuple[Any, StepTrace]:
-    """The real code's answer, with the attention kernel that the estimate says will run."""
-    settings = case.settings
+def traced(case: Case) -> tuple[Any, StepTrace]:
+    """The real code's answer."""
+    attention.register()
     method = parse(case.method)
-    implementation = attention.MASKED if kernel == "efficient" and settings.padded else KERNELS[kernel]
-    model: Any = meta_model(case.config, implementation, DTYPES[settings.dtype], settings.use_cache)
-    model = _quantized(model, method, settings)
-    model = with_method(model, method)
-    checkpoint_layers(model, settings.gradient_checkpointing)
-    trace = trace_step(
-        model,
-        make_optimizer(case.optimizer, [p for p in model.parameters() if p.requires_grad]),
-        settings.micro_batch_size,
-        settings.seq_len,
-        accumulation=2 if settings.accumulating else 1,
-        loss=case.loss,
-        keep_outputs=settings.keep_outputs,
-    )
-    return model, trace
-
-
-def _quantized(model: Any, method: Method, settings: Settings) -> Any:
-    base = next((part for part in method.parts if isinstance(part, QuantizedBase)), None)
-    if base is None:
-        return model
-    quantize_4bit(model, DTYPES[settings.dtype], base.quant_type, base.double_quant)
-    if base.prepare_kbit:
-        use = settings.gradient_checkpointing != "off"
-        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=use)
-    return model
+    subject = Subject("test", case.config, method, settings=case.settings, optimizer=OPTIMIZERS[case.optimizer])
+    built = build_real(subject, attention.NAMES[case.settings.attention], "meta")
+    trace = trace_step(built, case.settings, accumulation=2 if case.settings.accumulating else 1)
+    return built.model, trace
 
 
 def small(model_type: str = "llama", **changes: Any) -> dict[str, Any]:

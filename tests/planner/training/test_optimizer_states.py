@@ -53,40 +53,13 @@ def test_states_of_bitsandbytes(name: str) -> None:
     assert _real_bytes(optimizer, parameters) == state_bytes(OPTIMIZERS[name], network.parameters, master=False).device
 
 
-class MasterAdamW:
-    """AdamW on fp32 copies of 16-bit weights, written out: cast gradients, update, copy back."""
-
-    def __init__(self, parameters: list[Any]) -> None:
-        self.parameters = parameters
-        self.masters: list[Any] = []
-        self.inner: Any = None
-
-    def step(self) -> None:
-        """One update; the first makes the copies."""
-        if not self.masters:
-            self.masters = [p.detach().float() for p in self.parameters]
-            self.inner = torch.optim.AdamW(self.masters, foreach=True)
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            master.grad = parameter.grad.float()
-        self.inner.step()
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            parameter.data.copy_(master)
-            master.grad = None
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the 16-bit gradients."""
-        for parameter in self.parameters:
-            parameter.grad = None
-
-
 @pytest.mark.traced
-def test_master_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_master_weights() -> None:
     """Mixed precision with fp32 masters: 12 bytes a parameter are kept, and gradients are cast for the update."""
-    monkeypatch.setattr(side_by_side, "make_optimizer", lambda name, parameters: MasterAdamW(parameters))
     settings = Settings(micro_batch_size=1, seq_len=64, precision="master-weights")
     case = Case(small(), "full", replace(settings, gradient_checkpointing="non-reentrant"))
     _, memory = side_by_side.estimated(case)
-    _, trace = side_by_side.traced(case, "flash")
+    _, trace = side_by_side.traced(case)
 
     for name, phase in trace.phases.items():
         assert phase.peak_bytes == pytest.approx(memory.phases[name].peak_bytes, rel=0.001), name

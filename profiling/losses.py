@@ -1,4 +1,4 @@
-"""The loss implementations that are not transformers' own, as plain torch with their memory, for tracing.
+"""The loss implementations that are not transformers' own, with their memory; values are computed by `chunked` only.
 
 N tokens, H hidden size, V vocabulary.
 """
@@ -63,3 +63,6 @@ def liger(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     hidden, head, _ = _hidden_and_head(model, ids)
     loss: torch.Tensor = FusedLinearCrossEntropy.apply(hidden.view(-1, hidden.shape[-1]), head.weight)
     return loss
+
+
+LOSSES = {"eager": None, "chunked": chunked, "liger": liger}

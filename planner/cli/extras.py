@@ -1,0 +1,18 @@
+"""Commands that need more than the base install say which extra is missing."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tuneplan.planner.errors import InputError
+
+
+@contextmanager
+def profiling_needs(command: str) -> Iterator[None]:
+    """Around the imports of a command that runs real training code. Raises InputError where a library is missing."""
+    try:
+        yield
+    except ImportError as error:
+        missing = error.name or str(error)
+        raise InputError(
+            f"{command} runs the real training code, and {missing} is not installed; pip install 'tuneplan[profile]'"
+        ) from error

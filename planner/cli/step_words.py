@@ -1,0 +1,158 @@
+"""The options that describe one training step, shared by `estimate`, `explain`, `trace` and `profile`, and what they mean."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import click
+
+from tuneplan.hardware_profiles.loader import Gpu
+from tuneplan.planner.cli.options import Step, load_model, lora_options, model_option, read_method, stack, step_options
+from tuneplan.planner.device_memory import DEFAULT_SAFETY_MARGIN, usable_bytes
+from tuneplan.planner.errors import InputError
+from tuneplan.planner.methods.method import Method
+from tuneplan.planner.models.config import ConfigReader
+from tuneplan.planner.models.registry import read_spec
+from tuneplan.planner.request import Request, check_settings
+from tuneplan.planner.target import Target, of_memory, targets
+from tuneplan.planner.training.optimizers import OPTIMIZERS, Optimizer
+from tuneplan.planner.training.optimizers import find as find_optimizer
+from tuneplan.planner.training.settings import Settings
+from tuneplan.planner.training.sharding import Sharding
+from tuneplan.planner.units import parse_bytes
+
+MOST_STEPS = 2**20
+
+request_options = stack(
+    model_option,
+    click.option("--method", default="lora", show_default=True, metavar="NAME", help="Method, such as qlora(r=16)."),
+    lora_options,
+    step_options,
+    click.option("--micro-batch-size", type=int, default=1, show_default=True, help="Sequences of one forward."),
+    click.option("--gradient-accumulation-steps", type=int, default=1, show_default=True, help="Micro-batches of an update."),
+    click.option("--dtype", default="bf16", show_default=True, metavar="bf16|fp16|fp32", help="Of weights and activations."),
+    click.option(
+        "--precision",
+        default="pure",
+        show_default=True,
+        metavar="pure|master-weights",
+        help="Whether the optimizer keeps fp32 copies of 16-bit weights.",
+    ),
+    click.option(
+        "--optimizer",
+        default="adamw",
+        show_default=True,
+        metavar="NAME",
+        help=f"One of {', '.join(OPTIMIZERS)} (adamw is torch's foreach).",
+    ),
+    click.option(
+        "--gradient-checkpointing/--no-gradient-checkpointing",
+        default=None,
+        help="Recompute layers in the backward.  [default: no]",
+    ),
+    click.option("--reentrant", is_flag=True, help="Reentrant checkpointing (non-reentrant is transformers' default)."),
+    click.option("--data-parallel", type=int, default=1, show_default=True, help="GPUs, each with its own micro-batch."),
+    click.option("--zero-stage", type=int, default=0, show_default=True, help="What they split: 0 nothing ... 3 weights too."),
+    click.option("--expandable-segments", is_flag=True, help="PYTORCH_ALLOC_CONF=expandable_segments:True."),
+    click.option("--gpu", "gpu_name", default=None, metavar="G", help="GPU or instance: gives time, and whether it fits."),
+    click.option("--gpu-memory", default=None, metavar="SIZE", help="Memory of a card that is not known, such as 24GiB."),
+    click.option(
+        "--safety-margin",
+        type=float,
+        default=DEFAULT_SAFETY_MARGIN,
+        show_default=True,
+        help="Share of memory to keep free.",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One configuration as it was asked for, checked but for the model's own config, which `request` reads.
+
+    Attributes are those of `Request`; `id` and `config` stand for the model.
+    """
+
+    id: str
+    config: ConfigReader
+    method: Method
+    settings: Settings
+    optimizer: Optimizer
+    sharding: Sharding
+    gradient_accumulation_steps: int
+    gpu: Gpu | None
+    capacity_bytes: int | None
+    expandable_segments: bool
+
+    def request(self) -> Request:
+        """The planner's request. Raises InputError for a config that the planner cannot read."""
+        return Request(
+            spec=read_spec(self.id, self.config),
+            method=self.method,
+            settings=self.settings,
+            optimizer=self.optimizer,
+            sharding=self.sharding,
+            gradient_accumulation_steps=self.gradient_accumulation_steps,
+            gpu=self.gpu,
+            capacity_bytes=self.capacity_bytes,
+            expandable_segments=self.expandable_segments,
+        )
+
+
+def asked(given: dict[str, Any]) -> Asked:
+    """The meaning of the command line's words. Raises InputError and the loader's errors."""
+    id, config = load_model(given["model"])
+    method = read_method(given["method"], given["rank"], given["target_modules"])
+    if given["reentrant"] and given["gradient_checkpointing"] is False:
+        raise InputError("--reentrant and --no-gradient-checkpointing contradict each other; give one of them")
+    checkpointing = "off"
+    if given["gradient_checkpointing"] or given["reentrant"]:
+        checkpointing = "reentrant" if given["reentrant"] else "non-reentrant"
+    settings = replace(
+        Step(**{name: given[name] for name in Step.__slots__}).settings(),
+        micro_batch_size=given["micro_batch_size"],
+        dtype=given["dtype"],
+        precision=given["precision"],
+        gradient_checkpointing=checkpointing,
+    )
+    steps = given["gradient_accumulation_steps"]
+    if not 1 <= steps <= MOST_STEPS:
+        raise InputError(f"gradient-accumulation-steps {steps} is not a number of micro-batches; use 1 to {MOST_STEPS}")
+    sharding = Sharding(given["data_parallel"], given["zero_stage"])
+    sharding.check()
+    target = _target(given["gpu_name"])
+    if target and target.instance and sharding.data_parallel > target.instance.gpu_count:
+        instance = target.instance
+        raise InputError(f"{instance.id} has {instance.gpu_count} GPUs, not {sharding.data_parallel}; lower data-parallel")
+    if target and target.gpu and target.gpu.compute_capability:
+        settings = replace(settings, compute_capability=target.gpu.compute_capability)
+    check_settings(settings)
+    memory = target.memory_bytes if target else None
+    if given["gpu_memory"] is not None:
+        memory = of_memory(parse_bytes(given["gpu_memory"]), None).memory_bytes
+    if not 0 <= given["safety_margin"] < 1:
+        raise InputError(f"safety-margin {given['safety_margin']} is not a share of memory; use a value such as 0.05")
+    return Asked(
+        id=id,
+        config=config,
+        method=method,
+        settings=settings,
+        optimizer=find_optimizer(given["optimizer"]),
+        sharding=sharding,
+        gradient_accumulation_steps=steps,
+        gpu=_card(target),
+        capacity_bytes=None if memory is None else usable_bytes(memory, given["safety_margin"]),
+        expandable_segments=given["expandable_segments"],
+    )
+
+
+def _target(name: str | None) -> Target | None:
+    if name is None:
+        return None
+    found = targets([name], None)
+    if len(found) != 1:
+        raise InputError(f"--gpu {name} names {len(found)} cards; name one")
+    return found[0]
+
+
+def _card(target: Target | None) -> Gpu | None:
+    return target.gpu if target else None

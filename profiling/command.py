@@ -1,0 +1,138 @@
+"""What `plan trace` does, from the words of the command line to a report."""
+
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import transformers
+from rich.console import Group, RenderableType
+
+from tuneplan.planner.cli.step_words import Asked
+from tuneplan.planner.errors import InputError
+from tuneplan.planner.estimate import estimate
+from tuneplan.planner.methods.method import Method
+from tuneplan.profiling.report import trace_report, verification_report
+from tuneplan.profiling.subject import FULL, Subject
+from tuneplan.profiling.trace import Traced, trace
+from tuneplan.profiling.verify import Verification, verify
+
+MOST_CONFIG_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A trace, and where asked its comparison with the estimate.
+
+    Attributes:
+        traced: the trace.
+        verification: beside the estimate.
+        capacity_bytes: of the card, to hold the peak against.
+    """
+
+    traced: Traced
+    verification: Verification | None
+    capacity_bytes: int | None
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 1 where the step does not fit the card."""
+        device = self.traced.reserved_bytes + self.traced.runtime.total_bytes
+        return 1 if self.capacity_bytes is not None and device > self.capacity_bytes else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The common document; `verification` in it where asked."""
+        body = self.traced.to_json()
+        return body if self.verification is None else {**body, "verification": self.verification.to_json()}
+
+    def report(self) -> RenderableType:
+        """For a terminal."""
+        parts: list[RenderableType] = [trace_report(self.traced)]
+        if self.verification is not None:
+            parts.append(verification_report(self.verification))
+        return Group(*parts)
+
+
+def quiet() -> None:
+    """Keep the libraries' notes off the terminal; what goes wrong is an error."""
+    transformers.logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+
+
+def subject_of(asked: Asked, peft_config: Path | None, task: str) -> Subject:
+    """The real step that was asked for. Raises InputError for what a single process cannot run, and a broken PEFT config."""
+    if asked.sharding.data_parallel > 1 or asked.sharding.zero_stage:
+        raise InputError(f"{asked.sharding.label} cannot be traced in one process; trace one GPU's step, without sharding")
+    method, adapter = asked.method, None
+    if peft_config is not None:
+        adapter = read_adapter(peft_config)
+        kept = tuple(part for part in method.parts if part.peft_config() is None)
+        method = Method("+".join(part.label for part in kept), kept) if kept else FULL
+    return Subject(
+        id=asked.id,
+        config=asked.config.mapping,
+        method=method,
+        peft_config=adapter,
+        settings=replace(asked.settings, accumulating=asked.gradient_accumulation_steps > 1),
+        optimizer=asked.optimizer,
+        gradient_accumulation_steps=min(asked.gradient_accumulation_steps, 2),
+        task=task,
+        expandable_segments=asked.expandable_segments,
+    )
+
+
+def read_adapter(path: Path) -> dict[str, Any]:
+    """The contents of an adapter_config.json, or of the one in a folder. Raises InputError."""
+    file = path / "adapter_config.json" if path.is_dir() else path
+    try:
+        if file.stat().st_size > MOST_CONFIG_BYTES:
+            raise InputError(f"{file} is larger than 1 MiB, which no adapter_config.json is; check the path")
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"{file} cannot be read: {error.strerror or error}; give an adapter_config.json or its folder"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not JSON: {error}; give an adapter_config.json") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} holds no JSON object; give an adapter_config.json")
+    return content
+
+
+def run_trace(
+    asked: Asked, peft_config: Path | None, task: str, side_by_side: bool, timeline: Path | None, snapshot: Path | None
+) -> Outcome:
+    """Trace what was asked for.
+
+    Args:
+        asked: the configuration.
+        peft_config: an adapter_config.json, instead of the method's own adapters.
+        task: as in `Subject`.
+        side_by_side: also estimate it, and compare.
+        timeline: where to write live bytes over the step (.png, .svg or .pickle).
+        snapshot: of a real run, to lay beside the timeline.
+
+    Raises:
+        InputError: what was asked for cannot be traced, or a file cannot be read or written.
+    """
+    quiet()
+    write: Callable[[Traced], str] | None = None
+    if timeline is not None or snapshot is not None:
+        from tuneplan.profiling.plot import writer
+
+        write = writer(timeline, snapshot)
+    if side_by_side and (peft_config is not None or task not in ("", "causal-lm")):
+        raise InputError("--verify compares with an estimate, which knows neither --peft-config nor --task; leave them out")
+    subject = subject_of(asked, peft_config, task)
+    estimated = estimate(asked.request(), advice=False) if side_by_side else None
+    gpu = asked.gpu
+    traced = trace(subject, gpu.compute_capability if gpu else None, gpu.vendor if gpu else "nvidia")
+    if write is not None:
+        click.echo(f"plan: {write(traced)}", err=True)
+    verification = verify(estimated, traced) if estimated is not None else None
+    return Outcome(traced, verification, asked.capacity_bytes)

@@ -1,0 +1,107 @@
+"""bitsandbytes' 4-bit layers with packed weights: on the meta device, or random ones quantized layer by layer."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from tuneplan.planner.methods.formats import BLOCK_FORMATS
+
+_FORMAT = BLOCK_FORMATS["nf4-double"]
+
+
+def quantize_4bit(
+    model: Any, compute_dtype: torch.dtype, quant_type: str = "nf4", nested: bool = True, device: str = "meta"
+) -> None:
+    """Replace every linear layer but the head by bitsandbytes' `Linear4bit`, one after the other.
+
+    Args:
+        model: with its linear weights on the meta device, so that a model that is too large in 16 bits can be quantized.
+        compute_dtype: of the products, and of the weights before they are packed.
+        quant_type: nf4 or fp4.
+        nested: scales are quantized too.
+        device: "meta" for weights without values; else random weights are made there, packed and freed.
+    """
+    import bitsandbytes as bnb
+
+    for module in list(model.modules()):
+        for child_name, child in list(module.named_children()):
+            if not isinstance(child, nn.Linear) or child_name == "lm_head":
+                continue
+            layer = bnb.nn.Linear4bit(
+                child.in_features,
+                child.out_features,
+                bias=child.bias is not None,
+                compute_dtype=compute_dtype,
+                compress_statistics=nested,
+                quant_type=quant_type,
+                device="meta",
+            )
+            if child.bias is not None:
+                layer.bias = child.bias
+            if device == "meta":
+                layer.weight = _packed(child.out_features, child.in_features, compute_dtype, quant_type, nested, layer)
+            else:
+                dense = torch.randn(child.out_features, child.in_features, dtype=compute_dtype, device=device) * 0.02
+                layer.weight = bnb.nn.Params4bit(
+                    dense, requires_grad=False, quant_type=quant_type, compress_statistics=nested, module=layer
+                )
+                layer.weight = layer.weight.to(device)
+                layer.quant_state = layer.weight.quant_state
+                del dense
+            setattr(module, child_name, layer)
+    model.is_loaded_in_4bit = True
+    model.is_quantized = True
+
+
+def _packed(rows: int, columns: int, dtype: torch.dtype, quant_type: str, nested: bool, layer: nn.Module) -> Any:
+    import bitsandbytes as bnb
+    from bitsandbytes.functional import QuantState
+
+    def empty(size: int, kind: torch.dtype) -> torch.Tensor:
+        return torch.empty(size, dtype=kind, device="meta")
+
+    count = rows * columns
+    blocks = -(-count // _FORMAT.block)
+    state2 = None
+    if nested:
+        state2 = QuantState(
+            absmax=empty(-(-blocks // _FORMAT.nested_block), torch.float32),
+            code=empty(256, torch.float32),
+            blocksize=_FORMAT.nested_block,
+            dtype=torch.float32,
+        )
+    state = QuantState(
+        absmax=empty(blocks, torch.uint8 if nested else torch.float32),
+        shape=torch.Size((rows, columns)),
+        code=empty(16, torch.float32),
+        blocksize=_FORMAT.block,
+        quant_type=quant_type,
+        dtype=dtype,
+        offset=torch.empty((), dtype=torch.float32, device="meta") if nested else None,
+        state2=state2,
+    )
+    weight = bnb.nn.Params4bit(
+        torch.empty((-(-count // 2), 1), dtype=torch.uint8, device="meta"),
+        requires_grad=False,
+        quant_state=state,
+        quant_type=quant_type,
+        compress_statistics=nested,
+        bnb_quantized=True,
+        module=layer,
+    )
+    layer.quant_state = state
+    return weight
+
+
+def quantization_state(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Tensors of bitsandbytes' quantization state, which are neither parameters nor buffers."""
+    for module in model.modules():
+        state = getattr(module, "quant_state", None)
+        while state is not None:
+            for name in ("absmax", "code", "offset"):
+                tensor = getattr(state, name, None)
+                if isinstance(tensor, torch.Tensor):
+                    yield tensor
+            state = state.state2
