@@ -33,6 +33,7 @@ _TASK_OF = {
     "ForMaskedLM": "masked-lm",
     "ForImageClassification": "image-classification",
 }
+_BY_TASK = ("MULTITASK_PROMPT_TUNING", "POLY")  # their forward takes the number of each sequence's task
 _GENERATES = ("causal-lm", "image-text-to-text", "seq2seq-lm", "masked-lm")
 
 
@@ -44,11 +45,13 @@ class Built:
         model: with the method applied, in training mode.
         optimizer: over its trained parameters.
         batch: keyword arguments of a forward pass, labels included.
+        notes: what was built otherwise than asked for.
     """
 
     model: Any
     optimizer: Any
     batch: dict[str, torch.Tensor]
+    notes: tuple[str, ...] = ()
 
 
 def build(subject: Subject, implementation: str, device: str) -> Built:
@@ -66,7 +69,15 @@ def build(subject: Subject, implementation: str, device: str) -> Built:
     quantized = next((part for part in subject.method.parts if isinstance(part, QuantizedBase)), None)
     dtype = DTYPES["fp32" if settings.precision == "autocast" else settings.dtype]
     start = "meta" if quantized is not None else device
-    model = transformers_model(subject.config, task_of(subject), implementation, dtype, start, settings.use_cache)
+    notes: tuple[str, ...] = ()
+    task = task_of(subject)
+    try:
+        model = transformers_model(subject.config, task, implementation, dtype, start, settings.use_cache)
+    except InputError as error:
+        if settings.attention != "sdpa" or "does not support an attention implementation" not in str(error):
+            raise
+        model = transformers_model(subject.config, task, "eager", dtype, start, settings.use_cache)
+        notes = ("this architecture has no sdpa attention in transformers; eager attention was used, as transformers does",)
     if quantized is not None:
         quantize_4bit(model, DTYPES[settings.dtype], quantized.quant_type, quantized.double_quant, device)
         materialize(model, device)
@@ -84,7 +95,7 @@ def build(subject: Subject, implementation: str, device: str) -> Built:
     if not trained:
         raise InputError(f"{subject.method.name} trains nothing of {subject.id}; add a part such as lora")
     optimizer = make_optimizer(subject.optimizer.name, trained, settings.precision == "master-weights")
-    return Built(model, optimizer, batch_of(subject, model, device))
+    return Built(model, optimizer, batch_of(subject, model, device), notes)
 
 
 def task_of(subject: Subject) -> str:
@@ -235,6 +246,8 @@ def batch_of(subject: Subject, model: nn.Module, device: str) -> dict[str, torch
     batch = {"input_ids": integers(shape, highest)}
     if s.padded:
         batch["attention_mask"] = torch.ones(shape, dtype=torch.long, device=device)
+    if subject.peft_config is not None and subject.peft_config.get("peft_type") in _BY_TASK:
+        batch["task_ids"] = torch.zeros(s.micro_batch_size, dtype=torch.long, device=device)
     batch["labels"] = integers(shape[:1], 2) if task == "sequence-classification" else integers(shape, highest)
     return batch
 

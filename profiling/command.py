@@ -1,7 +1,6 @@
 """What `plan trace` does, from the words of the command line to a report."""
 
 import json
-import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -60,7 +59,6 @@ class Outcome:
 def quiet() -> None:
     """Keep the libraries' notes off the terminal; what goes wrong is an error."""
     transformers.logging.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
 
 

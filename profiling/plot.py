@@ -1,15 +1,16 @@
 """Live bytes over a step, drawn as a picture or written as a snapshot for PyTorch's memory visualizer."""
 
-import os
+import io
 import pickle
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.units import GIB, format_gib
 from tuneplan.profiling import snapshot as snapshots
+from tuneplan.profiling.files import write_atomic
 from tuneplan.profiling.timeline import Timeline
 from tuneplan.profiling.trace import Traced
 
@@ -45,10 +46,10 @@ def writer(timeline: Path | None, real: Path | None) -> Callable[[Traced], str]:
         if timeline is not None and timeline.suffix == ".pickle":
             if traced.reserved is None:
                 raise InputError("the trace was extended over layers and has no addresses; write a .png instead")
-            _atomic(timeline, pickle.dumps(snapshots.snapshot(traced.reserved)))
+            write_atomic(timeline, pickle.dumps(snapshots.snapshot(traced.reserved)))
             lines.append(f"wrote {timeline}; open it at https://pytorch.org/memory_viz")
         elif timeline is not None:
-            _atomic(timeline, _picture(traced, measured, timeline.suffix[1:]))
+            write_atomic(timeline, _picture(traced, measured, timeline.suffix[1:]))
             lines.append(f"wrote {timeline}")
         if measured is not None:
             gap = 100 * (traced.step.peak_bytes / measured.peak_bytes - 1) if measured.peak_bytes else 0.0
@@ -63,17 +64,6 @@ def _matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise InputError("a picture needs matplotlib; pip install 'tuneplan[profile]', or write a .pickle") from error
-
-
-def _atomic(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Raises InputError where it cannot be written."""
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def levels(timeline: Timeline, start: int, stop: int, points: int = POINTS) -> tuple[list[int], list[list[int]]]:
@@ -103,8 +93,6 @@ def levels(timeline: Timeline, start: int, stop: int, points: int = POINTS) -> t
 
 
 def _picture(traced: Traced, measured: snapshots.Measured | None, kind: str) -> bytes:
-    import io
-
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -127,7 +115,12 @@ def _picture(traced: Traced, measured: snapshots.Measured | None, kind: str) -> 
     axis.set_ylabel("live GiB")
     axis.set_xlabel("births and deaths of storages, in order")
     axis.set_xlim(moments[0], moments[-1])
-    axis.legend(loc="upper right", fontsize=8)
+    top = max(range(len(moments)), key=lambda i: sum(values[i] for values in series))
+    axis.axhline(traced.step.peak_bytes / GIB, color="black", linewidth=0.6, linestyle=":")
+    at = traced.phases[traced.step.peak_phase].op.rpartition(".")[0].rpartition(".")[2]
+    place = {"xytext": (8, -3), "textcoords": "offset points", "va": "top", "fontsize": 8}
+    axis.annotate(f"{format_gib(traced.step.peak_bytes)} at {at}", (moments[top], traced.step.peak_bytes / GIB), **place)
+    axis.legend(loc="center right", fontsize=8)
     axis.set_title(
         f"{traced.subject.id}, {traced.subject.request()['method']}: peak {format_gib(traced.peak.peak_bytes)}", pad=18
     )
@@ -138,10 +131,7 @@ def _picture(traced: Traced, measured: snapshots.Measured | None, kind: str) -> 
     return out.getvalue()
 
 
-def _measured_panel(axis: object, live: Sequence[int]) -> None:
-    from typing import Any
-
-    panel: Any = axis
+def _measured_panel(panel: Any, live: Sequence[int]) -> None:
     width = max(1, len(live) // POINTS)
     panel.plot(
         range(0, len(live), width),

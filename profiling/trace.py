@@ -16,13 +16,15 @@ import transformers
 from tuneplan.planner.device_memory import LOADING_SHARD_BYTES, RuntimeMemory, runtime_bytes
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph.tensor import CATEGORIES
+from tuneplan.planner.units import GIB
 from tuneplan.profiling import attention
-from tuneplan.profiling.build import build
+from tuneplan.profiling.build import DTYPES, build, task_of, transformers_model
 from tuneplan.profiling.replay import Reserved, replay
 from tuneplan.profiling.step import STEP_PHASES, StepTrace, trace_step
 from tuneplan.profiling.subject import Subject
 from tuneplan.profiling.timeline import Holder, PhasePeak, holders
 
+LARGEST_SHORT_MODEL_BYTES = 6 * GIB
 FEW, MORE = 2, 3
 """Layers of the two short models from which a longer one is extended."""
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers")
@@ -56,6 +58,7 @@ class Traced:
         step: the record itself; of the longer of the two short models where layers were extended.
         seconds: how long the trace took.
         extended_from: layers that were really run, or () where all were.
+        notes: what was built otherwise than asked for.
     """
 
     subject: Subject
@@ -66,6 +69,7 @@ class Traced:
     step: StepTrace = field(repr=False)
     seconds: float
     extended_from: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def peak_phase(self) -> str:
@@ -86,9 +90,10 @@ class Traced:
     def warnings(self) -> tuple[str, ...]:
         """What the user should know of this trace."""
         if not self.extended_from:
-            return ()
+            return self.notes
         few = " and ".join(str(n) for n in self.extended_from)
         return (
+            *self.notes,
             f"the method needs values, so {few} layers were run on CPU tensors and extended linearly to the model's depth; "
             "reserved memory is not known",
         )
@@ -161,41 +166,43 @@ def trace(subject: Subject, compute_capability: tuple[int, int] | None = None, v
     start = time.perf_counter()
     attention.register()
     attention.card.compute_capability = compute_capability or subject.settings.compute_capability
-    extended: tuple[int, ...] = ()
     try:
-        counts, step = _run(subject, "meta")
-        phases = {"load": _loaded(step), **step.phases}
-    except _NeedsValuesError as error:
-        counts, step, phases = _extended(subject, error)
+        run = _run(subject, "meta")
+        phases = {"load": _loaded(run.step), **run.step.phases}
+        extended: tuple[int, ...] = ()
+    except _CannotRunError as error:
+        run, phases = _extended(subject, error)
         extended = (FEW, MORE)
     reserved = None
     if not extended:
-        reserved = replay(step.timeline, attention.card.compute_capability, subject.expandable_segments)
+        reserved = replay(run.step.timeline, attention.card.compute_capability, subject.expandable_segments)
     quantized = any(part.label == "quantized_base" for part in subject.method.parts)
     runtime = runtime_bytes(vendor, compute_capability, 1, quantized)
-    return Traced(subject, counts, phases, reserved, runtime, step, time.perf_counter() - start, extended)
+    seconds = time.perf_counter() - start
+    return Traced(subject, run.counts, phases, reserved, runtime, run.step, seconds, extended, run.notes)
 
 
-class _NeedsValuesError(Exception):
-    """The code asked a meta tensor for a value or an operator that has no meta kernel."""
+class _CannotRunError(Exception):
+    """The training code failed: on the meta device perhaps because it wants values."""
 
 
-def _run(subject: Subject, device: str) -> tuple[Counts, StepTrace]:
+@dataclass(frozen=True, slots=True)
+class _Run:
+    counts: Counts
+    step: StepTrace
+    notes: tuple[str, ...]
+
+
+def _run(subject: Subject, device: str) -> _Run:
+    """Build and step. Raises InputError for what cannot be built, `_CannotRunError` for what fails in between."""
     implementation = attention.NAMES[subject.settings.attention]
     try:
         built = build(subject, implementation, device)
         counts = count(built.model)
-        return counts, trace_step(built, subject.settings, accumulation=subject.gradient_accumulation_steps)
-    except NotImplementedError as error:
-        raise _NeedsValuesError(str(error)) from error
-    except RuntimeError as error:
-        if device == "meta" and ("meta" in str(error) or "item()" in str(error)):
-            raise _NeedsValuesError(str(error)) from error
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"the training step of {subject.id} cannot run: {reason}") from error
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"the training step of {subject.id} cannot run: {type(error).__name__}: {reason}") from error
+        step = trace_step(built, subject.settings, accumulation=subject.gradient_accumulation_steps)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError) as error:
+        raise _CannotRunError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+    return _Run(counts, step, built.notes)
 
 
 def count(model: torch.nn.Module) -> Counts:
@@ -216,34 +223,41 @@ def _loaded(step: StepTrace) -> PhasePeak:
     return replace(step.timeline.peak(*step.timeline.last("load")), op="weights")
 
 
-def _extended(subject: Subject, error: Exception) -> tuple[Counts, StepTrace, dict[str, PhasePeak]]:
+def _extended(subject: Subject, error: Exception) -> tuple[_Run, dict[str, PhasePeak]]:
     """Two short models on CPU tensors; every layer beyond them adds what the last one added.
 
     Exact where layers are alike and the peak is at the same place in both; the phase's op is that of the longer model.
     """
     key = next((k for k in _LAYER_KEYS if isinstance(subject.config.get(k), int)), None)
     if key is None or int(subject.config[key]) < MORE:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{subject.id} cannot be traced without values, and its layers cannot be counted: {reason}") from error
-    runs = [_run(replace(subject, config={**_shortened(subject.config, n), key: n}), "cpu") for n in (FEW, MORE)]
-    (few_counts, few), (more_counts, more) = runs
+        raise InputError(f"the training step of {subject.id} cannot run: {error}") from error
+    shortened = [replace(subject, config={**_shortened(subject.config, n), key: n}) for n in (FEW, MORE)]
+    weights = transformers_model(shortened[-1].config, task_of(subject), "eager", DTYPES[subject.settings.dtype], "meta")
+    if count(weights).weight_bytes > LARGEST_SHORT_MODEL_BYTES:
+        raise InputError(
+            f"the training step of {subject.id} needs values and {MORE} layers are too large for that: {error}"
+        ) from error
+    try:
+        few, more = (_run(short, "cpu") for short in shortened)
+    except _CannotRunError as second:
+        raise InputError(f"the training step of {subject.id} cannot run: {second}") from second
     further = int(subject.config[key]) - MORE
 
     def extend(a: int, b: int) -> int:
         return b + further * (b - a)
 
     counts = Counts(
-        extend(few_counts.total, more_counts.total),
-        extend(few_counts.trainable, more_counts.trainable),
-        extend(few_counts.checkpoint_bytes, more_counts.checkpoint_bytes),
-        extend(few_counts.weight_bytes, more_counts.weight_bytes),
+        extend(few.counts.total, more.counts.total),
+        extend(few.counts.trainable, more.counts.trainable),
+        extend(few.counts.checkpoint_bytes, more.counts.checkpoint_bytes),
+        extend(few.counts.weight_bytes, more.counts.weight_bytes),
     )
     phases = {}
     for name in ("load", *STEP_PHASES):
-        a, b = ((_loaded(run) if name == "load" else run.phases[name]) for run in (few, more))
+        a, b = ((_loaded(run) if name == "load" else run.phases[name]) for run in (few.step, more.step))
         levels = tuple(extend(x, y) for x, y in zip(a.levels, b.levels, strict=True))
         phases[name] = PhasePeak(sum(levels), b.op, extend(a.end_bytes, b.end_bytes), levels)
-    return counts, more, phases
+    return replace(more, counts=counts), phases
 
 
 def _shortened(config: Mapping[str, Any], layers: int) -> dict[str, Any]:

@@ -112,7 +112,7 @@ class StorageTracker(TorchDispatchMode):
     def classify(self, tensors: Iterable[torch.Tensor | None], category: int) -> None:
         """Say what storages that are alive are for; tensors that are not counted are passed over."""
         for tensor in tensors:
-            if tensor is not None:
+            if tensor is not None and tensor.layout is torch.strided:
                 entry = self._alive.get(tensor.untyped_storage()._cdata)
                 if entry is not None:
                     entry[1].category = category
@@ -166,6 +166,11 @@ class StorageTracker(TorchDispatchMode):
 
     def _see(self, tensor: torch.Tensor, op: str, category: int | None = None) -> None:
         if tensor.device.type != self.device_type:
+            return
+        if tensor.layout is not torch.strided:
+            if tensor.layout is torch.sparse_coo:
+                for piece in (tensor._indices(), tensor._values()):
+                    self._see(piece, op, category)
             return
         storage = tensor.untyped_storage()
         key = storage._cdata

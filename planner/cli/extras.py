@@ -1,5 +1,6 @@
 """Commands that need more than the base install say which extra is missing."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ from tuneplan.planner.errors import InputError
 @contextmanager
 def profiling_needs(command: str) -> Iterator[None]:
     """Around the imports of a command that runs real training code. Raises InputError where a library is missing."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels when it is imported
     try:
         yield
     except ImportError as error:

@@ -69,13 +69,15 @@ def _read_regular_file(path: str | os.PathLike[str], given: str) -> bytes:
 
 
 def _parse_object(text: str, given: str) -> dict[str, Any]:
-    def refuse_constant(name: str) -> NoReturn:
+    def constant(name: str) -> float:
+        if name == "Infinity":  # Nemotron-H's time_step_limit has it, and Python's json writes it
+            return float("inf")
         raise InputError(f"{given} holds {name}, which is not a JSON number. Replace it with a finite number or null.")
 
     if not text.strip():
         raise InputError(f"{given} is empty. Download the config.json again.")
     try:
-        content = json.loads(text, parse_constant=refuse_constant)
+        content = json.loads(text, parse_constant=constant)
     except json.JSONDecodeError as error:
         raise InputError(
             f"{given} is not valid JSON: {error.msg} at line {error.lineno} column {error.colno}. "
