@@ -120,7 +120,7 @@ def _picture(traced: Traced, measured: snapshots.Measured | None, kind: str) -> 
     at = traced.phases[traced.step.peak_phase].op.rpartition(".")[0].rpartition(".")[2]
     place = {"xytext": (8, -3), "textcoords": "offset points", "va": "top", "fontsize": 8}
     axis.annotate(f"{format_gib(traced.step.peak_bytes)} at {at}", (moments[top], traced.step.peak_bytes / GIB), **place)
-    axis.legend(loc="center right", fontsize=8)
+    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
     axis.set_title(
         f"{traced.subject.id}, {traced.subject.request()['method']}: peak {format_gib(traced.peak.peak_bytes)}", pad=18
     )

@@ -50,10 +50,10 @@ class Timeline:
 
     @classmethod
     def of(cls, tracker: StorageTracker) -> "Timeline":
-        """The whole record of a tracker."""
+        """The record of a tracker so far."""
         starts = [*tracker.phases, ("end", len(tracker.log))]
         spans = [(name, start, starts[i + 1][1]) for i, (name, start) in enumerate(starts[:-1])]
-        return cls(tracker.log, spans)
+        return cls(tuple(tracker.log), spans)
 
     def last(self, name: str) -> tuple[int, int]:
         """The last span of a phase: first index and index behind the last. Raises KeyError for a phase that never was."""
