@@ -80,8 +80,9 @@ def walk(network: Network, settings: Settings) -> Walked:
     early, late = carried(network)
     forward.insert(-1, (_deaths(early), 1))
     for run, walked in walks:
-        outputs = _deaths(kept_outputs(run)) if settings.keep_outputs else walked.release()
-        forward.append((outputs, run.count))
+        forward.append((walked.release(settings.keep_outputs), run.count))
+        if settings.keep_outputs:
+            forward.append((_deaths(kept_outputs(run)), run.count))
     backward: list[tuple[Segment, int]] = []
     for run, walked in reversed(walks):
         if run.checkpointed:

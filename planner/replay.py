@@ -181,10 +181,9 @@ def replay(
                 if index == len(network.runs) - 1:
                     stage.play(early, "forward")
                 stage.play(events, "forward", run.count)
-            if not settings.keep_outputs:
-                for run, events in zip(network.runs, releases, strict=True):
-                    stage.play(events, "forward", run.count)
-            elif kept:
+            for run, events in zip(network.runs, releases, strict=True):
+                stage.play(events, "forward", run.count)
+            if settings.keep_outputs and kept:
                 stage.drop_oldest(network)
             kept = settings.keep_outputs
             for run, events in zip(reversed(network.runs), backward, strict=True):
@@ -213,9 +212,8 @@ def _record(network: Network, settings: Settings) -> list[list[list[_Event]]]:
             walk.forward(keep=not run.checkpointed)
         recorded[0] = sink.copy()
         sink.clear()
-        if not settings.keep_outputs:
-            for walk in walks:
-                walk.release()
+        for walk in walks:
+            walk.release(settings.keep_outputs)
         recorded[1] = sink.copy()
         sink.clear()
         shared = Shared(accumulating, gradient_uses(network))

@@ -96,5 +96,5 @@ def check_settings(settings: Settings) -> None:
         raise InputError("precision master-weights keeps fp32 copies of 16-bit weights, and dtype is fp32; use dtype bf16")
     if settings.attention == "flash" and settings.compute_capability < AMPERE:
         raise InputError("FlashAttention-2 needs an Ampere card (compute capability 8.0) or later; use attention sdpa")
-    if settings.attention == "flash" and settings.dtype == "fp32":
+    if settings.attention == "flash" and settings.dtype == "fp32" and not settings.autocast:
         raise InputError("FlashAttention has no fp32 kernel; use dtype bf16 or fp16, or attention sdpa")

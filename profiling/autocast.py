@@ -6,7 +6,7 @@ autocast context ends.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -84,6 +84,7 @@ class CudaAutocast(TorchFunctionMode):
             self._cache.clear()
 
         torch.clear_autocast_cache = both
+        self._tracker.recomputing = self.again
         card.autocast = self._dtype
         super().__enter__()
         return self
@@ -92,6 +93,7 @@ class CudaAutocast(TorchFunctionMode):
         """Stop casting."""
         torch.clear_autocast_cache = self._clear
         card.autocast = None
+        self._tracker.recomputing = nullcontext
         self._cache.clear()
         super().__exit__(*exception)
 
@@ -105,6 +107,15 @@ class CudaAutocast(TorchFunctionMode):
             elif func in _FP32:
                 args, given = self._to(args, torch.float32), {k: self._cast(v, torch.float32) for k, v in given.items()}
         return func(*args, **given)
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """The context of a recomputed region: `Tensor.backward`, as every function, is called with this mode set aside."""
+        super().__enter__()
+        try:
+            yield
+        finally:
+            super().__exit__(None, None, None)
 
     @contextmanager
     def region(self) -> Iterator[None]:

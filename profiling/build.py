@@ -67,7 +67,7 @@ def build(subject: Subject, implementation: str, device: str) -> Built:
     """
     settings = subject.settings
     quantized = next((part for part in subject.method.parts if isinstance(part, QuantizedBase)), None)
-    dtype = DTYPES["fp32" if settings.precision == "autocast" else settings.dtype]
+    dtype = DTYPES[settings.dtype]
     start = "meta" if quantized is not None else device
     notes: tuple[str, ...] = ()
     task = task_of(subject)

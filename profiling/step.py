@@ -139,7 +139,7 @@ def trace_step(
         tracker.phase = name
 
     kept: list[Any] = []
-    autocast = CudaAutocast(DTYPES[settings.dtype], tracker) if settings.precision == "autocast" else None
+    autocast = CudaAutocast(DTYPES[settings.autocast], tracker) if settings.autocast else None
     chosen = loss or LOSSES[settings.loss]
     with cuda_dropout(), tracker, autocast or nullcontext():
         for batch in batches or (built.batch, built.batch):

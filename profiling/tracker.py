@@ -9,6 +9,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any
@@ -75,6 +76,7 @@ class StorageTracker(TorchDispatchMode):
         phase: "load", "forward", "backward", "optimizer_step" or whatever the caller names.
         log: births (True) and deaths (False) in the order in which they happened.
         phases: the name of each phase and where in `log` it starts.
+        recomputing: a context for what checkpointing runs again in the backward.
     """
 
     def __init__(self, device_type: str = "meta", block_bytes: int = BLOCK_BYTES, vocabulary: int = 0, answer: int = 1) -> None:
@@ -93,6 +95,7 @@ class StorageTracker(TorchDispatchMode):
         self._modules: list[str] = [""]
         self._forward_of: dict[int, tuple[str, tuple[CodeType | None, int]]] = {}
         self._call: Callable[..., Any] | None = None
+        self.recomputing: Callable[[], AbstractContextManager[object]] = nullcontext
 
     @property
     def phase(self) -> str:
@@ -136,9 +139,11 @@ class StorageTracker(TorchDispatchMode):
             name = names.get(id(module))
             if name is None:
                 return original(module, *args, **kwargs)
+            again = len(stack) == 1 and self._phase == "backward"
             stack.append(name)
             try:
-                return original(module, *args, **kwargs)
+                with self.recomputing() if again else nullcontext():
+                    return original(module, *args, **kwargs)
             finally:
                 stack.pop()
 

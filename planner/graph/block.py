@@ -20,6 +20,7 @@ class Block:
         frees: for each op, the storages whose last Python reference goes after it.
         batch: how many of the carried storages are the batch itself, which the training loop holds.
         outputs: storages of the model's output object, which the training loop drops when the forward is over, or keeps.
+        cached: storages that autocast holds until the forward, or a recomputed region, ends.
         leaves: activations that were made to require a gradient, and that gradient; they live as long as the loss's graph.
     """
 
@@ -32,6 +33,7 @@ class Block:
     batch: int = 0
     entry_held: bool = True
     outputs: tuple[Storage, ...] = ()
+    cached: tuple[Storage, ...] = ()
     leaves: tuple[Storage, ...] = ()
 
 
@@ -60,11 +62,11 @@ def close(
         for storage in op.reads:
             if id(storage) in owned:
                 last[id(storage)] = index
-    kept = {id(storage) for storage in (*carried, *tape.outputs)}
+    kept = {id(storage) for storage in (*carried, *tape.outputs, *tape.cached)}
     if exit is not None:
         kept.add(id(exit.storage))
     frees: list[list[Storage]] = [[] for _ in tape.ops]
     for key, index in last.items():
         if key not in kept:
             frees[index].append(owned[key])
-    return Block(name, tape.ops, entry, exit, carried, frees, batch, entry_held, tuple(tape.outputs), leaves)
+    return Block(name, tape.ops, entry, exit, carried, frees, batch, entry_held, tuple(tape.outputs), tuple(tape.cached), leaves)

@@ -60,10 +60,12 @@ class Walk:
             self._unreference(self.block.entry.storage, meter)
         return meter.segment()
 
-    def release(self) -> Segment:
-        """The training loop lets the model's output object go; autograd may still hold what was in it."""
+    def release(self, keep_outputs: bool = False) -> Segment:
+        """The forward is over: autocast's cache goes, and unless the loop keeps it the model's output object; autograd may
+        still hold what was in them.
+        """
         meter = self._meter()
-        for storage in self.block.outputs:
+        for storage in self.block.cached if keep_outputs else (*self.block.outputs, *self.block.cached):
             self._unreference(storage, meter)
         return meter.segment()
 
@@ -89,6 +91,8 @@ class Walk:
         waiting = checkpointing == "non-reentrant"
         if reentrant:
             self._run(len(block.ops), True, meter)
+            for storage in block.cached:
+                self._unreference(storage, meter)
         for op in reversed(block.ops):
             if op.output is None or not op.output.requires_grad:
                 continue

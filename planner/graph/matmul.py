@@ -15,6 +15,9 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
 
     Shapes: x `(..., in)`, weight `(out, in)`, bias `(out,)`.
     """
+    if tape.autocast:
+        x, weight = cast(tape, x, tape.autocast), _lowered(tape, weight)
+        bias = None if bias is None else _lowered(tape, bias)
     out_features, in_features = weight.shape
     trained = bias is not None and bias.requires_grad
     needs = x.requires_grad or weight.requires_grad or trained
@@ -31,6 +34,17 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
         inputs = (x, weight, bias)
     saved = ((x,) if weight.requires_grad else ()) + ((weight,) if x.requires_grad else ())
     return tape.record("linear", inputs, out, saved=saved, gradients=tuple(gradients), flops=flops, moved=moved)
+
+
+def _lowered(tape: Tape, weight: Tensor) -> Tensor:
+    """A weight in autocast's dtype. The casts of trained fp32 weights are kept until the forward ends.
+
+    Mirrors `cached_cast` of aten/src/ATen/autocast_mode.cpp, torch 2.13.
+    """
+    out = cast(tape, weight, tape.autocast)
+    if out is not weight and weight.requires_grad and weight.dtype == "fp32":
+        tape.cached.append(out.storage)
+    return out
 
 
 def linear_4bit(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, compute_dtype: str, stored_bytes: Size) -> Tensor:
@@ -70,6 +84,8 @@ def embedding(tape: Tape, shape: tuple[Size, ...], weight: Tensor) -> Tensor:
 
 def batched(tape: Tape, a: Tensor, b: Tensor, shape: tuple[Size, ...], inner: Size) -> Tensor:
     """A batched product of activations with `inner` as the summed dimension: each factor is saved for the other's gradient."""
+    if tape.autocast:
+        a, b = cast(tape, a, tape.autocast), cast(tape, b, tape.autocast)
     out = tape.fresh(shape, a.dtype, a.requires_grad or b.requires_grad)
     flops: Size = 2 * elements(shape) * inner
     moved = a.nbytes + b.nbytes + out.nbytes

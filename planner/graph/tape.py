@@ -73,13 +73,18 @@ class Tape:
         scope: prefix of the names of ops, such as "mlp.up_proj".
         category: what fresh tensors are for (an index of CATEGORIES).
         outputs: storages that the model's output object holds: logits, key/value cache.
+        autocast: dtype to which CUDA autocast casts the inputs of matrix products; "" without autocast.
+        cached: storages that autocast's cache holds until the forward ends: casts of trained fp32 weights.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, autocast: str = "") -> None:
+        """`autocast`: see the attribute."""
         self.ops: list[Op] = []
         self.scope = ""
         self.category = ACTIVATIONS
         self.outputs: list[Storage] = []
+        self.autocast = autocast
+        self.cached: list[Storage] = []
 
     def fresh(self, shape: tuple[Size, ...], dtype: str, requires_grad: bool) -> Tensor:
         """A new tensor in a new storage."""

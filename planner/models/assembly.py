@@ -66,7 +66,7 @@ class Assembly:
 
     def begin(self, prefix: str, count: int) -> Tape:
         """Start a block whose weights are named `prefix` + module and exist `count` times."""
-        self.tape = Tape()
+        self.tape = Tape(self.settings.autocast)
         self._prefix = prefix
         self._count = count
         return self.tape

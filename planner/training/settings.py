@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from tuneplan.planner.graph.tensor import Size
 
 DTYPES = ("bf16", "fp16", "fp32")
-PRECISIONS = ("pure", "master-weights")
+PRECISIONS = ("pure", "master-weights", "autocast")
 ATTENTIONS = ("eager", "sdpa", "flash")
 CHECKPOINTING = ("off", "non-reentrant", "reentrant")
 
@@ -19,7 +19,8 @@ class Settings:
         seq_len: tokens of each sequence.
         dtype: of the model's weights and activations.
         precision: "pure" (weights, gradients and states in `dtype`) or "master-weights" (16-bit weights and gradients, fp32
-            master copies and states in the optimizer).
+            master copies and states in the optimizer), or "autocast" (the step runs under CUDA autocast, as with
+            `TrainingArguments(bf16=True)`: weights stay in `dtype`, matrix products run in 16 bits).
         attention: the implementation asked of transformers.
         loss: eager, liger or chunked.
         gradient_checkpointing: "off", "non-reentrant" (transformers' default) or "reentrant".
@@ -50,3 +51,10 @@ class Settings:
     padded: bool = False
     keep_outputs: bool = False
     use_cache: bool = False
+
+    @property
+    def autocast(self) -> str:
+        """The dtype of matrix products under autocast; "" without."""
+        if self.precision != "autocast":
+            return ""
+        return "fp16" if self.dtype == "fp16" else "bf16"

@@ -142,3 +142,13 @@ def test_padded_batches(method: str, checkpointing: str) -> None:
     """With a mask sdpa runs the memory-efficient kernel, and each layer keeps the mask as a bias."""
     settings = replace(BASE, seq_len=512, padded=True, gradient_checkpointing=checkpointing)
     check(Case(small(), method, settings))
+
+
+@pytest.mark.parametrize("checkpointing", ["off", "non-reentrant", "reentrant"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["full", "lora", LORA_QV, "qlora"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_autocast(method: str, dtype: str, checkpointing: str, attention: str) -> None:
+    """`TrainingArguments(bf16=True)`: each product casts its inputs, and the casts of trained weights live through the forward."""
+    settings = replace(BASE, dtype=dtype, precision="autocast", gradient_checkpointing=checkpointing, attention=attention)
+    check(Case(small(), method, settings))

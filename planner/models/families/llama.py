@@ -213,7 +213,8 @@ def _attention(model: Assembly, spec: LlamaSpec, x: Tensor, shared: tuple[Tensor
     width = spec.num_key_value_heads * spec.head_dim
     settings = model.settings
     grouped = spec.num_attention_heads != spec.num_key_value_heads
-    kernel = choose(replace(settings, padded=_masked(model, spec)), x.dtype, grouped, spec.head_dim)
+    dtype = settings.autocast or x.dtype
+    kernel = choose(replace(settings, padded=_masked(model, spec)), dtype, grouped, spec.head_dim)
     fused_values = kernel.name == "flash" or (kernel.name == "efficient" and not grouped)
     q = model.linear(x, "self_attn.q_proj", spec.num_attention_heads * spec.head_dim, spec.qkv_bias)
     q = _heads(model, q, spec, "q_norm", copied=True)
@@ -237,7 +238,7 @@ def _attention(model: Assembly, spec: LlamaSpec, x: Tensor, shared: tuple[Tensor
     elif kernel.name == "efficient":
         out = kernels.efficient(tape, q, k, v, masks[0] if masks else None)
     else:
-        q, k, v = (pw.cast(tape, t, settings.dtype) for t in (q, k, v))
+        q, k, v = (pw.cast(tape, t, settings.autocast or settings.dtype) for t in (q, k, v))
         out = kernels.flash(tape, q, k, v)
     out = tape.view("join_heads", out, (*x.shape[:-1], spec.num_attention_heads * spec.head_dim))
     tape.scope = ""
