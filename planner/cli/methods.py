@@ -45,11 +45,15 @@ def show(name: str, as_json: bool) -> int:
     for part in method.parts:
         click.echo(f"{part.label}: {_summary(type(part))}")
         for key, value in _part(part).items():
-            if key not in ("name", "summary", "options") and value:
-                click.echo(f"  {key.replace('_', ' ')}: {value}")
+            if key not in ("name", "summary", "options") and value != "":
+                click.echo(f"  {key.replace('_', ' ')}: {_yes_no(value)}")
         for option in fields(part):
             click.echo(f"  option {option.name} = {getattr(part, option.name)}")
     return 0
+
+
+def _yes_no(value: object) -> object:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
 
 def _summary(part: type[Part]) -> str:
@@ -59,10 +63,16 @@ def _summary(part: type[Part]) -> str:
 def _part(part: Part) -> dict[str, Any]:
     return {
         "name": part.label,
+        "family": part.family,
         "summary": _summary(type(part)),
         "options": {option.name: getattr(part, option.name) for option in fields(part)},
         "paper": part.paper,
         "follows": part.source,
         "not_modelled": part.not_modelled,
         "mergeable": part.mergeable,
+        "merge_note": part.merge_note,
+        "code_changes": part.code_changes,
+        "effort": part.effort,
+        "swappable": part.swappable,
+        "batchable": part.batchable,
     }

@@ -145,9 +145,11 @@ def _check(parts: list[Part], text: str) -> None:
     for label in labels:
         if labels.count(label) > 1:
             raise InputError(f"{text!r} gives {label} twice; a part can act once")
-    if len(parts) > 1 and "full" in labels:
-        other = next(label for label in labels if label != "full")
-        raise InputError(f"full and {other} clash: full trains the base weights that {other} freezes; use one of them")
+    for part in parts:
+        for other in parts:
+            why = part.clashes.get(other.label, part.clashes.get("*")) if other is not part else None
+            if why is not None:
+                raise InputError(f"{part.label} and {other.label} clash: {why}; use one of them")
     if labels == ["quantized_base"]:
         raise InputError("quantized_base trains nothing by itself; add a part such as lora: quantized_base+lora")
     for part in parts:

@@ -1,6 +1,6 @@
 """LoRA: a low-rank product beside each adapted linear layer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tuneplan.planner.errors import InputError
@@ -32,9 +32,11 @@ class Lora(Part):
     """
 
     label: ClassVar[str] = "lora"
+    family: ClassVar[str] = "reparameterized"
     paper: ClassVar[str] = "Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models"
     source: ClassVar[str] = "section 4.1, equation 3; peft 0.21 tuners/lora/layer.py Linear.forward and bnb.py"
     not_modelled: ClassVar[str] = "rank_pattern, layers_to_transform, modules_to_save, embeddings as targets"
+    batchable: ClassVar[bool] = True
 
     r: int = 8
     lora_alpha: float = 16
@@ -73,6 +75,10 @@ class Lora(Part):
         if weight.kind != "bias" or self.bias == "none":
             return False
         return self.bias == "all" or self.targets(weight.module)
+
+    def at_inference(self) -> Part:
+        """The same without dropout."""
+        return replace(self, lora_dropout=0.0)
 
     def inputs_need_grad(self) -> bool:
         """PEFT hooks the embeddings when the model checkpoints."""

@@ -1,5 +1,6 @@
 """What a fine-tuning method is made of: parts that decide storage and training of weights, and rewrite the ops of modules."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -7,6 +8,10 @@ from tuneplan.planner.graph.tensor import Tensor
 
 if TYPE_CHECKING:
     from tuneplan.planner.models.assembly import Assembly
+
+FAMILIES = ("full", "additive", "selective", "reparameterized", "quantized", "memory-efficient", "pruned", "hybrid")
+EFFORTS = ("none", "wrapper", "training loop", "model code", "kernel")
+WRAPPER = "nothing: peft.get_peft_model wraps the modules"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +35,31 @@ class Part:
 
     Class attributes:
         label: the name on the command line.
+        family: where the survey's taxonomy has it, one of FAMILIES.
         paper: authors, year and title of the source.
         source: the equation or the upstream file it follows.
         not_modelled: what it leaves out, for the report.
         mergeable: whether its result can be folded into the base weights.
+        merge_note: what merging costs, if it is not exact.
+        code_changes: what the user has to change, from a library's wrapper to the model's own code.
+        effort: the same as a grade, one of EFFORTS, least first.
+        swappable: whether what it trained can be exchanged on a loaded base that stays as it is.
+        batchable: whether requests with different such adapters can share a batch.
+        clashes: labels of parts that it cannot act with, and why.
     """
 
     label: ClassVar[str]
+    family: ClassVar[str]
     paper: ClassVar[str]
     source: ClassVar[str]
     not_modelled: ClassVar[str] = ""
     mergeable: ClassVar[bool] = True
+    merge_note: ClassVar[str] = ""
+    code_changes: ClassVar[str] = WRAPPER
+    effort: ClassVar[str] = "wrapper"
+    swappable: ClassVar[bool] = True
+    batchable: ClassVar[bool] = False
+    clashes: ClassVar[Mapping[str, str]] = {}
 
     def check(self) -> None:
         """Raise InputError where an option makes no sense."""
@@ -70,6 +89,14 @@ class Part:
         `autocast_adapter_dtype` is not in it: it is an argument of `get_peft_model`.
         """
         return None
+
+    def at_inference(self) -> "Part | None":
+        """The part as it runs when nothing is trained and nothing is merged, or None if it has no part in a forward."""
+        return self
+
+    def cached_tokens(self) -> int:
+        """Virtual tokens whose keys and values lie in the cache of every request, and are read for every token."""
+        return 0
 
     def linear(self, model: "Assembly", module: str, weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """The output of a linear module, given its input x and its output y so far."""
