@@ -10,7 +10,7 @@ from tuneplan.planner.graph.tensor import Tensor
 from tuneplan.planner.methods.part import Part, Weight
 
 if TYPE_CHECKING:
-    from tuneplan.planner.models.assembly import Assembly
+    from tuneplan.planner.models.assembly import Assembly, Base, Site
 
 ALL_LINEAR = "all-linear"
 BIASES = ("none", "all", "lora_only")
@@ -97,15 +97,17 @@ class Lora(Part):
             "target_modules": ALL_LINEAR if ALL_LINEAR in self.target_modules else list(self.target_modules),
         }
 
-    def linear(self, model: "Assembly", module: str, weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def linear(self, model: "Assembly", site: "Site", x: Tensor, base: "Base") -> Tensor:
         """Add the low-rank product to an adapted module.
 
         Mirrors `Linear.forward`, and for a 4-bit base `Linear4bit.forward`, which copies the base's result first. Raises
         InputError for a rank above both of the matrix's sides.
         """
+        y = base(x)
+        module = site.module
         if not self.targets(module):
             return y
-        out_features, in_features = weight.shape
+        out_features, in_features = site.weight.shape
         if self.r > max(out_features, in_features):
             raise InputError(
                 f"r={self.r} is larger than {module}, which is {out_features} x {in_features}; use a rank far below it"
@@ -114,14 +116,13 @@ class Lora(Part):
         a = model.adapter(f"{module}.lora_A.weight", (self.r, in_features), dtype)
         b = model.adapter(f"{module}.lora_B.weight", (out_features, self.r), dtype)
         tape = model.tape
-        quantized = model.is_quantized(module)
-        if quantized:
+        if site.quantized:
             y = pw.copy(tape, y)
         wide = pw.cast(tape, x, dtype)
         dropped = pw.dropout(tape, wide, self.lora_dropout)
         low = linear(tape, dropped, a)
         product = pw.scale(tape, linear(tape, low, b))
-        if quantized:
+        if site.quantized:
             product = pw.cast(tape, product, y.dtype)
         result = pw.add(tape, y, product)
         tape.hold(wide)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tuneplan.planner.graph.tensor import Tensor
 
 if TYPE_CHECKING:
-    from tuneplan.planner.models.assembly import Assembly
+    from tuneplan.planner.models.assembly import Assembly, Base, Site
+    from tuneplan.planner.models.spec import ModelSpec
 
 FAMILIES = ("full", "additive", "selective", "reparameterized", "quantized", "memory-efficient", "pruned", "hybrid")
 EFFORTS = ("none", "wrapper", "training loop", "model code", "kernel")
@@ -22,11 +23,13 @@ class Weight:
         name: its name in the state dict, layers written as `*`: "model.layers.*.self_attn.q_proj.weight".
         kind: "linear", "bias", "norm", "embedding" or "head".
         module: name of its module within its block, such as "self_attn.q_proj".
+        layer: index of its decoder layer, None outside the layers.
     """
 
     name: str
     kind: str
     module: str
+    layer: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,9 @@ class Part:
     def check_model(self, linears: set[str]) -> None:
         """Raise InputError where the part does not fit a model with these linear modules."""
 
+    def check_spec(self, spec: "ModelSpec", seq_len: int) -> None:
+        """Raise InputError where the part does not fit the model's dimensions or the length of the sequences."""
+
     def freezes_base(self) -> bool:
         """Whether the base weights are frozen unless a part trains them."""
         return True
@@ -98,6 +104,53 @@ class Part:
         """Virtual tokens whose keys and values lie in the cache of every request, and are read for every token."""
         return 0
 
-    def linear(self, model: "Assembly", module: str, weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """The output of a linear module, given its input x and its output y so far."""
+    def layer_form(self, index: int, count: int) -> object:
+        """What distinguishes decoder layer `index` of `count` under this part; layers of one form are recorded once."""
+        return None
+
+    def virtual_tokens(self) -> int:
+        """Tokens that the part puts before each sequence."""
+        return 0
+
+    def embedded(self, model: "Assembly", hidden: Tensor) -> Tensor:
+        """The embeddings that enter the first layer. Shapes: `(batch, length, hidden)`, longer by virtual tokens."""
+        return hidden
+
+    def linear(self, model: "Assembly", site: "Site", x: Tensor, base: "Base") -> Tensor:
+        """The output of a linear module.
+
+        Args:
+            model: where ops are recorded.
+            site: the module.
+            x: its input `(..., in_features)`.
+            base: records the module as the parts before this one leave it; takes the input and, if it is another, the weight.
+        """
+        return base(x)
+
+    def normed(self, model: "Assembly", module: str, y: Tensor) -> Tensor:
+        """The output of a norm, given its output y so far."""
         return y
+
+    def prefix_length(self) -> int:
+        """Keys and values that the part puts before those of each sequence."""
+        return 0
+
+    def keys_values(self, model: "Assembly", keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer. Shapes: `(batch, key_heads, length, head_dim)`, longer by the prefix."""
+        return keys, values
+
+    def submodule(self, model: "Assembly", name: str, x: Tensor, residual: Tensor, y: Tensor) -> Tensor:
+        """The output of `self_attn` or `mlp`, before the residual is added.
+
+        Args:
+            model: where ops are recorded.
+            name: "self_attn" or "mlp".
+            x: the module's input, normed.
+            residual: what will be added to its output.
+            y: its output so far.
+        """
+        return y
+
+    def layer_exit(self, model: "Assembly", hidden: Tensor) -> Tensor:
+        """The output of a decoder layer."""
+        return hidden

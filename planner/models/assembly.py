@@ -1,6 +1,9 @@
 """The workbench on which a family assembles its model: weights, modules and blocks under one method and one run's settings."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.matmul import linear, linear_4bit
@@ -8,7 +11,7 @@ from tuneplan.planner.graph.tape import Tape
 from tuneplan.planner.graph.tensor import WEIGHTS, Size, Storage, Tensor, elements
 from tuneplan.planner.methods.formats import BLOCK_FORMATS, stored_bytes
 from tuneplan.planner.methods.method import Method
-from tuneplan.planner.methods.part import Weight
+from tuneplan.planner.methods.part import Part, Weight
 from tuneplan.planner.training.settings import Settings
 
 
@@ -25,6 +28,7 @@ class Parameter:
         stored_bytes: device bytes of one of them.
         count: how many layers have it.
         tensor: the tensor of the graph.
+        saved: whether a checkpoint has it.
     """
 
     name: str
@@ -35,11 +39,33 @@ class Parameter:
     stored_bytes: int
     count: int
     tensor: Tensor
+    saved: bool
 
     @property
     def numel(self) -> int:
         """Elements of all of them."""
         return elements(self.shape) * self.count
+
+
+@dataclass(slots=True)
+class Site:
+    """A linear module as a part meets it.
+
+    Attributes:
+        module: name within its block, such as "self_attn.q_proj".
+        weight: `(out_features, in_features)`.
+        bias: `(out_features,)` or None.
+        quantized: the weight is kept in a block format.
+    """
+
+    module: str
+    weight: Tensor
+    bias: Tensor | None
+    quantized: bool
+
+
+Base: TypeAlias = Callable[..., Tensor]
+"""Records a linear module: `base(x)`, or `base(x, weight)` with another weight in place of the module's own."""
 
 
 class Assembly:
@@ -52,6 +78,8 @@ class Assembly:
         parameters: of all blocks so far.
         notes: what the report must say, such as which attention kernel runs and why.
         linears: linear modules that a method may adapt.
+        layer: index of the decoder layer being recorded (the first of those alike), None outside the layers.
+        extra_saved_bytes: what a checkpoint has that is no parameter.
     """
 
     def __init__(self, method: Method, settings: Settings) -> None:
@@ -63,12 +91,15 @@ class Assembly:
         self._prefix = ""
         self._count = 1
         self.linears: set[str] = set()
+        self.layer: int | None = None
+        self.extra_saved_bytes = 0
 
-    def begin(self, prefix: str, count: int) -> Tape:
+    def begin(self, prefix: str, count: int, layer: int | None = None) -> Tape:
         """Start a block whose weights are named `prefix` + module and exist `count` times."""
         self.tape = Tape()
         self._prefix = prefix
         self._count = count
+        self.layer = layer
         return self.tape
 
     def weight(self, module: str, shape: tuple[int, ...], kind: str, suffix: str = "weight") -> Tensor:
@@ -77,28 +108,47 @@ class Assembly:
         known = self.parameters.get(name)
         if known is not None:
             return known.tensor
-        weight = Weight(name, kind, module)
+        weight = Weight(name, kind, module, self.layer)
         dtype = self.settings.dtype
         storage = self.method.storage(weight, dtype)
         return self._declare(name, shape, storage, self.method.trains(weight), adapter=False)
 
-    def adapter(self, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
-        """A trained weight that the method adds to the block being recorded."""
-        full = f"{self._prefix}{name}"
-        if full in self.parameters:
-            return self.parameters[full].tensor
-        return self._declare(full, shape, dtype, trainable=True, adapter=True)
+    def adapter(
+        self, name: str, shape: tuple[int, ...], dtype: str, *, trained: bool = True, shared: bool = False, saved: bool = True
+    ) -> Tensor:
+        """A weight that the method adds to the block being recorded.
 
-    def _declare(self, name: str, shape: tuple[int, ...], storage: str, trainable: bool, adapter: bool) -> Tensor:
+        Args:
+            name: within the block, or of the whole model if `shared`.
+            shape: its dimensions.
+            dtype: in which it is kept.
+            trained: whether it gets a gradient.
+            shared: there is one for all blocks.
+            saved: whether a checkpoint has it.
+        """
+        full = name if shared else f"{self._prefix}{name}"
+        known = self.parameters.get(full)
+        if known is not None:
+            return known.tensor
+        return self._declare(full, shape, dtype, trained, adapter=True, count=1 if shared else self._count, saved=saved)
+
+    def _declare(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        storage: str,
+        trainable: bool,
+        adapter: bool,
+        count: int | None = None,
+        saved: bool = True,
+    ) -> Tensor:
         size = stored_bytes(elements(shape), storage)
         dtype = self.settings.dtype if storage in BLOCK_FORMATS else storage
         tensor = Tensor(Storage(size, WEIGHTS), shape, dtype, trainable, name)
-        self.parameters[name] = Parameter(name, shape, storage, trainable, adapter, size, self._count, tensor)
+        self.parameters[name] = Parameter(
+            name, shape, storage, trainable, adapter, size, self._count if count is None else count, tensor, saved
+        )
         return tensor
-
-    def is_quantized(self, module: str) -> bool:
-        """Whether a linear module of this block is stored in a block format."""
-        return self.parameters[f"{self._prefix}{module}.weight"].storage in BLOCK_FORMATS
 
     def linear(self, x: Tensor, module: str, out_features: int, bias: bool = False, kind: str = "linear") -> Tensor:
         """A linear module, with whatever the method adds to it. Shapes: x `(..., in)` -> `(..., out_features)`."""
@@ -108,17 +158,24 @@ class Assembly:
         weight = self.weight(module, (out_features, x.shape[-1]), kind)
         offset = self.weight(module, (out_features,), "bias", "bias") if bias else None
         parameter = self.parameters[f"{self._prefix}{module}.weight"]
-        if parameter.storage in BLOCK_FORMATS:
-            y = linear_4bit(tape, x, weight, offset, self.settings.dtype, parameter.stored_bytes)
-        else:
-            y = linear(tape, x, weight, offset)
+        site = Site(module, weight, offset, parameter.storage in BLOCK_FORMATS)
+        run: Base = partial(self._plain, site, parameter.stored_bytes)
         if kind == "linear":
             self.linears.add(module)
             for part in self.method.parts:
-                y = part.linear(self, module, weight, x, y)
+                run = partial(self._adapted, part, site, run)
+        y = run(x)
         tape.hold(x)
         tape.scope = outer
         return y
+
+    def _plain(self, site: Site, stored: int, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        if weight is None and site.quantized:
+            return linear_4bit(self.tape, x, site.weight, site.bias, self.settings.dtype, stored)
+        return linear(self.tape, x, site.weight if weight is None else weight, site.bias)
+
+    def _adapted(self, part: Part, site: Site, base: Base, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        return part.linear(self, site, x, base if weight is None else partial(base, weight=weight))
 
     def rms_norm(self, x: Tensor, module: str) -> Tensor:
         """RMS normalization over the last dimension, with a weight."""
@@ -126,7 +183,15 @@ class Assembly:
         outer = tape.scope
         tape.scope = module
         y = pw.rms_norm(tape, x, self.weight(module, (x.shape[-1],), "norm"))
+        for part in self.method.parts:
+            y = part.normed(self, module, y)
         tape.scope = outer
+        return y
+
+    def submodule(self, name: str, x: Tensor, residual: Tensor, y: Tensor) -> Tensor:
+        """The output of `self_attn` or `mlp` with whatever the method adds to it; see `Part.submodule`."""
+        for part in self.method.parts:
+            y = part.submodule(self, name, x, residual, y)
         return y
 
     @property
