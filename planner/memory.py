@@ -73,12 +73,18 @@ def walk(network: Network, settings: Settings) -> Walked:
     shared = Shared(settings.accumulating, gradient_uses(network))
     forward: list[tuple[Segment, int]] = []
     walks: list[tuple[Run, Walk]] = []
-    for run in network.runs:
+    held = held_embeddings(network)
+    for index, run in enumerate(network.runs):
         walked = Walk(run.block)
-        forward.append((walked.forward(keep=not run.checkpointed), run.count))
+        segment = walked.forward(keep=not run.checkpointed)
+        if index == 1 and held:
+            forward += [(segment, 1), (_births(held), 1)]
+            forward += [(segment, run.count - 1)] if run.count > 1 else []
+        else:
+            forward.append((segment, run.count))
         walks.append((run, walked))
     early, late = carried(network)
-    forward.insert(-1, (_deaths(early), 1))
+    forward.insert(-1, (_deaths([*early, *held]), 1))
     for run, walked in walks:
         outputs = _deaths(kept_outputs(run)) if settings.keep_outputs else walked.release()
         forward.append((outputs, run.count))
@@ -146,9 +152,29 @@ def carried(network: Network) -> tuple[list[Storage], list[Storage]]:
     return early, late
 
 
+def held_embeddings(network: Network) -> list[Storage]:
+    """What enters the first layer, where nothing else holds it: a variable of the model's forward does, up to the head.
+
+    The walk of the first layer lets it go with its other input, so it is born again after that layer.
+    """
+    first, run = network.runs[0].block, network.runs[1]
+    if first.exit is None or run.checkpointed:
+        return []
+    storage = first.exit.storage
+    return [] if any(storage in op.saved for op in run.block.ops) else [storage]
+
+
 def kept_outputs(run: Run) -> tuple[Storage, ...]:
     """What a loop that keeps the model's outputs, and with them the loss's graph, holds of one block between steps."""
     return run.block.outputs + run.block.leaves
+
+
+def _births(storages: Iterable[Storage]) -> Segment:
+    meter = Meter()
+    meter.op = "embed_tokens"
+    for storage in storages:
+        meter.add(storage.nbytes, storage.category)
+    return meter.segment()
 
 
 def _deaths(storages: Iterable[Storage]) -> Segment:

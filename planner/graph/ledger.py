@@ -125,6 +125,8 @@ class Walk:
         for op in ops[:stop]:
             if op.allocates is not None and id(op.allocates) not in self._released:
                 self._unreference(op.allocates, meter)
+        for op in ops[stop:]:
+            self._release(op.discards, meter)
 
     def _run(self, stop: int, keep: bool, meter: Meter) -> None:
         saved = self._saved
@@ -138,6 +140,8 @@ class Walk:
             if keep:
                 for storage in op.saved:
                     saved[id(storage)] = saved.get(id(storage), 0) + 1
+                if op.discards:
+                    self._release(op.discards, meter)
             for storage in frees[index]:
                 self._unreference(storage, meter)
 

@@ -1,7 +1,7 @@
 """What a fine-tuning method is made of: parts that decide storage and training of weights, and rewrite the ops of modules."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tuneplan.planner.graph.tensor import Tensor
@@ -67,8 +67,8 @@ class Part:
     def check(self) -> None:
         """Raise InputError where an option makes no sense."""
 
-    def check_model(self, linears: set[str]) -> None:
-        """Raise InputError where the part does not fit a model with these linear modules."""
+    def check_model(self, linears: set[str], layers: int) -> None:
+        """Raise InputError where the part does not fit a model with these linear modules in so many layers."""
 
     def check_spec(self, spec: "ModelSpec", seq_len: int) -> None:
         """Raise InputError where the part does not fit the model's dimensions or the length of the sequences."""
@@ -154,3 +154,9 @@ class Part:
     def layer_exit(self, model: "Assembly", hidden: Tensor) -> Tensor:
         """The output of a decoder layer."""
         return hidden
+
+
+def options(part: Part) -> "list[Field[Any]]":
+    """A part's options: those of its own before those it shares with others."""
+    shared = {f.name for base in type(part).__mro__[1:-2] for f in fields(base)}
+    return sorted(fields(part), key=lambda option: option.name in shared)

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TypeAlias
 
 from tuneplan.planner.graph import pointwise as pw
-from tuneplan.planner.graph.matmul import linear, linear_4bit
+from tuneplan.planner.graph.matmul import linear, linear_4bit, scales_bytes
 from tuneplan.planner.graph.tape import Tape
 from tuneplan.planner.graph.tensor import WEIGHTS, Size, Storage, Tensor, elements
 from tuneplan.planner.methods.formats import BLOCK_FORMATS, stored_bytes
@@ -55,13 +55,15 @@ class Site:
         module: name within its block, such as "self_attn.q_proj".
         weight: `(out_features, in_features)`.
         bias: `(out_features,)` or None.
-        quantized: the weight is kept in a block format.
+        form: "4bit" or "8bit" where bitsandbytes keeps the weight, "" where it is dense.
+        stored_bytes: device bytes of the weight with its scales.
     """
 
     module: str
     weight: Tensor
     bias: Tensor | None
-    quantized: bool
+    form: str
+    stored_bytes: int
 
 
 Base: TypeAlias = Callable[..., Tensor]
@@ -158,8 +160,8 @@ class Assembly:
         weight = self.weight(module, (out_features, x.shape[-1]), kind)
         offset = self.weight(module, (out_features,), "bias", "bias") if bias else None
         parameter = self.parameters[f"{self._prefix}{module}.weight"]
-        site = Site(module, weight, offset, parameter.storage in BLOCK_FORMATS)
-        run: Base = partial(self._plain, site, parameter.stored_bytes)
+        site = Site(module, weight, offset, "4bit" if parameter.storage in BLOCK_FORMATS else "", parameter.stored_bytes)
+        run: Base = partial(self._plain, site)
         if kind == "linear":
             self.linears.add(module)
             for part in self.method.parts:
@@ -169,9 +171,18 @@ class Assembly:
         tape.scope = outer
         return y
 
-    def _plain(self, site: Site, stored: int, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        if weight is None and site.quantized:
-            return linear_4bit(self.tape, x, site.weight, site.bias, self.settings.dtype, stored)
+    def dense_weight(self, site: Site, dtype: str) -> Tensor:
+        """The module's weight as a dense tensor of a dtype: itself, a copy, or dequantized and copied."""
+        tape = self.tape
+        weight = site.weight
+        if site.form:
+            weight = tape.fresh(site.weight.shape, self.settings.dtype, False)
+            tape.record("dequantize", (), weight, scratch=scales_bytes(weight.numel), moved=site.stored_bytes + weight.nbytes)
+        return pw.cast(tape, pw.detached(weight), dtype)
+
+    def _plain(self, site: Site, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        if weight is None and site.form == "4bit":
+            return linear_4bit(self.tape, x, site.weight, site.bias, self.settings.dtype, site.stored_bytes)
         return linear(self.tape, x, site.weight if weight is None else weight, site.bias)
 
     def _adapted(self, part: Part, site: Site, base: Base, x: Tensor, weight: Tensor | None = None) -> Tensor:

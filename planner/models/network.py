@@ -87,7 +87,7 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
         entry = block.exit
     runs.append(Run(builder.finish(model, spec, entry), 1, checkpointed=False))
     for part in method.parts:
-        part.check_model(model.linears)
+        part.check_model(model.linears, layers)
     return Network(runs, list(model.parameters.values()), model.notes, model.extra_saved_bytes)
 
 
