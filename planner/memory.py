@@ -125,14 +125,17 @@ def _reduced(segment: Segment, gradient_ranks: int) -> Segment:
 
 
 def gradient_uses(network: Network) -> dict[int, int]:
-    """How many gradients each parameter outside the layers receives."""
+    """How many gradients each parameter receives that is used outside the layers or in several of them.
+
+    Layers alike are walked once, so their use counts once.
+    """
     uses: dict[int, int] = {}
+    ends = {id(g.of) for run in (network.runs[0], network.runs[-1]) for op in run.block.ops for g in op.gradients}
     for run in network.runs:
-        if run.count == 1:
-            for op in run.block.ops:
-                for gradient in op.gradients:
-                    if gradient.of.name and "*" not in gradient.of.name:
-                        uses[id(gradient.of)] = uses.get(id(gradient.of), 0) + 1
+        for op in run.block.ops:
+            for gradient in op.gradients:
+                if gradient.of.name and ("*" not in gradient.of.name or id(gradient.of) in ends):
+                    uses[id(gradient.of)] = uses.get(id(gradient.of), 0) + 1
     return uses
 
 

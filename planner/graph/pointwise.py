@@ -41,6 +41,15 @@ def add(tape: Tape, a: Tensor, b: Tensor, kind: str = "add") -> Tensor:
     return tape.record(kind, (a, b), out, gradients=tuple(gradients))
 
 
+def add_in_place(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """`a += b`: the storage of `a`; the gradient of `b` is cast to its dtype."""
+    out = Tensor(a.storage, a.shape, a.dtype, a.requires_grad or b.requires_grad)
+    passed = [Gradient(t, None if t.dtype == a.dtype else round_block(t.nbytes)) for t in (a, b) if t.requires_grad]
+    moved = 2 * a.nbytes + b.nbytes
+    tape.ops.append(Op(f"{tape.scope}.add_", (a.storage, b.storage), out, gradients=tuple(passed), moved=moved))
+    return out
+
+
 def shift(tape: Tape, x: Tensor) -> Tensor:
     """`x + c` with a Python number: saves nothing, the gradient passes through."""
     out = tape.fresh(x.shape, x.dtype, x.requires_grad)
@@ -51,7 +60,7 @@ def divide(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     """`a / b`, `b` of the same shape or broadcast; the divisor is saved, and `a` if the divisor needs a gradient."""
     out = tape.fresh(a.shape, a.dtype, a.requires_grad or b.requires_grad)
     full = round_block(out.nbytes)
-    gradients = (Gradient(a, full), Gradient(b, round_block(b.nbytes), scratch=2 * full))
+    gradients = (Gradient(a, full), Gradient(b, round_block(b.nbytes), scratch=3 * full))
     saved = (a, b) if b.requires_grad else (b,)
     return tape.record("div", (a, b), out, saved=saved, gradients=gradients)
 

@@ -155,6 +155,13 @@ class Part:
         """The output of a decoder layer."""
         return hidden
 
+    def loss(self, model: "Assembly", loss: Tensor) -> Tensor:
+        """The loss that is trained, given the model's own."""
+        return loss
+
+    def finish(self, model: "Assembly") -> None:
+        """Declare what could not be before every module was met."""
+
 
 def options(part: Part) -> "list[Field[Any]]":
     """A part's options: those of its own before those it shares with others."""

@@ -12,6 +12,9 @@ _CLASSES = {
     "full": "Full",
     "lora": "Lora",
     "quantized_base": "QuantizedBase",
+    "adalora": "AdaLora",
+    "ia3": "Ia3",
+    "vera": "Vera",
 }
 
 

@@ -82,6 +82,7 @@ class Assembly:
         linears: linear modules that a method may adapt.
         layer: index of the decoder layer being recorded (the first of those alike), None outside the layers.
         extra_saved_bytes: what a checkpoint has that is no parameter.
+        largest: largest sizes that parts met so far, by a name of theirs; see `meet`.
     """
 
     def __init__(self, method: Method, settings: Settings) -> None:
@@ -95,6 +96,7 @@ class Assembly:
         self.linears: set[str] = set()
         self.layer: int | None = None
         self.extra_saved_bytes = 0
+        self.largest: dict[str, int] = {}
 
     def begin(self, prefix: str, count: int, layer: int | None = None) -> Tape:
         """Start a block whose weights are named `prefix` + module and exist `count` times."""
@@ -170,6 +172,14 @@ class Assembly:
         tape.hold(x)
         tape.scope = outer
         return y
+
+    def meet(self, name: str, size: int) -> None:
+        """Remember the largest size met, for what a part shares between modules and declares when all are known."""
+        self.largest[name] = max(size, self.largest.get(name, 0))
+
+    def shared(self, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
+        """A frozen tensor shared by modules, as one of them uses it; `adapter(shared=True)` declares it once."""
+        return Tensor(Storage(0, WEIGHTS), shape, dtype, False, name)
 
     def dense_weight(self, site: Site, dtype: str) -> Tensor:
         """The module's weight as a dense tensor of a dtype: itself, a copy, or dequantized and copied."""

@@ -304,5 +304,8 @@ def finish(model: Assembly, spec: LlamaSpec, entry: Tensor) -> Block:
     shape = (spec.vocab_size, spec.hidden_size)
     head = model.weight(EMBEDDING, shape, "embedding") if spec.tie_word_embeddings else model.weight("lm_head", shape, "head")
     tape.scope = "lm_head"
-    losses.LOSSES[model.settings.loss](tape, hidden, head, None, spec.multipliers)
+    loss = losses.LOSSES[model.settings.loss](tape, hidden, head, None, spec.multipliers)
+    for part in model.method.parts:
+        loss = part.loss(model, loss)
+        part.finish(model)
     return close("head", tape, entry, None, entry_held=False)
