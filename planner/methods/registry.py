@@ -15,6 +15,13 @@ _CLASSES = {
     "adalora": "AdaLora",
     "ia3": "Ia3",
     "vera": "Vera",
+    "ln_tuning": "LnTuning",
+    "miss": "Miss",
+    "loha": "LoHa",
+    "lokr": "LoKr",
+    "fourierft": "FourierFt",
+    "oft": "Oft",
+    "boft": "Boft",
 }
 
 

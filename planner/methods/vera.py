@@ -68,5 +68,6 @@ class Vera(Targeted):
         """Declare A and B, as large as the largest module."""
         if "vera_in" in model.largest:
             dtype, saved = self.dtype(model), self.save_projection
-            model.adapter("vera_A", (self.r, model.largest["vera_in"]), dtype, trained=False, shared=True, saved=saved)
-            model.adapter("vera_B", (model.largest["vera_out"], self.r), dtype, trained=False, shared=True, saved=saved)
+            wide, high = model.largest["vera_in"], model.largest["vera_out"]
+            model.common("vera_A", (self.r, wide), dtype, trained=False, saved=saved, buffer=True)
+            model.common("vera_B", (high, self.r), dtype, trained=False, saved=saved, buffer=True)

@@ -29,6 +29,7 @@ class Parameter:
         count: how many layers have it.
         tensor: the tensor of the graph.
         saved: whether a checkpoint has it.
+        buffer: it is no parameter of the model and not counted as one.
     """
 
     name: str
@@ -39,7 +40,8 @@ class Parameter:
     stored_bytes: int
     count: int
     tensor: Tensor
-    saved: bool
+    saved: bool = True
+    buffer: bool = False
 
     @property
     def numel(self) -> int:
@@ -115,43 +117,46 @@ class Assembly:
         weight = Weight(name, kind, module, self.layer)
         dtype = self.settings.dtype
         storage = self.method.storage(weight, dtype)
-        return self._declare(name, shape, storage, self.method.trains(weight), adapter=False)
+        return self._declare(name, shape, storage, self.method.trains(weight))
 
-    def adapter(
-        self, name: str, shape: tuple[int, ...], dtype: str, *, trained: bool = True, shared: bool = False, saved: bool = True
-    ) -> Tensor:
+    def adapter(self, name: str, shape: tuple[int, ...], dtype: str, *, trained: bool = True, saved: bool = True) -> Tensor:
         """A weight that the method adds to the block being recorded.
 
         Args:
-            name: within the block, or of the whole model if `shared`.
+            name: within the block.
             shape: its dimensions.
             dtype: in which it is kept.
             trained: whether it gets a gradient.
-            shared: there is one for all blocks.
             saved: whether a checkpoint has it.
         """
-        full = name if shared else f"{self._prefix}{name}"
-        known = self.parameters.get(full)
+        return self._added(f"{self._prefix}{name}", shape, dtype, trained, self._count, saved)
+
+    def buffer(self, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
+        """A tensor that the method keeps beside the weights of the block being recorded, and saves nowhere."""
+        return self._added(f"{self._prefix}{name}", shape, dtype, False, self._count, saved=False, buffer=True)
+
+    def common(
+        self, name: str, shape: tuple[int, ...], dtype: str, *, trained: bool = True, saved: bool = True, buffer: bool = False
+    ) -> Tensor:
+        """A weight or buffer that the method adds once, for all blocks; see `adapter`."""
+        return self._added(name, shape, dtype, trained, 1, saved, buffer)
+
+    def _added(
+        self, name: str, shape: tuple[int, ...], dtype: str, trained: bool, count: int, saved: bool, buffer: bool = False
+    ) -> Tensor:
+        known = self.parameters.get(name)
         if known is not None:
             return known.tensor
-        return self._declare(full, shape, dtype, trained, adapter=True, count=1 if shared else self._count, saved=saved)
+        tensor = Tensor(Storage(stored_bytes(elements(shape), dtype), WEIGHTS), shape, dtype, trained, name)
+        size = tensor.storage.nbytes
+        self.parameters[name] = Parameter(name, shape, dtype, trained, True, size, count, tensor, saved, buffer)
+        return tensor
 
-    def _declare(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        storage: str,
-        trainable: bool,
-        adapter: bool,
-        count: int | None = None,
-        saved: bool = True,
-    ) -> Tensor:
+    def _declare(self, name: str, shape: tuple[int, ...], storage: str, trainable: bool) -> Tensor:
         size = stored_bytes(elements(shape), storage)
         dtype = self.settings.dtype if storage in BLOCK_FORMATS else storage
         tensor = Tensor(Storage(size, WEIGHTS), shape, dtype, trainable, name)
-        self.parameters[name] = Parameter(
-            name, shape, storage, trainable, adapter, size, self._count if count is None else count, tensor, saved
-        )
+        self.parameters[name] = Parameter(name, shape, storage, trainable, False, size, self._count, tensor)
         return tensor
 
     def linear(self, x: Tensor, module: str, out_features: int, bias: bool = False, kind: str = "linear") -> Tensor:
@@ -178,7 +183,7 @@ class Assembly:
         self.largest[name] = max(size, self.largest.get(name, 0))
 
     def shared(self, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
-        """A frozen tensor shared by modules, as one of them uses it; `adapter(shared=True)` declares it once."""
+        """A frozen tensor shared by modules, as one of them uses it; `common` declares it once."""
         return Tensor(Storage(0, WEIGHTS), shape, dtype, False, name)
 
     def dense_weight(self, site: Site, dtype: str) -> Tensor:

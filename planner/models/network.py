@@ -39,7 +39,7 @@ class Network:
     @property
     def total_parameters(self) -> int:
         """Weights of model and method, tied ones once."""
-        return sum(p.numel for p in self.parameters)
+        return sum(p.numel for p in self.parameters if not p.buffer)
 
     @property
     def trainable_parameters(self) -> int:
