@@ -84,7 +84,8 @@ def walk(network: Network, settings: Settings) -> Walked:
             forward.append((segment, run.count))
         walks.append((run, walked))
     early, late = carried(network)
-    forward.insert(-1, (_deaths([*early, *held]), 1))
+    forward.insert(-1, (_deaths(early), 1))
+    forward.insert(len(forward) if network.embeddings_passed else -1, (_deaths(held), 1))
     for run, walked in walks:
         outputs = _deaths(kept_outputs(run)) if settings.keep_outputs else walked.release()
         forward.append((outputs, run.count))

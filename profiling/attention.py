@@ -41,7 +41,7 @@ class FlashMemory(torch.autograd.Function):
         rows = _round_up(S, 128)
         columns = _round_up(D, 32)
         dq = torch.empty((B, S, H, D), dtype=q_BHSD.dtype, device=q_BHSD.device)
-        dk = torch.empty((B, S, k_BKSD.shape[1], D), dtype=q_BHSD.dtype, device=q_BHSD.device)
+        dk = torch.empty((B, k_BKSD.shape[2], k_BKSD.shape[1], D), dtype=q_BHSD.dtype, device=q_BHSD.device)
         dv = torch.empty_like(dk)
         scratch = [
             torch.empty((B, H, rows), dtype=torch.float32, device=dq.device),
@@ -73,11 +73,11 @@ class EfficientMemory(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q_BHSD, *_ = ctx.saved_tensors
+        q_BHSD, k_BHSD, *_ = ctx.saved_tensors
         B, H, S, D = q_BHSD.shape
         dq = torch.empty((B, S, H, D), dtype=q_BHSD.dtype, device=q_BHSD.device)
-        dk = torch.empty_like(dq)
-        dv = torch.empty_like(dq)
+        dk = torch.empty((B, k_BHSD.shape[2], H, D), dtype=q_BHSD.dtype, device=q_BHSD.device)
+        dv = torch.empty_like(dk)
         scratch = [torch.empty((B, H, S), dtype=torch.float32, device=dq.device)]
         if q_BHSD.dtype is not torch.float32:
             scratch.append(torch.empty((B, H, S, D), dtype=torch.float32, device=dq.device))

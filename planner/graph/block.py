@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from tuneplan.planner.graph.tape import Op, Tape
-from tuneplan.planner.graph.tensor import Storage, Tensor
+from tuneplan.planner.graph.tensor import Size, Storage, Tensor
 
 
 @dataclass(slots=True, eq=False)
@@ -21,6 +21,7 @@ class Block:
         batch: how many of the carried storages are the batch itself, which the training loop holds.
         outputs: storages of the model's output object, which the training loop drops when the forward is over, or keeps.
         leaves: activations that were made to require a gradient, and that gradient; they live as long as the loss's graph.
+        side: tensors made here whose gradients come from other blocks, and the bytes of those gradients.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Block:
     entry_held: bool = True
     outputs: tuple[Storage, ...] = ()
     leaves: tuple[Storage, ...] = ()
+    side: tuple[tuple[Tensor, Size], ...] = ()
 
 
 def close(
@@ -67,4 +69,4 @@ def close(
     for key, index in last.items():
         if key not in kept:
             frees[index].append(owned[key])
-    return Block(name, tape.ops, entry, exit, carried, frees, batch, entry_held, tuple(tape.outputs), leaves)
+    return Block(name, tape.ops, entry, exit, carried, frees, batch, entry_held, tuple(tape.outputs), leaves, tuple(tape.side))

@@ -80,12 +80,15 @@ class Walk:
         reentrant = checkpointing == "reentrant"
         pending: dict[int, _Pending] = {}
         start = block.exit if block.exit is not None else _last_output(block)
-        if start is None or not start.requires_grad:
+        for tensor, nbytes in block.side:
+            pending[id(tensor)] = _Pending(nbytes, TEMPORARY)
+        if start is None or not (start.requires_grad or block.side):
             return meter.segment()
         incoming = _Pending(round_block(start.nbytes), TEMPORARY, users=2 if reentrant else 1)
         if block.exit is None:
             meter.add(incoming.nbytes, TEMPORARY)
-        pending[id(start)] = incoming
+        if start.requires_grad:
+            pending[id(start)] = incoming
         waiting = checkpointing == "non-reentrant"
         if reentrant:
             self._run(len(block.ops), True, meter)

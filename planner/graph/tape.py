@@ -75,6 +75,8 @@ class Tape:
         scope: prefix of the names of ops, such as "mlp.up_proj".
         category: what fresh tensors are for (an index of CATEGORIES).
         outputs: storages that the model's output object holds: logits, key/value cache.
+        side: tensors made here whose gradients come from other blocks, and the bytes of those gradients.
+        held: storages that a variable of the code around the model holds until the forward is over.
     """
 
     def __init__(self) -> None:
@@ -82,6 +84,8 @@ class Tape:
         self.scope = ""
         self.category = ACTIVATIONS
         self.outputs: list[Storage] = []
+        self.side: list[tuple[Tensor, Size]] = []
+        self.held: list[Storage] = []
 
     def fresh(self, shape: tuple[Size, ...], dtype: str, requires_grad: bool) -> Tensor:
         """A new tensor in a new storage."""

@@ -10,6 +10,7 @@ from tuneplan.planner.methods.part import Part, Weight
 if TYPE_CHECKING:
     from tuneplan.planner.models.assembly import Assembly
     from tuneplan.planner.models.spec import ModelSpec
+    from tuneplan.planner.training.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class LnTuning(Part):
         """Whether a norm is trained."""
         return any(module == target or module.endswith(f".{target}") for target in self.target_modules)
 
-    def check_spec(self, spec: "ModelSpec", seq_len: int) -> None:
+    def check_spec(self, spec: "ModelSpec", settings: "Settings") -> None:
         """Raise InputError for a target that is no norm of a model of this kind."""
         known = ("input_layernorm", "post_attention_layernorm", "norm", "q_norm", "k_norm")
         for target in self.target_modules:

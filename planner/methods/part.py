@@ -9,6 +9,7 @@ from tuneplan.planner.graph.tensor import Tensor
 if TYPE_CHECKING:
     from tuneplan.planner.models.assembly import Assembly, Base, Site
     from tuneplan.planner.models.spec import ModelSpec
+    from tuneplan.planner.training.settings import Settings
 
 FAMILIES = ("full", "additive", "selective", "reparameterized", "quantized", "memory-efficient", "pruned", "hybrid")
 EFFORTS = ("none", "wrapper", "training loop", "model code", "kernel")
@@ -70,8 +71,12 @@ class Part:
     def check_model(self, linears: set[str], layers: int) -> None:
         """Raise InputError where the part does not fit a model with these linear modules in so many layers."""
 
-    def check_spec(self, spec: "ModelSpec", seq_len: int) -> None:
-        """Raise InputError where the part does not fit the model's dimensions or the length of the sequences."""
+    def check_spec(self, spec: "ModelSpec", settings: "Settings") -> None:
+        """Raise InputError where the part does not fit the model's dimensions or the run."""
+
+    def allows(self, settings: "Settings") -> bool:
+        """Whether the part can run under these settings; a search leaves out those that it cannot."""
+        return True
 
     def freezes_base(self) -> bool:
         """Whether the base weights are frozen unless a part trains them."""

@@ -22,6 +22,9 @@ _CLASSES = {
     "fourierft": "FourierFt",
     "oft": "Oft",
     "boft": "Boft",
+    "prompt_tuning": "PromptTuning",
+    "p_tuning": "PTuning",
+    "prefix_tuning": "PrefixTuning",
 }
 
 

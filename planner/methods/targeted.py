@@ -10,6 +10,7 @@ from tuneplan.planner.methods.part import Part
 if TYPE_CHECKING:
     from tuneplan.planner.models.assembly import Assembly, Site
     from tuneplan.planner.models.spec import ModelSpec
+    from tuneplan.planner.training.settings import Settings
 
 ALL_LINEAR = "all-linear"
 PATTERN = "re:"
@@ -43,7 +44,7 @@ class Targeted(Part):
         if rank < 1:
             raise InputError(f"r={rank} is not a rank; it must be at least 1")
 
-    def check_spec(self, spec: "ModelSpec", seq_len: int) -> None:
+    def check_spec(self, spec: "ModelSpec", settings: "Settings") -> None:
         """Raise InputError for a layer that the model does not have."""
         for index in self.layers_to_transform:
             if not 0 <= index < spec.num_hidden_layers:

@@ -12,6 +12,7 @@ from tuneplan.planner.graph.tensor import WEIGHTS, Size, Storage, Tensor, elemen
 from tuneplan.planner.methods.formats import BLOCK_FORMATS, stored_bytes
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.methods.part import Part, Weight
+from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.training.settings import Settings
 
 
@@ -78,6 +79,9 @@ class Assembly:
     Attributes:
         method: the parts.
         settings: the run.
+        spec: the model's dimensions.
+        rotary: cosines and sines of the positions, where the model has them.
+        prefix: keys and values that a part puts before those of each layer, once the first block has made them.
         tape: of the block being recorded.
         parameters: of all blocks so far.
         notes: what the report must say, such as which attention kernel runs and why.
@@ -87,9 +91,12 @@ class Assembly:
         largest: largest sizes that parts met so far, by a name of theirs; see `meet`.
     """
 
-    def __init__(self, method: Method, settings: Settings) -> None:
+    def __init__(self, method: Method, settings: Settings, spec: ModelSpec) -> None:
         self.method = method
         self.settings = settings
+        self.spec = spec
+        self.rotary: tuple[Tensor, ...] = ()
+        self.prefix: tuple[Tensor, Tensor] | None = None
         self.tape = Tape()
         self.parameters: dict[str, Parameter] = {}
         self.notes: dict[str, str] = {}

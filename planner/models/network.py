@@ -29,12 +29,14 @@ class Network:
         parameters: every weight, the method's included.
         notes: facts for the report.
         extra_saved_bytes: what a checkpoint has that is no parameter.
+        embeddings_passed: the model is called with embeddings instead of token ids, so that its caller holds them.
     """
 
     runs: list[Run]
     parameters: list[Parameter]
     notes: dict[str, str]
     extra_saved_bytes: int = 0
+    embeddings_passed: bool = False
 
     @property
     def total_parameters(self) -> int:
@@ -59,9 +61,9 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
     its own, because its input needs no gradient.
     """
     builder = family(spec.model_type)
-    model = Assembly(method, settings)
+    model = Assembly(method, settings, spec)
     for part in method.parts:
-        part.check_spec(spec, settings.seq_len)
+        part.check_spec(spec, settings)
     first, shared = builder.start(model, spec)
     runs = [Run(first, 1, checkpointed=False)]
     entry = first.exit
@@ -88,7 +90,7 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
     runs.append(Run(builder.finish(model, spec, entry), 1, checkpointed=False))
     for part in method.parts:
         part.check_model(model.linears, layers)
-    return Network(runs, list(model.parameters.values()), model.notes, model.extra_saved_bytes)
+    return Network(runs, list(model.parameters.values()), model.notes, model.extra_saved_bytes, method.virtual_tokens > 0)
 
 
 def _prefix(layers: str, forms: list[tuple[object, ...]], index: int) -> str:

@@ -49,7 +49,7 @@ def traced(case: Case, kernel: str) -> tuple[Any, StepTrace]:
     """The real code's answer, with the attention kernel that the estimate says will run."""
     settings = case.settings
     method = parse(case.method)
-    implementation = attention.MASKED if kernel == "efficient" and settings.padded else KERNELS[kernel]
+    implementation = attention.MASKED if kernel == "efficient" and (settings.padded or method.prefix_length) else KERNELS[kernel]
     model: Any = meta_model(case.config, implementation, DTYPES[settings.dtype], settings.use_cache)
     model = _quantized(model, method, settings)
     model = with_method(model, method)

@@ -59,9 +59,6 @@ class LlamaSpec(ModelSpec):
     """A Llama-shaped model. Names are those of config.json; `sliding_window` is None where attention is full."""
 
     intermediate_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
@@ -149,17 +146,18 @@ def start(model: Assembly, spec: LlamaSpec) -> tuple[Block, tuple[Tensor, ...]]:
     leaves: tuple[Storage, ...] = ()
     if model.settings.gradient_checkpointing != "off" and model.method.inputs_need_grad():
         hidden.requires_grad = True
-        leaf = (hidden,) if spec.multipliers else ()
+        leaf = (hidden,) if spec.multipliers or model.method.virtual_tokens else ()
         leaves = (hidden.storage, hidden.storage)
     for part in model.method.parts:
         hidden = part.embedded(model, hidden)
     if spec.multipliers:
         hidden = pw.scale(tape, hidden, "embedding_multiplier")
     shared = [_table(model, spec, hidden.dtype) for _ in range(2)]
+    model.rotary = tuple(shared)
     mask = _mask(model, spec, hidden.dtype)
     if mask is not None:
         shared.append(mask)
-    carried: tuple[Storage, ...] = tuple([t.storage for t in (ids, labels, *shared, *leaf)])
+    carried: tuple[Storage, ...] = (*[t.storage for t in (ids, labels, *shared, *leaf)], *tape.held)
     return close("embed_tokens", tape, None, hidden, carried, batch=2, leaves=leaves), tuple(shared)
 
 
