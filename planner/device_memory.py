@@ -132,7 +132,8 @@ def checkpoint_bytes(network: Network) -> int:
     Tied weights count once. Not counted: the safetensors header, optimizer states, tokenizer files.
     """
     if any(p.adapter or not p.trainable for p in network.parameters):
-        return sum(_plain_bytes(p) for p in network.parameters if p.adapter or p.trainable)
+        kept = sum(_plain_bytes(p) for p in network.parameters if p.saved and (p.adapter or p.trainable))
+        return kept + network.extra_saved_bytes
     return sum(_plain_bytes(p) for p in network.parameters)
 
 

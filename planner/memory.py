@@ -73,12 +73,19 @@ def walk(network: Network, settings: Settings) -> Walked:
     shared = Shared(settings.accumulating, gradient_uses(network))
     forward: list[tuple[Segment, int]] = []
     walks: list[tuple[Run, Walk]] = []
-    for run in network.runs:
+    held = held_embeddings(network)
+    for index, run in enumerate(network.runs):
         walked = Walk(run.block)
-        forward.append((walked.forward(keep=not run.checkpointed), run.count))
+        segment = walked.forward(keep=not run.checkpointed)
+        if index == 1 and held:
+            forward += [(segment, 1), (_births(held), 1)]
+            forward += [(segment, run.count - 1)] if run.count > 1 else []
+        else:
+            forward.append((segment, run.count))
         walks.append((run, walked))
     early, late = carried(network)
     forward.insert(-1, (_deaths(early), 1))
+    forward.insert(len(forward) if network.embeddings_passed else -1, (_deaths(held), 1))
     for run, walked in walks:
         forward.append((walked.release(settings.keep_outputs), run.count))
         if settings.keep_outputs:
@@ -120,14 +127,17 @@ def _reduced(segment: Segment, gradient_ranks: int) -> Segment:
 
 
 def gradient_uses(network: Network) -> dict[int, int]:
-    """How many gradients each parameter outside the layers receives."""
+    """How many gradients each parameter receives that is used outside the layers or in several of them.
+
+    Layers alike are walked once, so their use counts once.
+    """
     uses: dict[int, int] = {}
+    ends = {id(g.of) for run in (network.runs[0], network.runs[-1]) for op in run.block.ops for g in op.gradients}
     for run in network.runs:
-        if run.count == 1:
-            for op in run.block.ops:
-                for gradient in op.gradients:
-                    if gradient.of.name and "*" not in gradient.of.name:
-                        uses[id(gradient.of)] = uses.get(id(gradient.of), 0) + 1
+        for op in run.block.ops:
+            for gradient in op.gradients:
+                if gradient.of.name and ("*" not in gradient.of.name or id(gradient.of) in ends):
+                    uses[id(gradient.of)] = uses.get(id(gradient.of), 0) + 1
     return uses
 
 
@@ -147,9 +157,29 @@ def carried(network: Network) -> tuple[list[Storage], list[Storage]]:
     return early, late
 
 
+def held_embeddings(network: Network) -> list[Storage]:
+    """What enters the first layer, where nothing else holds it: a variable of the model's forward does, up to the head.
+
+    The walk of the first layer lets it go with its other input, so it is born again after that layer.
+    """
+    first, run = network.runs[0].block, network.runs[1]
+    if first.exit is None or run.checkpointed:
+        return []
+    storage = first.exit.storage
+    return [] if any(storage in op.saved for op in run.block.ops) else [storage]
+
+
 def kept_outputs(run: Run) -> tuple[Storage, ...]:
     """What a loop that keeps the model's outputs, and with them the loss's graph, holds of one block between steps."""
     return run.block.outputs + run.block.leaves
+
+
+def _births(storages: Iterable[Storage]) -> Segment:
+    meter = Meter()
+    meter.op = "embed_tokens"
+    for storage in storages:
+        meter.add(storage.nbytes, storage.category)
+    return meter.segment()
 
 
 def _deaths(storages: Iterable[Storage]) -> Segment:

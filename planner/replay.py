@@ -13,7 +13,7 @@ from tuneplan.planner.device_memory import workspace_bytes
 from tuneplan.planner.graph.ledger import Shared, Walk
 from tuneplan.planner.graph.meter import Meter
 from tuneplan.planner.graph.tensor import BITS, GRADIENTS, elements, round_block
-from tuneplan.planner.memory import carried, gradient_uses, step_memory
+from tuneplan.planner.memory import carried, gradient_uses, held_embeddings, step_memory
 from tuneplan.planner.methods.formats import BLOCK_FORMATS
 from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network
@@ -174,13 +174,18 @@ def replay(
     peak = step_memory(network, settings, optimizer).peak.peak_bytes
     forwards, releases, *backwards = _record(network, settings)
     early, late = _carried(network)
+    held = [(_BIRTH, s.nbytes, s.category) for s in held_embeddings(network)]
+    early += [(_DEATH, size, category) for _, size, category in held]
     kept = False
     for step in range(2):
         for backward in backwards:
             for index, (run, events) in enumerate(zip(network.runs, forwards, strict=True)):
                 if index == len(network.runs) - 1:
                     stage.play(early, "forward")
-                stage.play(events, "forward", run.count)
+                if index == 1 and held:
+                    stage.play(events, "forward")
+                    stage.play(held, "forward")
+                stage.play(events, "forward", run.count - bool(index == 1 and held))
             for run, events in zip(network.runs, releases, strict=True):
                 stage.play(events, "forward", run.count)
             if settings.keep_outputs and kept:

@@ -1,13 +1,12 @@
 """`plan methods`: the parts that methods are made of, and the compositions with a name."""
 
-from dataclasses import fields
 from typing import Any
 
 import click
 
 from tuneplan.planner.cli.options import json_option
 from tuneplan.planner.methods.compose import explicit, parse
-from tuneplan.planner.methods.part import Part
+from tuneplan.planner.methods.part import Part, options
 from tuneplan.planner.methods.registry import PARTS, PRESETS
 from tuneplan.planner.report import document
 
@@ -45,11 +44,15 @@ def show(name: str, as_json: bool) -> int:
     for part in method.parts:
         click.echo(f"{part.label}: {_summary(type(part))}")
         for key, value in _part(part).items():
-            if key not in ("name", "summary", "options") and value:
-                click.echo(f"  {key.replace('_', ' ')}: {value}")
-        for option in fields(part):
+            if key not in ("name", "summary", "options") and value != "":
+                click.echo(f"  {key.replace('_', ' ')}: {_yes_no(value)}")
+        for option in options(part):
             click.echo(f"  option {option.name} = {getattr(part, option.name)}")
     return 0
+
+
+def _yes_no(value: object) -> object:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
 
 def _summary(part: type[Part]) -> str:
@@ -59,10 +62,16 @@ def _summary(part: type[Part]) -> str:
 def _part(part: Part) -> dict[str, Any]:
     return {
         "name": part.label,
+        "family": part.family,
         "summary": _summary(type(part)),
-        "options": {option.name: getattr(part, option.name) for option in fields(part)},
+        "options": {option.name: getattr(part, option.name) for option in options(part)},
         "paper": part.paper,
         "follows": part.source,
         "not_modelled": part.not_modelled,
         "mergeable": part.mergeable,
+        "merge_note": part.merge_note,
+        "code_changes": part.code_changes,
+        "effort": part.effort,
+        "swappable": part.swappable,
+        "batchable": part.batchable,
     }

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from tuneplan.planner.graph.tape import Op, Tape
-from tuneplan.planner.graph.tensor import Storage, Tensor
+from tuneplan.planner.graph.tensor import Size, Storage, Tensor
 
 
 @dataclass(slots=True, eq=False)
@@ -22,6 +22,7 @@ class Block:
         outputs: storages of the model's output object, which the training loop drops when the forward is over, or keeps.
         cached: storages that autocast holds until the forward, or a recomputed region, ends.
         leaves: activations that were made to require a gradient, and that gradient; they live as long as the loss's graph.
+        side: tensors made here whose gradients come from other blocks, and the bytes of those gradients.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Block:
     outputs: tuple[Storage, ...] = ()
     cached: tuple[Storage, ...] = ()
     leaves: tuple[Storage, ...] = ()
+    side: tuple[tuple[Tensor, Size], ...] = ()
 
 
 def close(
@@ -69,4 +71,17 @@ def close(
     for key, index in last.items():
         if key not in kept:
             frees[index].append(owned[key])
-    return Block(name, tape.ops, entry, exit, carried, frees, batch, entry_held, tuple(tape.outputs), tuple(tape.cached), leaves)
+    return Block(
+        name,
+        tape.ops,
+        entry,
+        exit,
+        carried,
+        frees,
+        batch,
+        entry_held,
+        outputs=tuple(tape.outputs),
+        cached=tuple(tape.cached),
+        leaves=leaves,
+        side=tuple(tape.side),
+    )

@@ -82,12 +82,15 @@ class Walk:
         reentrant = checkpointing == "reentrant"
         pending: dict[int, _Pending] = {}
         start = block.exit if block.exit is not None else _last_output(block)
-        if start is None or not start.requires_grad:
+        for tensor, nbytes in block.side:
+            pending[id(tensor)] = _Pending(nbytes, TEMPORARY)
+        if start is None or not (start.requires_grad or block.side):
             return meter.segment()
         incoming = _Pending(round_block(start.nbytes), TEMPORARY, users=2 if reentrant else 1)
         if block.exit is None:
             meter.add(incoming.nbytes, TEMPORARY)
-        pending[id(start)] = incoming
+        if start.requires_grad:
+            pending[id(start)] = incoming
         waiting = checkpointing == "non-reentrant"
         if reentrant:
             self._run(len(block.ops), True, meter)
@@ -129,6 +132,8 @@ class Walk:
         for op in ops[:stop]:
             if op.allocates is not None and id(op.allocates) not in self._released:
                 self._unreference(op.allocates, meter)
+        for op in ops[stop:]:
+            self._release(op.discards, meter)
 
     def _run(self, stop: int, keep: bool, meter: Meter) -> None:
         saved = self._saved
@@ -142,6 +147,8 @@ class Walk:
             if keep:
                 for storage in op.saved:
                     saved[id(storage)] = saved.get(id(storage), 0) + 1
+                if op.discards:
+                    self._release(op.discards, meter)
             for storage in frees[index]:
                 self._unreference(storage, meter)
 

@@ -62,14 +62,18 @@ def linear_4bit(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, comp
     out = tape.fresh((*x.shape[:-1], out_features), compute_dtype, x.requires_grad)
     flops: Size = 2 * elements(x.shape[:-1]) * out_features * in_features
     count = out_features * in_features
-    dense = round_block(2 * count)
-    scales = round_block(-(-count // ABSMAX_BLOCK) * 4)
+    dense, scales = round_block(2 * count), scales_bytes(count)
     moved = stored_bytes + 2 * 2 * count + narrow.nbytes + out.nbytes
     gradient = Gradient(narrow, round_block(narrow.nbytes), scratch=dense, flops=flops, moved=moved)
     inputs = (narrow,) if bias is None else (narrow, bias)
     tape.record("linear_4bit", inputs, out, gradients=(gradient,), scratch=dense + scales, flops=flops, moved=moved)
     tape.hold(narrow)
     return cast(tape, out, given)
+
+
+def scales_bytes(count: Size) -> Size:
+    """Bytes of the fp32 scales of `count` weights, which double quantization restores before each use."""
+    return round_block(-(-count // ABSMAX_BLOCK) * 4)
 
 
 def embedding(tape: Tape, shape: tuple[Size, ...], weight: Tensor) -> Tensor:

@@ -21,15 +21,46 @@ def copy(tape: Tape, x: Tensor, kind: str = "clone") -> Tensor:
     return tape.record(kind, (x,), out, gradients=(Gradient(x, None),))
 
 
-def add(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
-    """`a + b`, `b` of the same shape or broadcast without a gradient; saves nothing.
+def detached(x: Tensor) -> Tensor:
+    """`x.detach()`: the same storage without a gradient."""
+    return Tensor(x.storage, x.shape, x.dtype, False, x.name)
 
-    Where the dtypes differ the result has the wider one, and the gradient of the narrower is cast.
+
+def add(tape: Tape, a: Tensor, b: Tensor, kind: str = "add") -> Tensor:
+    """`a + b` or `a - b`, `b` of the same shape or broadcast; saves nothing.
+
+    Where the dtypes differ the result has the wider one, and the gradient of the narrower is cast; that of a broadcast
+    term is summed.
     """
     dtype = a.dtype if a.dtype in {b.dtype, "fp32"} else b.dtype
-    out = tape.fresh(a.shape, dtype, a.requires_grad or b.requires_grad)
-    gradients = [Gradient(t, None if t.dtype == dtype else round_block(t.nbytes)) for t in (a, b)]
-    return tape.record("add", (a, b), out, gradients=tuple(gradients))
+    shape = a.shape if len(a.shape) >= len(b.shape) else b.shape
+    out = tape.fresh(shape, dtype, a.requires_grad or b.requires_grad)
+    gradients = [Gradient(t, None if t.dtype == dtype and same_shape(t.shape, shape) else round_block(t.nbytes)) for t in (a, b)]
+    return tape.record(kind, (a, b), out, gradients=tuple(gradients))
+
+
+def add_in_place(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """`a += b`: the storage of `a`; the gradient of `b` is cast to its dtype."""
+    out = Tensor(a.storage, a.shape, a.dtype, a.requires_grad or b.requires_grad)
+    passed = [Gradient(t, None if t.dtype == a.dtype else round_block(t.nbytes)) for t in (a, b) if t.requires_grad]
+    moved = 2 * a.nbytes + b.nbytes
+    tape.ops.append(Op(f"{tape.scope}.add_", (a.storage, b.storage), out, gradients=tuple(passed), moved=moved))
+    return out
+
+
+def shift(tape: Tape, x: Tensor) -> Tensor:
+    """`x + c` with a Python number: saves nothing, the gradient passes through."""
+    out = tape.fresh(x.shape, x.dtype, x.requires_grad)
+    return tape.record("shift", (x,), out, gradients=(Gradient(x, None),))
+
+
+def divide(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """`a / b`, `b` of the same shape or broadcast; the divisor is saved, and `a` if the divisor needs a gradient."""
+    out = tape.fresh(a.shape, a.dtype, a.requires_grad or b.requires_grad)
+    full = round_block(out.nbytes)
+    gradients = (Gradient(a, full), Gradient(b, round_block(b.nbytes), scratch=3 * full))
+    saved = (a, b) if b.requires_grad else (b,)
+    return tape.record("div", (a, b), out, saved=saved, gradients=gradients)
 
 
 def scale(tape: Tape, x: Tensor, kind: str = "scale") -> Tensor:

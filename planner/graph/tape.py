@@ -49,6 +49,7 @@ class Op:
         moved: bytes read and written by the forward.
         launches: kernels that the forward starts; 0 for views.
         workspace: bytes held only while its backward runs, whichever gradient is being computed.
+        discards: storages saved by ops whose graph goes here, before any backward.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Op:
     moved: Size = 0
     launches: int = 1
     workspace: Size | None = None
+    discards: tuple[Storage, ...] = ()
 
 
 class Tape:
@@ -75,6 +77,8 @@ class Tape:
         outputs: storages that the model's output object holds: logits, key/value cache.
         autocast: dtype to which CUDA autocast casts the inputs of matrix products; "" without autocast.
         cached: storages that autocast's cache holds until the forward ends: casts of trained fp32 weights.
+        side: tensors made here whose gradients come from other blocks, and the bytes of those gradients.
+        held: storages that a variable of the code around the model holds until the forward is over.
     """
 
     def __init__(self, autocast: str = "") -> None:
@@ -85,6 +89,8 @@ class Tape:
         self.outputs: list[Storage] = []
         self.autocast = autocast
         self.cached: list[Storage] = []
+        self.side: list[tuple[Tensor, Size]] = []
+        self.held: list[Storage] = []
 
     def fresh(self, shape: tuple[Size, ...], dtype: str, requires_grad: bool) -> Tensor:
         """A new tensor in a new storage."""
@@ -133,6 +139,15 @@ class Tape:
         gradients = (Gradient(x, None),) if x.requires_grad else ()
         self.ops.append(Op(kind, (x.storage,), output, gradients=gradients, launches=0))
         return output
+
+    def save(self, *tensors: Tensor) -> None:
+        """The op before saves these, in a graph that nobody will go back through; `discard` ends it."""
+        self.ops[-1].saved = tuple([tensor.storage for tensor in tensors if not tensor.name])
+
+    def discard(self, *tensors: Tensor) -> None:
+        """The graph that saved these tensors goes with its last Python reference."""
+        storages = tuple([tensor.storage for tensor in tensors])
+        self.ops.append(Op("discard", (), launches=0, discards=storages))
 
     def hold(self, *tensors: Tensor) -> None:
         """Keep tensors alive up to here, as a local variable of the model's Python code does."""

@@ -10,10 +10,11 @@ from typing import Any
 
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.methods.method import Method
-from tuneplan.planner.methods.part import Part
+from tuneplan.planner.methods.part import Part, options
 from tuneplan.planner.methods.registry import PARTS, PRESETS, names
 
 MAXIMUM_TEXT = 2000
+WHOLE_NUMBERS = ("layers_to_transform", "token_indices")
 _TERM = re.compile(r"\s*([A-Za-z0-9_\-]+)\s*(?:\(([^()]*)\))?\s*")
 _TRUE = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
@@ -40,22 +41,36 @@ def parse(text: str, overrides: Mapping[str, Any] | None = None) -> Method:
 
 
 def describe(parts: list[Part]) -> str:
-    """The shortest text that gives these parts back: a preset's name where they are one, options that differ from defaults."""
-    labels = "+".join(part.label for part in parts)
-    shown = next((name for name, text in PRESETS.items() if text == labels), None)
-    options = [_options(part) for part in parts]
-    if shown is not None:
-        joined = ",".join(o for o in options if o)
-        return f"{shown}({joined})" if joined else shown
-    return "+".join(f"{part.label}({o})" if o else part.label for part, o in zip(parts, options, strict=True))
+    """The shortest text that gives these parts back: a preset's name where they are one, options that differ from it."""
+    labels = [part.label for part in parts]
+    best, most = "", -1
+    for name, text in PRESETS.items():
+        if re.findall(r"([a-z0-9_]+)(?:\([^()]*\))?(?:\+|$)", text) != labels:
+            continue
+        own = expand(name)
+        fixed = [(a, f.name) for a, b in zip(own, parts, strict=True) for f in fields(a) if getattr(a, f.name) != f.default]
+        agree = all(getattr(b, f) == getattr(a, f) for a, b in zip(own, parts, strict=True) for c, f in fixed if c is a)
+        if agree and len(fixed) > most:
+            best, most = name, len(fixed)
+    if not best:
+        given = [_options(part) for part in parts]
+        return "+".join(f"{part.label}({o})" if o else part.label for part, o in zip(parts, given, strict=True))
+    joined = ",".join(o for a, b in zip(expand(best), parts, strict=True) if (o := _options(b, a)))
+    return f"{best}({joined})" if joined else best
+
+
+def expand(name: str) -> list[Part]:
+    """The parts of a preset."""
+    return [part for inner in _split(PRESETS[name], "+") for part in _term(inner, name)]
 
 
 def explicit(method: Method, separator: str = ",") -> str:
     """The method with every option written out, for report headers: no default is silent."""
     texts = []
     for part in method.parts:
-        options = separator.join(f"{f.name}={_shown(getattr(part, f.name))}" for f in fields(part))
-        texts.append(f"{part.label}({options})" if options else part.label)
+        values = {f.name: getattr(part, f.name) for f in options(part)}
+        shown = separator.join(f"{name}={_shown(value)}" for name, value in values.items() if value != ())
+        texts.append(f"{part.label}({shown})" if shown else part.label)
     return "+".join(texts)
 
 
@@ -75,7 +90,7 @@ def _term(term: str, whole: str) -> list[Part]:
         raise InputError(f"{whole!r} is not a method; write one like lora, qlora(r=16) or quantized_base+lora(r=8)")
     name = match.group(1).lower().replace("-", "_")
     if name in PRESETS:
-        parts = [part for inner in _split(PRESETS[name], "+") for part in _term(inner, whole)]
+        parts = expand(name)
     elif name in PARTS:
         parts = [PARTS[name]()]
     else:
@@ -120,7 +135,8 @@ def _convert(part: Part, key: str, value: Any) -> Any:
         if isinstance(default, bool):
             return _TRUE[value.lower()]
         if isinstance(default, tuple):
-            return tuple(item.strip() for item in value.strip("[]").replace("|", ",").split(","))
+            items = [item.strip() for item in value.strip("[]").replace("|", ",").split(",")]
+            return tuple([int(item) for item in items]) if key in WHOLE_NUMBERS else tuple(items)
         if isinstance(default, int):
             return int(value)
         if isinstance(default, float):
@@ -145,21 +161,24 @@ def _check(parts: list[Part], text: str) -> None:
     for label in labels:
         if labels.count(label) > 1:
             raise InputError(f"{text!r} gives {label} twice; a part can act once")
-    if len(parts) > 1 and "full" in labels:
-        other = next(label for label in labels if label != "full")
-        raise InputError(f"full and {other} clash: full trains the base weights that {other} freezes; use one of them")
+    for part in parts:
+        for other in parts:
+            why = part.clashes.get(other.label, part.clashes.get("*")) if other is not part else None
+            if why is not None:
+                raise InputError(f"{part.label} and {other.label} clash: {why}; use one of them")
     if labels == ["quantized_base"]:
         raise InputError("quantized_base trains nothing by itself; add a part such as lora: quantized_base+lora")
     for part in parts:
         part.check()
 
 
-def _options(part: Part) -> str:
-    changed = [f for f in fields(part) if getattr(part, f.name) != f.default]
+def _options(part: Part, other: Part | None = None) -> str:
+    """The options that differ from another part's, or from the defaults."""
+    changed = [f for f in options(part) if getattr(part, f.name) != (getattr(other, f.name) if other else f.default)]
     return ",".join(f"{f.name}={_shown(getattr(part, f.name))}" for f in changed)
 
 
 def _shown(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    return ",".join(str(item) for item in value) if isinstance(value, tuple) else str(value)

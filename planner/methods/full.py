@@ -1,5 +1,6 @@
 """Full fine-tuning: every weight is trained."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,8 +12,13 @@ class Full(Part):
     """Nothing is added and nothing is frozen."""
 
     label: ClassVar[str] = "full"
+    family: ClassVar[str] = "full"
     paper: ClassVar[str] = "none: ordinary training"
     source: ClassVar[str] = "torch.nn.Module with every parameter requiring a gradient"
+    code_changes: ClassVar[str] = "nothing"
+    effort: ClassVar[str] = "none"
+    swappable: ClassVar[bool] = False
+    clashes: ClassVar[Mapping[str, str]] = {"*": "it trains the base weights that every other part freezes or leaves alone"}
 
     def freezes_base(self) -> bool:
         """Nothing is frozen."""

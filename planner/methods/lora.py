@@ -1,122 +1,128 @@
 """LoRA: a low-rank product beside each adapted linear layer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.matmul import linear
 from tuneplan.planner.graph.tensor import Tensor
+from tuneplan.planner.methods import dora
 from tuneplan.planner.methods.part import Part, Weight
+from tuneplan.planner.methods.targeted import Targeted
 
 if TYPE_CHECKING:
-    from tuneplan.planner.models.assembly import Assembly
+    from tuneplan.planner.models.assembly import Assembly, Base, Site
 
-ALL_LINEAR = "all-linear"
 BIASES = ("none", "all", "lora_only")
 
 
 @dataclass(frozen=True, slots=True)
-class Lora(Part):
+class Lora(Targeted):
     """y = W x + (alpha / r) B A x with W frozen.
 
     Attributes:
         r: rank.
         lora_alpha: numerator of the scaling; no effect on memory or time.
-        target_modules: module names (matched at the end of the path, as PEFT does) or "all-linear" (all but the head).
         lora_dropout: probability of dropping an input of A.
         bias: which biases of the base are trained: none, all or lora_only.
-        use_rslora: scaling by sqrt(r); no effect on memory or time.
-        autocast_adapter_dtype: adapters of a 16-bit model are kept in fp32 (PEFT's default), so the input of every adapted
-            module is copied to fp32.
+        use_rslora: scaling by sqrt(r) (Kalajdzievski 2023, rsLoRA, theorem 3.2); no effect on memory or time.
+        use_dora: a trained magnitude for each output (Liu et al. 2024, DoRA).
+        freeze_a: only B is trained (Zhang et al. 2023, LoRA-FA).
+        rank_pattern: other ranks for modules whose path ends in a name, written name:rank.
     """
 
     label: ClassVar[str] = "lora"
+    family: ClassVar[str] = "reparameterized"
     paper: ClassVar[str] = "Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models"
     source: ClassVar[str] = "section 4.1, equation 3; peft 0.21 tuners/lora/layer.py Linear.forward and bnb.py"
-    not_modelled: ClassVar[str] = "rank_pattern, layers_to_transform, modules_to_save, embeddings as targets"
+    not_modelled: ClassVar[str] = "embeddings and the head as targets; dropout at inference"
+    batchable: ClassVar[bool] = True
 
     r: int = 8
     lora_alpha: float = 16
-    target_modules: tuple[str, ...] = (ALL_LINEAR,)
     lora_dropout: float = 0.0
     bias: str = "none"
     use_rslora: bool = False
-    autocast_adapter_dtype: bool = True
+    use_dora: bool = False
+    freeze_a: bool = False
+    rank_pattern: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raise InputError where an option makes no sense."""
-        if self.r < 1:
-            raise InputError(f"r={self.r} is not a rank; it must be at least 1")
+        Targeted.check(self)
         if not 0 <= self.lora_dropout < 1:
             raise InputError(f"lora_dropout={self.lora_dropout} is not a probability below 1; use a value such as 0.05")
         if self.bias not in BIASES:
             raise InputError(f"bias={self.bias!r} is not known; choose one of {', '.join(BIASES)}")
-        if not self.target_modules or not all(self.target_modules):
-            raise InputError("target_modules is empty; name modules such as q_proj,v_proj, or all-linear")
+        for item in self.rank_pattern:
+            name, _, rank = item.rpartition(":")
+            if not name or not rank.isdigit() or int(rank) < 1:
+                raise InputError(f"rank_pattern has {item!r}; write name:rank, such as q_proj:16")
 
-    def check_model(self, linears: set[str]) -> None:
-        """Raise InputError where a target names no module of the model."""
-        for target in self.target_modules:
-            if target != ALL_LINEAR and not any(m == target or m.endswith(f".{target}") for m in linears):
-                names = ", ".join(sorted({m.rsplit(".", 1)[-1] for m in linears}))
-                raise InputError(
-                    f"target module {target!r} matches nothing in this model; it has {names} (all-linear takes all of them)"
-                )
+    def rank_of(self, path: str) -> int:
+        """The rank of a module: that of the first name in `rank_pattern` that its path ends in, else `r`."""
+        for item in self.rank_pattern:
+            name, _, rank = item.rpartition(":")
+            if path == name or path.endswith(f".{name}"):
+                return int(rank)
+        return self.r
 
-    def targets(self, module: str) -> bool:
-        """Whether a linear module is adapted: `all-linear`, its full path or the end of it."""
-        return any(t in (ALL_LINEAR, module) or module.endswith(f".{t}") for t in self.target_modules)
+    def layer_form(self, index: int, count: int) -> object:
+        """Besides the targets: layers that `rank_pattern` names are of their own form."""
+        own = tuple([item for item in self.rank_pattern if f"layers.{index}." in item])
+        return Targeted.layer_form(self, index, count), own
 
     def trains(self, weight: Weight) -> bool:
         """Biases, as `bias` says."""
         if weight.kind != "bias" or self.bias == "none":
             return False
-        return self.bias == "all" or self.targets(weight.module)
+        return self.bias == "all" or self.targets(weight.module, weight.layer)
 
-    def inputs_need_grad(self) -> bool:
-        """PEFT hooks the embeddings when the model checkpoints."""
-        return True
+    def at_inference(self) -> Part:
+        """The same without dropout."""
+        return replace(self, lora_dropout=0.0)
 
     def peft_config(self) -> dict[str, Any]:
         """`LoraConfig` of peft 0.21."""
         return {
             "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
+            **self.peft_targets(),
             "r": self.r,
             "lora_alpha": self.lora_alpha,
             "lora_dropout": self.lora_dropout,
             "bias": self.bias,
             "use_rslora": self.use_rslora,
-            "target_modules": ALL_LINEAR if ALL_LINEAR in self.target_modules else list(self.target_modules),
+            "use_dora": self.use_dora,
+            "rank_pattern": {name: int(rank) for name, _, rank in (item.rpartition(":") for item in self.rank_pattern)},
         }
 
-    def linear(self, model: "Assembly", module: str, weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def linear(self, model: "Assembly", site: "Site", x: Tensor, base: "Base") -> Tensor:
         """Add the low-rank product to an adapted module.
 
         Mirrors `Linear.forward`, and for a 4-bit base `Linear4bit.forward`, which copies the base's result first. Raises
         InputError for a rank above both of the matrix's sides.
         """
-        if not self.targets(module):
+        y = base(x)
+        if not self.adapts(model, site):
             return y
-        out_features, in_features = weight.shape
-        if self.r > max(out_features, in_features):
-            raise InputError(
-                f"r={self.r} is larger than {module}, which is {out_features} x {in_features}; use a rank far below it"
-            )
-        dtype = "fp32" if self.autocast_adapter_dtype else model.settings.dtype
-        a = model.adapter(f"{module}.lora_A.weight", (self.r, in_features), dtype)
-        b = model.adapter(f"{module}.lora_B.weight", (out_features, self.r), dtype)
+        out_features, in_features = site.weight.shape
+        dtype = self.dtype(model)
+        rank = self.rank_of(f"model.layers.{model.layer}.{site.module}")
+        a = model.adapter(f"{site.module}.lora_A.weight", (rank, in_features), dtype, trained=not self.freeze_a)
+        b = model.adapter(f"{site.module}.lora_B.weight", (out_features, rank), dtype)
         tape = model.tape
-        quantized = model.is_quantized(module)
-        if quantized:
+        if site.form == "4bit":
             y = pw.copy(tape, y)
         wide = pw.cast(tape, x, dtype)
         dropped = pw.dropout(tape, wide, self.lora_dropout)
-        low = linear(tape, dropped, a)
-        product = pw.scale(tape, linear(tape, low, b))
-        if quantized:
-            product = pw.cast(tape, product, y.dtype)
+        if self.use_dora:
+            given = None if self.lora_dropout else y
+            product = dora.record(model, site, dropped, given, a, b, dtype)
+        else:
+            product = pw.scale(tape, linear(tape, linear(tape, dropped, a), b))
+            if site.form:
+                product = pw.cast(tape, product, y.dtype)
         result = pw.add(tape, y, product)
         tape.hold(wide)
         return pw.cast(tape, result, y.dtype)

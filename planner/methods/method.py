@@ -37,3 +37,17 @@ class Method:
     def mergeable(self) -> bool:
         """Whether every part folds into the base weights."""
         return all(part.mergeable for part in self.parts)
+
+    def layer_form(self, index: int, count: int) -> tuple[object, ...]:
+        """What distinguishes decoder layer `index` of `count`: the forms of all parts."""
+        return tuple([part.layer_form(index, count) for part in self.parts])
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Tokens that the parts put before each sequence."""
+        return sum([part.virtual_tokens() for part in self.parts])
+
+    @property
+    def prefix_length(self) -> int:
+        """Keys and values that the parts put before those of each sequence."""
+        return sum([part.prefix_length() for part in self.parts])

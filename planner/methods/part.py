@@ -1,12 +1,19 @@
 """What a fine-tuning method is made of: parts that decide storage and training of weights, and rewrite the ops of modules."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tuneplan.planner.graph.tensor import Tensor
 
 if TYPE_CHECKING:
-    from tuneplan.planner.models.assembly import Assembly
+    from tuneplan.planner.models.assembly import Assembly, Base, Site
+    from tuneplan.planner.models.spec import ModelSpec
+    from tuneplan.planner.training.settings import Settings
+
+FAMILIES = ("full", "additive", "selective", "reparameterized", "quantized", "memory-efficient", "pruned", "hybrid")
+EFFORTS = ("none", "wrapper", "training loop", "model code", "kernel")
+WRAPPER = "nothing: peft.get_peft_model wraps the modules"
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +24,13 @@ class Weight:
         name: its name in the state dict, layers written as `*`: "model.layers.*.self_attn.q_proj.weight".
         kind: "linear", "bias", "norm", "embedding" or "head".
         module: name of its module within its block, such as "self_attn.q_proj".
+        layer: index of its decoder layer, None outside the layers.
     """
 
     name: str
     kind: str
     module: str
+    layer: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +39,44 @@ class Part:
 
     Class attributes:
         label: the name on the command line.
+        family: where the survey's taxonomy has it, one of FAMILIES.
         paper: authors, year and title of the source.
         source: the equation or the upstream file it follows.
         not_modelled: what it leaves out, for the report.
         mergeable: whether its result can be folded into the base weights.
+        merge_note: what merging costs, if it is not exact.
+        code_changes: what the user has to change, from a library's wrapper to the model's own code.
+        effort: the same as a grade, one of EFFORTS, least first.
+        swappable: whether what it trained can be exchanged on a loaded base that stays as it is.
+        batchable: whether requests with different such adapters can share a batch.
+        clashes: labels of parts that it cannot act with, and why.
     """
 
     label: ClassVar[str]
+    family: ClassVar[str]
     paper: ClassVar[str]
     source: ClassVar[str]
     not_modelled: ClassVar[str] = ""
     mergeable: ClassVar[bool] = True
+    merge_note: ClassVar[str] = ""
+    code_changes: ClassVar[str] = WRAPPER
+    effort: ClassVar[str] = "wrapper"
+    swappable: ClassVar[bool] = True
+    batchable: ClassVar[bool] = False
+    clashes: ClassVar[Mapping[str, str]] = {}
 
     def check(self) -> None:
         """Raise InputError where an option makes no sense."""
 
-    def check_model(self, linears: set[str]) -> None:
-        """Raise InputError where the part does not fit a model with these linear modules."""
+    def check_model(self, linears: set[str], layers: int) -> None:
+        """Raise InputError where the part does not fit a model with these linear modules in so many layers."""
+
+    def check_spec(self, spec: "ModelSpec", settings: "Settings") -> None:
+        """Raise InputError where the part does not fit the model's dimensions or the run."""
+
+    def allows(self, settings: "Settings") -> bool:
+        """Whether the part can run under these settings; a search leaves out those that it cannot."""
+        return True
 
     def freezes_base(self) -> bool:
         """Whether the base weights are frozen unless a part trains them."""
@@ -71,6 +101,74 @@ class Part:
         """
         return None
 
-    def linear(self, model: "Assembly", module: str, weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """The output of a linear module, given its input x and its output y so far."""
+    def at_inference(self) -> "Part | None":
+        """The part as it runs when nothing is trained and nothing is merged, or None if it has no part in a forward."""
+        return self
+
+    def cached_tokens(self) -> int:
+        """Virtual tokens whose keys and values lie in the cache of every request, and are read for every token."""
+        return 0
+
+    def layer_form(self, index: int, count: int) -> object:
+        """What distinguishes decoder layer `index` of `count` under this part; layers of one form are recorded once."""
+        return None
+
+    def virtual_tokens(self) -> int:
+        """Tokens that the part puts before each sequence."""
+        return 0
+
+    def embedded(self, model: "Assembly", hidden: Tensor) -> Tensor:
+        """The embeddings that enter the first layer. Shapes: `(batch, length, hidden)`, longer by virtual tokens."""
+        return hidden
+
+    def linear(self, model: "Assembly", site: "Site", x: Tensor, base: "Base") -> Tensor:
+        """The output of a linear module.
+
+        Args:
+            model: where ops are recorded.
+            site: the module.
+            x: its input `(..., in_features)`.
+            base: records the module as the parts before this one leave it; takes the input and, if it is another, the weight.
+        """
+        return base(x)
+
+    def normed(self, model: "Assembly", module: str, y: Tensor) -> Tensor:
+        """The output of a norm, given its output y so far."""
         return y
+
+    def prefix_length(self) -> int:
+        """Keys and values that the part puts before those of each sequence."""
+        return 0
+
+    def keys_values(self, model: "Assembly", keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer. Shapes: `(batch, key_heads, length, head_dim)`, longer by the prefix."""
+        return keys, values
+
+    def submodule(self, model: "Assembly", name: str, x: Tensor, residual: Tensor, y: Tensor) -> Tensor:
+        """The output of `self_attn` or `mlp`, before the residual is added.
+
+        Args:
+            model: where ops are recorded.
+            name: "self_attn" or "mlp".
+            x: the module's input, normed.
+            residual: what will be added to its output.
+            y: its output so far.
+        """
+        return y
+
+    def layer_exit(self, model: "Assembly", hidden: Tensor) -> Tensor:
+        """The output of a decoder layer."""
+        return hidden
+
+    def loss(self, model: "Assembly", loss: Tensor) -> Tensor:
+        """The loss that is trained, given the model's own."""
+        return loss
+
+    def finish(self, model: "Assembly") -> None:
+        """Declare what could not be before every module was met."""
+
+
+def options(part: Part) -> "list[Field[Any]]":
+    """A part's options: those of its own before those it shares with others."""
+    shared = {f.name for base in type(part).__mro__[1:-2] for f in fields(base)}
+    return sorted(fields(part), key=lambda option: option.name in shared)

@@ -1,5 +1,6 @@
 """A frozen base in 4 bits: bitsandbytes `Linear4bit` for every linear layer but the head."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,10 +22,13 @@ class QuantizedBase(Part):
     """
 
     label: ClassVar[str] = "quantized_base"
+    family: ClassVar[str] = "quantized"
     paper: ClassVar[str] = "Dettmers et al. 2023, QLoRA: Efficient Finetuning of Quantized LLMs"
     source: ClassVar[str] = "section 3; bitsandbytes 0.50 nn/modules.py Linear4bit; peft 0.21 utils/other.py"
     not_modelled: ClassVar[str] = "quantized storage other than uint8; a compute dtype other than the model's"
-    mergeable: ClassVar[bool] = False
+    merge_note: ClassVar[str] = "peft dequantizes, adds and quantizes again, which rounds"
+    code_changes: ClassVar[str] = "nothing: quantization_config=BitsAndBytesConfig(load_in_4bit=True) when the model is loaded"
+    clashes: ClassVar[Mapping[str, str]] = {"full": "4-bit weights have no gradient"}
 
     quant_type: str = "nf4"
     double_quant: bool = True

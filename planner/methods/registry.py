@@ -1,13 +1,58 @@
-"""Every part by its name on the command line, and the compositions that have a name of their own."""
+"""Every part by its name on the command line, and the compositions that have a name of their own.
 
-from tuneplan.planner.methods.full import Full
-from tuneplan.planner.methods.lora import Lora
+A part's file is imported when the part is asked for: most runs need two of them.
+"""
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+
 from tuneplan.planner.methods.part import Part
-from tuneplan.planner.methods.quantized_base import QuantizedBase
 
-PARTS: dict[str, type[Part]] = {"full": Full, "lora": Lora, "quantized_base": QuantizedBase}
+_CLASSES = {
+    "full": "Full",
+    "lora": "Lora",
+    "quantized_base": "QuantizedBase",
+    "adalora": "AdaLora",
+    "ia3": "Ia3",
+    "vera": "Vera",
+    "ln_tuning": "LnTuning",
+    "miss": "Miss",
+    "loha": "LoHa",
+    "lokr": "LoKr",
+    "fourierft": "FourierFt",
+    "oft": "Oft",
+    "boft": "Boft",
+    "prompt_tuning": "PromptTuning",
+    "p_tuning": "PTuning",
+    "prefix_tuning": "PrefixTuning",
+}
 
-PRESETS: dict[str, str] = {"qlora": "quantized_base+lora"}
+
+class _Parts(Mapping[str, type[Part]]):
+    """The part of each name; its file has the same name."""
+
+    def __getitem__(self, label: str) -> type[Part]:
+        part: type[Part] = getattr(import_module(f"tuneplan.planner.methods.{label}"), _CLASSES[label])
+        return part
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_CLASSES)
+
+    def __len__(self) -> int:
+        return len(_CLASSES)
+
+    def __contains__(self, label: object) -> bool:
+        return label in _CLASSES
+
+
+PARTS: Mapping[str, type[Part]] = _Parts()
+
+PRESETS: dict[str, str] = {
+    "qlora": "quantized_base+lora",
+    "rslora": "lora(use_rslora=true)",
+    "dora": "lora(use_dora=true)",
+    "lora_fa": "lora(freeze_a=true)",
+}
 
 
 def names() -> list[str]:

@@ -1,14 +1,18 @@
 """The workbench on which a family assembles its model: weights, modules and blocks under one method and one run's settings."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 from tuneplan.planner.graph import pointwise as pw
-from tuneplan.planner.graph.matmul import linear, linear_4bit
+from tuneplan.planner.graph.matmul import linear, linear_4bit, scales_bytes
 from tuneplan.planner.graph.tape import Tape
 from tuneplan.planner.graph.tensor import WEIGHTS, Size, Storage, Tensor, elements
 from tuneplan.planner.methods.formats import BLOCK_FORMATS, stored_bytes
 from tuneplan.planner.methods.method import Method
-from tuneplan.planner.methods.part import Weight
+from tuneplan.planner.methods.part import Part, Weight
+from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.training.settings import Settings
 
 
@@ -25,6 +29,8 @@ class Parameter:
         stored_bytes: device bytes of one of them.
         count: how many layers have it.
         tensor: the tensor of the graph.
+        saved: whether a checkpoint has it.
+        buffer: it is no parameter of the model and not counted as one.
     """
 
     name: str
@@ -35,11 +41,36 @@ class Parameter:
     stored_bytes: int
     count: int
     tensor: Tensor
+    saved: bool = True
+    buffer: bool = False
 
     @property
     def numel(self) -> int:
         """Elements of all of them."""
         return elements(self.shape) * self.count
+
+
+@dataclass(slots=True)
+class Site:
+    """A linear module as a part meets it.
+
+    Attributes:
+        module: name within its block, such as "self_attn.q_proj".
+        weight: `(out_features, in_features)`.
+        bias: `(out_features,)` or None.
+        form: "4bit" or "8bit" where bitsandbytes keeps the weight, "" where it is dense.
+        stored_bytes: device bytes of the weight with its scales.
+    """
+
+    module: str
+    weight: Tensor
+    bias: Tensor | None
+    form: str
+    stored_bytes: int
+
+
+Base: TypeAlias = Callable[..., Tensor]
+"""Records a linear module: `base(x)`, or `base(x, weight)` with another weight in place of the module's own."""
 
 
 class Assembly:
@@ -48,27 +79,40 @@ class Assembly:
     Attributes:
         method: the parts.
         settings: the run.
+        spec: the model's dimensions.
+        rotary: cosines and sines of the positions, where the model has them.
+        prefix: keys and values that a part puts before those of each layer, once the first block has made them.
         tape: of the block being recorded.
         parameters: of all blocks so far.
         notes: what the report must say, such as which attention kernel runs and why.
         linears: linear modules that a method may adapt.
+        layer: index of the decoder layer being recorded (the first of those alike), None outside the layers.
+        extra_saved_bytes: what a checkpoint has that is no parameter.
+        largest: largest sizes that parts met so far, by a name of theirs; see `meet`.
     """
 
-    def __init__(self, method: Method, settings: Settings) -> None:
+    def __init__(self, method: Method, settings: Settings, spec: ModelSpec) -> None:
         self.method = method
         self.settings = settings
+        self.spec = spec
+        self.rotary: tuple[Tensor, ...] = ()
+        self.prefix: tuple[Tensor, Tensor] | None = None
         self.tape = Tape()
         self.parameters: dict[str, Parameter] = {}
         self.notes: dict[str, str] = {}
         self._prefix = ""
         self._count = 1
         self.linears: set[str] = set()
+        self.layer: int | None = None
+        self.extra_saved_bytes = 0
+        self.largest: dict[str, int] = {}
 
-    def begin(self, prefix: str, count: int) -> Tape:
+    def begin(self, prefix: str, count: int, layer: int | None = None) -> Tape:
         """Start a block whose weights are named `prefix` + module and exist `count` times."""
         self.tape = Tape(self.settings.autocast)
         self._prefix = prefix
         self._count = count
+        self.layer = layer
         return self.tape
 
     def weight(self, module: str, shape: tuple[int, ...], kind: str, suffix: str = "weight") -> Tensor:
@@ -77,28 +121,50 @@ class Assembly:
         known = self.parameters.get(name)
         if known is not None:
             return known.tensor
-        weight = Weight(name, kind, module)
+        weight = Weight(name, kind, module, self.layer)
         dtype = self.settings.dtype
         storage = self.method.storage(weight, dtype)
-        return self._declare(name, shape, storage, self.method.trains(weight), adapter=False)
+        return self._declare(name, shape, storage, self.method.trains(weight))
 
-    def adapter(self, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
-        """A trained weight that the method adds to the block being recorded."""
-        full = f"{self._prefix}{name}"
-        if full in self.parameters:
-            return self.parameters[full].tensor
-        return self._declare(full, shape, dtype, trainable=True, adapter=True)
+    def adapter(self, name: str, shape: tuple[int, ...], dtype: str, *, trained: bool = True, saved: bool = True) -> Tensor:
+        """A weight that the method adds to the block being recorded.
 
-    def _declare(self, name: str, shape: tuple[int, ...], storage: str, trainable: bool, adapter: bool) -> Tensor:
+        Args:
+            name: within the block.
+            shape: its dimensions.
+            dtype: in which it is kept.
+            trained: whether it gets a gradient.
+            saved: whether a checkpoint has it.
+        """
+        return self._added(f"{self._prefix}{name}", shape, dtype, trained, self._count, saved)
+
+    def buffer(self, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
+        """A tensor that the method keeps beside the weights of the block being recorded, and saves nowhere."""
+        return self._added(f"{self._prefix}{name}", shape, dtype, False, self._count, saved=False, buffer=True)
+
+    def common(
+        self, name: str, shape: tuple[int, ...], dtype: str, *, trained: bool = True, saved: bool = True, buffer: bool = False
+    ) -> Tensor:
+        """A weight or buffer that the method adds once, for all blocks; see `adapter`."""
+        return self._added(name, shape, dtype, trained, 1, saved, buffer)
+
+    def _added(
+        self, name: str, shape: tuple[int, ...], dtype: str, trained: bool, count: int, saved: bool, buffer: bool = False
+    ) -> Tensor:
+        known = self.parameters.get(name)
+        if known is not None:
+            return known.tensor
+        tensor = Tensor(Storage(stored_bytes(elements(shape), dtype), WEIGHTS), shape, dtype, trained, name)
+        size = tensor.storage.nbytes
+        self.parameters[name] = Parameter(name, shape, dtype, trained, True, size, count, tensor, saved, buffer)
+        return tensor
+
+    def _declare(self, name: str, shape: tuple[int, ...], storage: str, trainable: bool) -> Tensor:
         size = stored_bytes(elements(shape), storage)
         dtype = self.settings.dtype if storage in BLOCK_FORMATS else storage
         tensor = Tensor(Storage(size, WEIGHTS), shape, dtype, trainable, name)
-        self.parameters[name] = Parameter(name, shape, storage, trainable, adapter, size, self._count, tensor)
+        self.parameters[name] = Parameter(name, shape, storage, trainable, False, size, self._count, tensor)
         return tensor
-
-    def is_quantized(self, module: str) -> bool:
-        """Whether a linear module of this block is stored in a block format."""
-        return self.parameters[f"{self._prefix}{module}.weight"].storage in BLOCK_FORMATS
 
     def linear(self, x: Tensor, module: str, out_features: int, bias: bool = False, kind: str = "linear") -> Tensor:
         """A linear module, with whatever the method adds to it. Shapes: x `(..., in)` -> `(..., out_features)`."""
@@ -108,17 +174,41 @@ class Assembly:
         weight = self.weight(module, (out_features, x.shape[-1]), kind)
         offset = self.weight(module, (out_features,), "bias", "bias") if bias else None
         parameter = self.parameters[f"{self._prefix}{module}.weight"]
-        if parameter.storage in BLOCK_FORMATS:
-            y = linear_4bit(tape, x, weight, offset, self.settings.dtype, parameter.stored_bytes)
-        else:
-            y = linear(tape, x, weight, offset)
+        site = Site(module, weight, offset, "4bit" if parameter.storage in BLOCK_FORMATS else "", parameter.stored_bytes)
+        run: Base = partial(self._plain, site)
         if kind == "linear":
             self.linears.add(module)
             for part in self.method.parts:
-                y = part.linear(self, module, weight, x, y)
+                run = partial(self._adapted, part, site, run)
+        y = run(x)
         tape.hold(x)
         tape.scope = outer
         return y
+
+    def meet(self, name: str, size: int) -> None:
+        """Remember the largest size met, for what a part shares between modules and declares when all are known."""
+        self.largest[name] = max(size, self.largest.get(name, 0))
+
+    def shared(self, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
+        """A frozen tensor shared by modules, as one of them uses it; `common` declares it once."""
+        return Tensor(Storage(0, WEIGHTS), shape, dtype, False, name)
+
+    def dense_weight(self, site: Site, dtype: str) -> Tensor:
+        """The module's weight as a dense tensor of a dtype: itself, a copy, or dequantized and copied."""
+        tape = self.tape
+        weight = site.weight
+        if site.form:
+            weight = tape.fresh(site.weight.shape, self.settings.dtype, False)
+            tape.record("dequantize", (), weight, scratch=scales_bytes(weight.numel), moved=site.stored_bytes + weight.nbytes)
+        return pw.cast(tape, pw.detached(weight), dtype)
+
+    def _plain(self, site: Site, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        if weight is None and site.form == "4bit":
+            return linear_4bit(self.tape, x, site.weight, site.bias, self.settings.dtype, site.stored_bytes)
+        return linear(self.tape, x, site.weight if weight is None else weight, site.bias)
+
+    def _adapted(self, part: Part, site: Site, base: Base, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        return part.linear(self, site, x, base if weight is None else partial(base, weight=weight))
 
     def rms_norm(self, x: Tensor, module: str) -> Tensor:
         """RMS normalization over the last dimension, with a weight."""
@@ -126,7 +216,15 @@ class Assembly:
         outer = tape.scope
         tape.scope = module
         y = pw.rms_norm(tape, x, self.weight(module, (x.shape[-1],), "norm"))
+        for part in self.method.parts:
+            y = part.normed(self, module, y)
         tape.scope = outer
+        return y
+
+    def submodule(self, name: str, x: Tensor, residual: Tensor, y: Tensor) -> Tensor:
+        """The output of `self_attn` or `mlp` with whatever the method adds to it; see `Part.submodule`."""
+        for part in self.method.parts:
+            y = part.submodule(self, name, x, residual, y)
         return y
 
     @property

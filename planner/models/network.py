@@ -28,16 +28,20 @@ class Network:
         runs: blocks in forward order.
         parameters: every weight, the method's included.
         notes: facts for the report.
+        extra_saved_bytes: what a checkpoint has that is no parameter.
+        embeddings_passed: the model is called with embeddings instead of token ids, so that its caller holds them.
     """
 
     runs: list[Run]
     parameters: list[Parameter]
     notes: dict[str, str]
+    extra_saved_bytes: int = 0
+    embeddings_passed: bool = False
 
     @property
     def total_parameters(self) -> int:
         """Weights of model and method, tied ones once."""
-        return sum(p.numel for p in self.parameters)
+        return sum(p.numel for p in self.parameters if not p.buffer)
 
     @property
     def trainable_parameters(self) -> int:
@@ -57,25 +61,39 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
     its own, because its input needs no gradient.
     """
     builder = family(spec.model_type)
-    model = Assembly(method, settings)
+    model = Assembly(method, settings, spec)
+    for part in method.parts:
+        part.check_spec(spec, settings)
     first, shared = builder.start(model, spec)
     runs = [Run(first, 1, checkpointed=False)]
     entry = first.exit
     assert entry is not None
     checkpointed = settings.gradient_checkpointing != "off"
-    remaining = spec.num_hidden_layers
-    while remaining:
+    layers = spec.num_hidden_layers
+    forms = [method.layer_form(index, layers) for index in range(layers)]
+    index = 0
+    while index < layers:
         known = set(model.parameters)
-        model.begin(builder.LAYERS, 1)
+        prefix = _prefix(builder.LAYERS, forms, index)
+        model.begin(prefix, 1, index)
         block = builder.layer(model, spec, entry, shared)
-        alike = remaining if block.exit.requires_grad == entry.requires_grad else 1
+        alike = 1
+        if block.exit.requires_grad == entry.requires_grad:
+            while index + alike < layers and forms[index + alike] == forms[index]:
+                alike += 1
         for name, parameter in model.parameters.items():
-            if name.startswith(builder.LAYERS):
+            if name.startswith(prefix):
                 parameter.count += alike if name in known else alike - 1
         runs.append(Run(block, alike, checkpointed))
-        remaining -= alike
+        index += alike
         entry = block.exit
     runs.append(Run(builder.finish(model, spec, entry), 1, checkpointed=False))
     for part in method.parts:
-        part.check_model(model.linears)
-    return Network(runs, list(model.parameters.values()), model.notes)
+        part.check_model(model.linears, layers)
+    return Network(runs, list(model.parameters.values()), model.notes, model.extra_saved_bytes, method.virtual_tokens > 0)
+
+
+def _prefix(layers: str, forms: list[tuple[object, ...]], index: int) -> str:
+    """Names of the weights of a layer: those of the first form as in `layers`, of other forms with the form's number."""
+    number = len(set(forms[: forms.index(forms[index])]))
+    return layers if number == 0 else layers.replace("*", f"*({number + 1})")

@@ -15,6 +15,9 @@ class ModelSpec:
         vocab_size: rows of the embedding.
         max_position_embeddings: longest context the config states.
         tie_word_embeddings: the head is the embedding.
+        num_attention_heads: query heads.
+        num_key_value_heads: key/value heads.
+        head_dim: size of a head.
     """
 
     id: str
@@ -24,3 +27,6 @@ class ModelSpec:
     vocab_size: int
     max_position_embeddings: int
     tie_word_embeddings: bool
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int

@@ -149,6 +149,6 @@ def test_padded_batches(method: str, checkpointing: str) -> None:
 @pytest.mark.parametrize("method", ["full", "lora", LORA_QV, "qlora"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_autocast(method: str, dtype: str, checkpointing: str, attention: str) -> None:
-    """`TrainingArguments(bf16=True)`: each product casts its inputs, and the casts of trained weights live through the forward."""
+    """`TrainingArguments(bf16=True)`: products cast their inputs, and the casts of trained weights outlive them."""
     settings = replace(BASE, dtype=dtype, precision="autocast", gradient_checkpointing=checkpointing, attention=attention)
     check(Case(small(), method, settings))

@@ -59,9 +59,6 @@ class LlamaSpec(ModelSpec):
     """A Llama-shaped model. Names are those of config.json; `sliding_window` is None where attention is full."""
 
     intermediate_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
@@ -149,29 +146,35 @@ def start(model: Assembly, spec: LlamaSpec) -> tuple[Block, tuple[Tensor, ...]]:
     leaves: tuple[Storage, ...] = ()
     if model.settings.gradient_checkpointing != "off" and model.method.inputs_need_grad():
         hidden.requires_grad = True
-        leaf = (hidden,) if spec.multipliers else ()
+        leaf = (hidden,) if spec.multipliers or model.method.virtual_tokens else ()
         leaves = (hidden.storage, hidden.storage)
+    for part in model.method.parts:
+        hidden = part.embedded(model, hidden)
     if spec.multipliers:
         hidden = pw.scale(tape, hidden, "embedding_multiplier")
     shared = [_table(model, spec, hidden.dtype) for _ in range(2)]
+    model.rotary = tuple(shared)
     mask = _mask(model, spec, hidden.dtype)
     if mask is not None:
         shared.append(mask)
-    carried: tuple[Storage, ...] = tuple([t.storage for t in (ids, labels, *shared, *leaf)])
+    carried: tuple[Storage, ...] = (*[t.storage for t in (ids, labels, *shared, *leaf)], *tape.held)
     return close("embed_tokens", tape, None, hidden, carried, batch=2, leaves=leaves), tuple(shared)
 
 
 def _masked(model: Assembly, spec: LlamaSpec) -> bool:
-    """Whether sdpa gets a mask: for padding, and for a window shorter than the sequences."""
+    """Whether sdpa gets a mask: for padding, for a prefix of keys, and for a window shorter than the sequences."""
     settings = model.settings
+    if model.method.prefix_length:
+        return True
     if settings.padded or spec.sliding_window is None:
         return settings.padded
-    longer: Any = settings.seq_len > spec.sliding_window
+    longer: Any = settings.seq_len + model.method.virtual_tokens > spec.sliding_window
     return longer if isinstance(longer, bool) else bool(longer.any())
 
 
 def _table(model: Assembly, spec: LlamaSpec, dtype: str) -> Tensor:
-    table = model.tape.fresh((1, model.settings.seq_len, spec.head_dim), dtype, False)
+    length = model.settings.seq_len + model.method.virtual_tokens
+    table = model.tape.fresh((1, length, spec.head_dim), dtype, False)
     wide = tensor_bytes(table.shape, "fp32")
     return model.tape.record("rotary_table", (), table, scratch=3 * wide)
 
@@ -179,10 +182,12 @@ def _table(model: Assembly, spec: LlamaSpec, dtype: str) -> Tensor:
 def _mask(model: Assembly, spec: LlamaSpec, dtype: str) -> Tensor | None:
     """Eager attention adds a mask of the hidden states' dtype; sdpa gets a boolean one when sequences are padded."""
     batch, length = model.token_shape
+    length = length + model.method.virtual_tokens
+    keys = length + model.method.prefix_length
     if model.settings.attention == "eager":
-        mask = model.tape.fresh((batch, 1, length, length), dtype, False)
+        mask = model.tape.fresh((batch, 1, length, keys), dtype, False)
     elif model.settings.attention == "sdpa" and _masked(model, spec):
-        mask = model.tape.fresh((batch, 1, length, length), "bool", False)
+        mask = model.tape.fresh((batch, 1, length, keys), "bool", False)
     else:
         return None
     return model.tape.record("causal_mask", (), mask, scratch=tensor_bytes(mask.shape, "bool"))
@@ -192,10 +197,13 @@ def layer(model: Assembly, spec: LlamaSpec, entry: Tensor, shared: tuple[Tensor,
     """A decoder layer. `entry`: the hidden states `(batch, length, hidden_size)`."""
     tape = model.tape
     hidden = model.rms_norm(entry, "input_layernorm")
-    hidden, weights = _attention(model, spec, hidden, shared)
-    residual = _residual(model, spec, entry, hidden)
+    normed = hidden
+    hidden, weights = _attention(model, spec, normed, shared)
+    residual = _residual(model, spec, entry, model.submodule("self_attn", normed, entry, hidden))
     hidden = model.rms_norm(residual, "post_attention_layernorm")
-    exit = _residual(model, spec, residual, _mlp(model, spec, hidden))
+    exit = _residual(model, spec, residual, model.submodule("mlp", hidden, residual, _mlp(model, spec, hidden)))
+    for part in model.method.parts:
+        exit = part.layer_exit(model, exit)
     tape.hold(*weights)
     return close("layer", tape, entry, exit)
 
@@ -226,6 +234,8 @@ def _attention(model: Assembly, spec: LlamaSpec, x: Tensor, shared: tuple[Tensor
     q, k = pw.rotate(tape, q, cos, sin), pw.rotate(tape, k, cos, sin)
     if settings.use_cache and settings.gradient_checkpointing == "off":
         k, v = _cached(model, k), _cached(model, v)
+    for part in model.method.parts:
+        k, v = part.keys_values(model, k, v)
     model.notes["attention_kernel"] = kernel.name
     model.notes["attention_kernel_reason"] = kernel.reason
     dropout = spec.attention_dropout if settings.attention_dropout is None else settings.attention_dropout
@@ -293,5 +303,8 @@ def finish(model: Assembly, spec: LlamaSpec, entry: Tensor) -> Block:
     shape = (spec.vocab_size, spec.hidden_size)
     head = model.weight(EMBEDDING, shape, "embedding") if spec.tie_word_embeddings else model.weight("lm_head", shape, "head")
     tape.scope = "lm_head"
-    losses.LOSSES[model.settings.loss](tape, hidden, head, None, spec.multipliers)
+    loss = losses.LOSSES[model.settings.loss](tape, hidden, head, None, spec.multipliers)
+    for part in model.method.parts:
+        loss = part.loss(model, loss)
+        part.finish(model)
     return close("head", tape, entry, None, entry_held=False)

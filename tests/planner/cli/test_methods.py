@@ -36,4 +36,5 @@ def test_show_takes_a_composition(plan: Any) -> None:
     """A composition with options can be shown like a name."""
     document = plan("methods", "show", "quantized_base(quant_type=fp4)+lora(r=64)", "--json").json()
     assert "qlora(quant_type=fp4,r=64)" == document["name"]
-    assert not document["mergeable"]
+    assert document["mergeable"]
+    assert "rounds" in document["parts"][0]["merge_note"]

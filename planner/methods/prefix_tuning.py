@@ -1,0 +1,124 @@
+"""Prefix tuning: trained keys and values stand before those of each layer."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tuneplan.planner.errors import InputError
+from tuneplan.planner.graph import pointwise as pw
+from tuneplan.planner.graph.matmul import embedding, linear
+from tuneplan.planner.graph.tape import Gradient
+from tuneplan.planner.graph.tensor import Size, Tensor, round_block, tensor_bytes
+from tuneplan.planner.methods.part import Part
+from tuneplan.planner.methods.prompt_tuning import check_tokens
+
+if TYPE_CHECKING:
+    from tuneplan.planner.models.assembly import Assembly
+    from tuneplan.planner.models.spec import ModelSpec
+    from tuneplan.planner.training.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixTuning(Part):
+    """Attention over [P_k; K] and [P_v; V] with P trained, for every layer.
+
+    Attributes:
+        num_virtual_tokens: rows of P; every query sees so many keys more.
+        prefix_projection: P comes out of a trained two-layer MLP; what is saved is P.
+        encoder_hidden_size: width of that MLP; 0 for the model's key width.
+    """
+
+    label: ClassVar[str] = "prefix_tuning"
+    family: ClassVar[str] = "additive"
+    paper: ClassVar[str] = "Li and Liang 2021, Prefix-Tuning: Optimizing Continuous Prompts for Generation"
+    source: ClassVar[str] = "section 4.2 and 4.3; peft 0.21 peft_model.py get_prompt, tuners/prefix_tuning/model.py"
+    not_modelled: ClassVar[str] = "gradient checkpointing, which peft refuses"
+    mergeable: ClassVar[bool] = False
+    batchable: ClassVar[bool] = True
+
+    num_virtual_tokens: int = 20
+    prefix_projection: bool = False
+    encoder_hidden_size: int = 0
+
+    def check_spec(self, spec: "ModelSpec", settings: "Settings") -> None:
+        """Raise InputError for virtual tokens beyond the context, and with gradient checkpointing."""
+        check_tokens(self.label, self.num_virtual_tokens, spec, settings)
+        if settings.gradient_checkpointing != "off":
+            raise InputError(
+                "prefix_tuning does not work with gradient checkpointing (peft refuses it: a recomputed layer would append to "
+                "the cache again); use --no-gradient-checkpointing, or prompt_tuning"
+            )
+
+    def allows(self, settings: "Settings") -> bool:
+        """Only without gradient checkpointing."""
+        return settings.gradient_checkpointing == "off"
+
+    def at_inference(self) -> Part | None:
+        """Nothing: the prefix is in the cache."""
+        return None
+
+    def cached_tokens(self) -> int:
+        """The prefix."""
+        return self.num_virtual_tokens
+
+    def prefix_length(self) -> int:
+        """The prefix."""
+        return self.num_virtual_tokens
+
+    def peft_config(self) -> dict[str, Any]:
+        """`PrefixTuningConfig` of peft 0.21."""
+        width = {"encoder_hidden_size": self.encoder_hidden_size} if self.encoder_hidden_size else {}
+        rest = {"num_virtual_tokens": self.num_virtual_tokens, "prefix_projection": self.prefix_projection, **width}
+        return {"peft_type": "PREFIX_TUNING", "task_type": "CAUSAL_LM", **rest}
+
+    def embedded(self, model: "Assembly", hidden: Tensor) -> Tensor:
+        """Make the prefixes of all layers, once for each sequence, and copy each into the cache."""
+        tape, spec, count = model.tape, model.spec, self.num_virtual_tokens
+        batch = hidden.shape[0]
+        width = spec.num_key_value_heads * spec.hidden_size // spec.num_attention_heads
+        every = 2 * spec.num_hidden_layers * width
+        if self.prefix_projection:
+            inner = self.encoder_hidden_size or width
+            table = model.common("prompt_encoder.embedding.weight", (count, width), "fp32", saved=False)
+            wide = embedding(tape, (batch, count), table)
+            wide = self._dense(model, wide, 0, inner)
+            active = tape.fresh(wide.shape, "fp32", True)
+            tape.record("tanh", (wide,), active, saved=(active,), gradients=(Gradient(wide, round_block(wide.nbytes)),))
+            wide = self._dense(model, active, 2, every)
+            model.extra_saved_bytes += 4 * count * every
+        else:
+            wide = embedding(tape, (batch, count), model.common("prompt_encoder.embedding.weight", (count, every), "fp32"))
+        narrow = pw.cast(tape, wide, hidden.dtype)
+        cached = tape.fresh(narrow.shape, narrow.dtype, True)
+        size = round_block(narrow.nbytes)
+        tape.record("cache", (narrow,), cached, gradients=(Gradient(narrow, size),))
+        # A layer's gradients stay as they come, views of those of its keys and values, until every layer's are there.
+        gradient = spec.num_hidden_layers * tensor_bytes(self._joined(model, model.settings.seq_len), hidden.dtype)
+        halves = []
+        for fresh in (size, 0):
+            halves.append(tape.view("half", cached, cached.shape))
+            tape.ops[-1].gradients = (Gradient(cached, fresh),)
+            tape.side.append((halves[-1], gradient))
+        tape.held.append(cached.storage)
+        model.prefix = (halves[0], halves[1])
+        return hidden
+
+    def _dense(self, model: "Assembly", x: Tensor, index: int, width: int) -> Tensor:
+        name = f"prompt_encoder.transform.{index}"
+        weight = model.common(f"{name}.weight", (width, int(x.shape[-1])), "fp32", saved=False)
+        return linear(model.tape, x, weight, model.common(f"{name}.bias", (width,), "fp32", saved=False))
+
+    def _joined(self, model: "Assembly", length: Size) -> tuple[Size, ...]:
+        spec = model.spec
+        return (model.settings.micro_batch_size, spec.num_key_value_heads, length + self.num_virtual_tokens, spec.head_dim)
+
+    def keys_values(self, model: "Assembly", keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Join the cached prefix and the layer's own; the cache holds the result."""
+        tape = model.tape
+        assert model.prefix is not None
+        joined = []
+        for own, prefix in zip((keys, values), model.prefix, strict=True):
+            out = tape.fresh(self._joined(model, own.shape[2]), own.dtype, True)
+            tape.record("cache", (own,), out, gradients=(Gradient(own, None), Gradient(prefix, None)))
+            tape.outputs.append(out.storage)
+            joined.append(out)
+        return joined[0], joined[1]

@@ -1,0 +1,90 @@
+"""Prompt tuning: trained embeddings stand before each sequence."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tuneplan.planner.errors import InputError
+from tuneplan.planner.graph import pointwise as pw
+from tuneplan.planner.graph.matmul import embedding
+from tuneplan.planner.graph.tape import Gradient
+from tuneplan.planner.graph.tensor import Tensor
+from tuneplan.planner.methods.part import Part
+
+if TYPE_CHECKING:
+    from tuneplan.planner.models.assembly import Assembly
+    from tuneplan.planner.models.spec import ModelSpec
+    from tuneplan.planner.training.settings import Settings
+
+
+def check_tokens(label: str, count: int, spec: "ModelSpec", settings: "Settings") -> None:
+    """Raise InputError for virtual tokens that do not fit the model's context with the sequence."""
+    if count < 1:
+        raise InputError(f"{label}: num_virtual_tokens={count} is not a prompt; use 1 or more")
+    length: Any = settings.seq_len
+    longest = int(length if isinstance(length, int) else length.max())
+    if longest + count > spec.max_position_embeddings:
+        raise InputError(
+            f"{label}: {count} virtual tokens and {longest} tokens of a sequence are more than the "
+            f"{spec.max_position_embeddings} positions of {spec.id}; lower num_virtual_tokens or seq-len"
+        )
+
+
+def prepend(model: "Assembly", prompts: Tensor, hidden: Tensor) -> Tensor:
+    """The prompts before the embeddings of the tokens; shapes `(batch, n, hidden)` and `(batch, length, hidden)`."""
+    tape = model.tape
+    batch, length, width = hidden.shape
+    narrow = pw.cast(tape, prompts, hidden.dtype)
+    out = tape.fresh((batch, length + prompts.shape[1], width), hidden.dtype, narrow.requires_grad or hidden.requires_grad)
+    joined = tape.record("prompt", (narrow, hidden), out, gradients=(Gradient(narrow, None), Gradient(hidden, None)))
+    labels = tape.fresh(out.shape[:2], "int64", False)
+    tape.record("labels", (), labels)
+    tape.outputs += [narrow.storage, labels.storage]
+    return joined
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTuning(Part):
+    """The input of the first layer is [P; E(x)] with P trained.
+
+    Attributes:
+        num_virtual_tokens: rows of P; the sequence grows by so many.
+    """
+
+    label: ClassVar[str] = "prompt_tuning"
+    family: ClassVar[str] = "additive"
+    paper: ClassVar[str] = "Lester et al. 2021, The Power of Scale for Parameter-Efficient Prompt Tuning"
+    source: ClassVar[str] = "section 2; peft 0.21 peft_model.py PeftModelForCausalLM.forward, tuners/prompt_tuning/model.py"
+    mergeable: ClassVar[bool] = False
+    batchable: ClassVar[bool] = True
+
+    num_virtual_tokens: int = 20
+
+    def check_spec(self, spec: "ModelSpec", settings: "Settings") -> None:
+        """Raise InputError for virtual tokens beyond the context."""
+        check_tokens(self.label, self.num_virtual_tokens, spec, settings)
+
+    def inputs_need_grad(self) -> bool:
+        """PEFT hooks the embeddings when the model checkpoints."""
+        return True
+
+    def at_inference(self) -> Part | None:
+        """Nothing: the prompt's keys and values are in the cache."""
+        return None
+
+    def cached_tokens(self) -> int:
+        """The prompt."""
+        return self.num_virtual_tokens
+
+    def virtual_tokens(self) -> int:
+        """The prompt."""
+        return self.num_virtual_tokens
+
+    def peft_config(self) -> dict[str, Any]:
+        """`PromptTuningConfig` of peft 0.21."""
+        return {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": self.num_virtual_tokens}
+
+    def embedded(self, model: "Assembly", hidden: Tensor) -> Tensor:
+        """Put the prompt before the embeddings."""
+        shape = (self.num_virtual_tokens, hidden.shape[-1])
+        table = model.common("prompt_encoder.embedding.weight", shape, "fp32")
+        return prepend(model, embedding(model.tape, (hidden.shape[0], self.num_virtual_tokens), table), hidden)
