@@ -1,21 +1,24 @@
 """Print the tables of docs/accuracy.md that compare with published runs, as Markdown.
 
-    PYTHONPATH=src python docs/published_tables.py    a few seconds
+    PYTHONPATH=src python docs/published_tables.py             a few seconds
+    PYTHONPATH=src python docs/published_tables.py evidence    writes planner/reserved_errors.csv, which intervals rest on
 
 Most published rows are not part of the repository: tests/planner/test_replay.py and tests/planner/timing/test_published.py
 name the files they read, and docs/accuracy.md the public sources. Configurations are those of the tests.
 """
 
+import csv
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from statistics import median
 from types import ModuleType
 
+from tuneplan.planner import uncertainty
 from tuneplan.planner.memory import step_memory
 from tuneplan.planner.methods.lora import Lora
-from tuneplan.planner.replay import Program, replay
+from tuneplan.planner.replay import Program, Replay, replay
 from tuneplan.planner.training.optimizers import find
 from tuneplan.planner.units import GIB, GIGA
 
@@ -55,16 +58,38 @@ def spread(label: str, errors: list[float]) -> str:
     return f"{label}: {len(sizes)} rows, median {median(sizes):.2f} %, worst {max(sizes):.2f} %"
 
 
-def rtx_4080() -> None:
-    """Replayed against measured allocated and reserved peaks."""
-    rows, allocated, reserved = [], [], []
+def evidence() -> None:
+    """Write planner/reserved_errors.csv: every published reserved peak that can be estimated, with its estimate."""
+    rows = []
+    for r, played in rtx_runs():
+        on = "checkpointing" if r["gradient_checkpointing"] == "True" else "no checkpointing"
+        label = f"{r['model_id']} {r['method']} {r['micro_batch_size']} x {r['seq_len']} {on}"
+        measured = round(float(r["peak_reserved_GiB"]) * GIB)
+        rows.append(("RTX 4080, can-i-finetune-this@053ce9e", label, played.reserved_bytes, measured))
+    for row in inline.RESERVED:
+        label = f"{row.model} {row.method} {row.batch} x {row.length}"
+        rows.append((f"L40S, {row.source.split()[0]}", label, inline.estimated(row).reserved_bytes, row.measured_bytes))
+    with uncertainty.ROWS.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("source", "run", "estimated_bytes", "measured_bytes"))
+        writer.writerows(rows)
+
+
+def rtx_runs() -> Iterator[tuple[dict[str, str], Replay]]:
+    """Each run on the RTX 4080 and its replay."""
     for r in memory._rows():
         on = r["gradient_checkpointing"] == "True"
         name, method, batch, length = r["model_id"], r["method"], int(r["micro_batch_size"]), int(r["seq_len"])
         case = memory.Case(name, method, length, batch, "non-reentrant" if on else "off", "paged_adamw_8bit", kept=True)
         lora = Lora(r=int(r["lora_rank"]), target_modules=("q_proj", "k_proj", "v_proj", "o_proj"))
         built = memory._build(case, lora, (7, 5) if method == "lora" else (8, 9))
-        played = replay(*built, program=Program(empties_cache=False))
+        yield r, replay(*built, program=Program(empties_cache=False))
+
+
+def rtx_4080() -> None:
+    """Replayed against measured allocated and reserved peaks."""
+    rows, allocated, reserved = [], [], []
+    for r, played in rtx_runs():
         cells = []
         for size, column, errors in (
             (played.allocated_bytes / GIB, "peak_allocated_GiB", allocated),
@@ -72,7 +97,8 @@ def rtx_4080() -> None:
         ):
             errors.append(percent(size, float(r[column])))
             cells += [f"{size:.3f}", f"{float(r[column]):.3f}", f"{errors[-1]:+.2f} %"]
-        rows.append((name.split("/")[1], method, f"{batch} x {length}", "on" if on else "off", *cells))
+        on = "on" if r["gradient_checkpointing"] == "True" else "off"
+        rows.append((r["model_id"].split("/")[1], r["method"], f"{r['micro_batch_size']} x {r['seq_len']}", on, *cells))
     sizes = ("replayed GiB", "measured GiB", "error")
     show(
         ("model", "method", "batch", "checkpointing", *(f"allocated {s}" for s in sizes), *(f"reserved {s}" for s in sizes)), rows
@@ -134,6 +160,9 @@ def main() -> None:
     if not memory.MEASURED.exists():
         l40s()
         sys.exit(f"the other tables need the published rows: {memory.MEASURED.name} and those beside it are not here")
+    if "evidence" in sys.argv[1:]:
+        evidence()
+        return
     rtx_4080()
     a100()
     l40s()

@@ -11,9 +11,8 @@ from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network
 from tuneplan.planner.units import GIGA, KIB, MIB
 
-DEFAULT_SAFETY_MARGIN = 0.03
-"""Share of a card left free: a run ends at the first allocation that the driver refuses, and an estimate has an error
-of its own, for which the accuracy goals accept 3 % at worst."""
+DEFAULT_OOM_CHANCE = 0.05
+"""Chance of running out of memory that a plan accepts where the user does not say; a choice."""
 
 LOADING_SHARD_BYTES = 5 * GIGA
 """Largest checkpoint file: the `max_shard_size` of 5 GB with which most hub checkpoints were saved (the default of
@@ -119,8 +118,11 @@ def workspace_bytes(compute_capability: tuple[int, int]) -> int:
     return 32 * MIB if compute_capability[0] in (9, 10, 12) else 8 * MIB + 128 * KIB
 
 
-def usable_bytes(memory_bytes: int, margin: float = DEFAULT_SAFETY_MARGIN) -> int:
-    """Bytes of a card that a plan may fill: what the driver reports, less a margin in [0, 1). Raises InputError."""
+def usable_bytes(memory_bytes: int, margin: float) -> int:
+    """Bytes of a card that a plan may fill: what the driver reports, less a margin in [0, 1). Raises InputError.
+
+    `uncertainty.margin` derives the margin from published errors: a run ends at the first allocation that the driver refuses.
+    """
     if not 0 <= margin < 1:
         raise InputError(f"a safety margin of {margin} leaves no memory; use a share from 0 to below 1, such as 0.03")
     return memory_bytes - int(memory_bytes * margin)

@@ -12,6 +12,7 @@ from tuneplan.planner.replay import ENOUGH_LAYERS, replay
 from tuneplan.planner.request import Request
 from tuneplan.planner.timing.request_time import time_of
 from tuneplan.planner.timing.step_time import StepTime
+from tuneplan.planner.uncertainty import Interval, interval
 
 STACK = "transformers 5.23, peft 0.21, bitsandbytes 0.50, torch 2.13 (plain, Trainer order of calls)"
 
@@ -80,6 +81,7 @@ class Estimate:
             "checkpoint_bytes": self.checkpoint_bytes,
             "step_seconds": time.seconds if time else None,
             "tokens_per_second": time.tokens_per_second if time else None,
+            "interval": self.interval.to_json(),
             "basis": self.basis(),
             "warnings": list(self.warnings),
         }
@@ -94,6 +96,11 @@ class Estimate:
             "phase": self.memory.peak_phase,
             "op": self.memory.peak.op,
         }
+
+    @property
+    def interval(self) -> Interval:
+        """Where the process's memory lies, judged by the errors of published runs."""
+        return interval(self.reserved_bytes, self.runtime.total_bytes)
 
     def basis(self) -> dict[str, str]:
         """For each kind of figure, whether it is counted, modelled or calibrated, and on what."""

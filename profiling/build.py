@@ -204,6 +204,10 @@ def with_method(model: nn.Module, method: Method) -> nn.Module:
         config = part.peft_config()
         if config is not None:
             model = with_adapter(model, config, getattr(part, "autocast_adapter_dtype", True))
+        if getattr(part, "freeze_a", False):  # as `create_lorafa_optimizer` of peft does
+            for name, parameter in model.named_parameters():
+                if ".lora_A." in name:
+                    parameter.requires_grad_(False)
     return model
 
 

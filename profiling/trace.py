@@ -16,6 +16,7 @@ import transformers
 from tuneplan.planner.device_memory import LOADING_SHARD_BYTES, RuntimeMemory, runtime_bytes
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph.tensor import CATEGORIES
+from tuneplan.planner.uncertainty import interval
 from tuneplan.planner.units import GIB
 from tuneplan.profiling import attention
 from tuneplan.profiling.build import DTYPES, build, task_of, transformers_model
@@ -130,6 +131,7 @@ class Traced:
             "checkpoint_bytes": self.counts.checkpoint_bytes,
             "step_seconds": None,
             "tokens_per_second": None,
+            "interval": interval(self.reserved_bytes, self.runtime.total_bytes).to_json(),
             "basis": {
                 "stack": stack(),
                 "parameters": "counted",

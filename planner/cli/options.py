@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
+from tuneplan.planner.device_memory import DEFAULT_OOM_CHANCE
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.methods.method import Method
@@ -57,6 +58,17 @@ step_options = stack(
     click.option("--max-grad-norm", type=float, default=1.0, show_default=True, help="Clip gradients; 0 for no clipping."),
 )
 
+margin_options = stack(
+    click.option(
+        "--oom-chance",
+        type=float,
+        default=DEFAULT_OOM_CHANCE,
+        show_default=True,
+        help="Chance of running out of memory that you accept; sets the safety margin.",
+    ),
+    click.option("--safety-margin", type=float, default=None, help="Share of memory to keep free, instead of --oom-chance."),
+)
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 
 
@@ -87,6 +99,17 @@ class Step:
             use_cache=self.use_cache,
             max_grad_norm=self.max_grad_norm,
         )
+
+
+def safety_margin(given: float | None, oom_chance: float) -> float:
+    """The share of memory to keep free: as given, or from the accepted chance. Raises InputError for what is neither."""
+    if given is None:
+        from tuneplan.planner.uncertainty import margin
+
+        return margin(oom_chance)
+    if not 0 <= given < 1:
+        raise InputError(f"safety-margin {given} is not a share of memory; use a value such as 0.05")
+    return given
 
 
 def load_model(name: str) -> tuple[str, ConfigReader]:

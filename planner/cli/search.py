@@ -10,8 +10,17 @@ import click
 from tuneplan import __version__
 from tuneplan.hardware_profiles.loader import load_gpu_file, load_price_file
 from tuneplan.planner.cli.main import LazyGroup
-from tuneplan.planner.cli.options import Step, json_option, lora_options, read_methods, read_model, stack, step_options
-from tuneplan.planner.device_memory import DEFAULT_SAFETY_MARGIN
+from tuneplan.planner.cli.options import (
+    Step,
+    json_option,
+    lora_options,
+    margin_options,
+    read_methods,
+    read_model,
+    safety_margin,
+    stack,
+    step_options,
+)
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.job import AUTO, DEFAULT_METHODS, DEFAULT_OPTIMIZERS, OBJECTIVES, Job
 from tuneplan.planner.report import document
@@ -52,7 +61,7 @@ search_options = stack(
         "--precision",
         default=AUTO,
         show_default=True,
-        metavar="pure|master-weights",
+        metavar="pure|master-weights|autocast",
         help="auto: fp32 master weights where the base is trained.",
     ),
     click.option(
@@ -72,13 +81,7 @@ search_options = stack(
     click.option("--spot", is_flag=True, help="Spot prices instead of on demand."),
     click.option("--max-hours", type=float, default=None, help="Leave out slower plans."),
     click.option("--max-usd", default=None, help="Leave out dearer plans."),
-    click.option(
-        "--safety-margin",
-        type=float,
-        default=DEFAULT_SAFETY_MARGIN,
-        show_default=True,
-        help="Share of the card's memory to keep free.",
-    ),
+    margin_options,
     click.option("--html", metavar="FILE", help="Also write the report as HTML."),
     json_option,
 )
@@ -156,7 +159,7 @@ def job_of(given: dict[str, Any]) -> Job:
         zero_stages=stages,
         objective=given["objective"],
         purchase="spot" if given["spot"] else "on_demand",
-        safety_margin=given["safety_margin"],
+        safety_margin=safety_margin(given["safety_margin"], given["oom_chance"]),
         max_hours=given["max_hours"],
         max_usd=_dollars(given["max_usd"]),
     )

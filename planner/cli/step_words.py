@@ -6,8 +6,18 @@ from typing import Any
 import click
 
 from tuneplan.hardware_profiles.loader import Gpu
-from tuneplan.planner.cli.options import Step, load_model, lora_options, model_option, read_method, stack, step_options
-from tuneplan.planner.device_memory import DEFAULT_SAFETY_MARGIN, usable_bytes
+from tuneplan.planner.cli.options import (
+    Step,
+    load_model,
+    lora_options,
+    margin_options,
+    model_option,
+    read_method,
+    safety_margin,
+    stack,
+    step_options,
+)
+from tuneplan.planner.device_memory import usable_bytes
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.config import ConfigReader
@@ -34,8 +44,8 @@ request_options = stack(
         "--precision",
         default="pure",
         show_default=True,
-        metavar="pure|master-weights",
-        help="Whether the optimizer keeps fp32 copies of 16-bit weights.",
+        metavar="pure|master-weights|autocast",
+        help="fp32 copies of 16-bit weights in the optimizer, or CUDA autocast (bf16=True of the Trainer).",
     ),
     click.option(
         "--optimizer",
@@ -55,13 +65,7 @@ request_options = stack(
     click.option("--expandable-segments", is_flag=True, help="PYTORCH_ALLOC_CONF=expandable_segments:True."),
     click.option("--gpu", "gpu_name", default=None, metavar="G", help="GPU or instance: gives time, and whether it fits."),
     click.option("--gpu-memory", default=None, metavar="SIZE", help="Memory of a card that is not known, such as 24GiB."),
-    click.option(
-        "--safety-margin",
-        type=float,
-        default=DEFAULT_SAFETY_MARGIN,
-        show_default=True,
-        help="Share of memory to keep free.",
-    ),
+    margin_options,
 )
 
 
@@ -129,8 +133,7 @@ def asked(given: dict[str, Any]) -> Asked:
     memory = target.memory_bytes if target else None
     if given["gpu_memory"] is not None:
         memory = of_memory(parse_bytes(given["gpu_memory"]), None).memory_bytes
-    if not 0 <= given["safety_margin"] < 1:
-        raise InputError(f"safety-margin {given['safety_margin']} is not a share of memory; use a value such as 0.05")
+    margin = safety_margin(given["safety_margin"], given["oom_chance"])
     return Asked(
         id=id,
         config=config,
@@ -140,7 +143,7 @@ def asked(given: dict[str, Any]) -> Asked:
         sharding=sharding,
         gradient_accumulation_steps=steps,
         gpu=_card(target),
-        capacity_bytes=None if memory is None else usable_bytes(memory, given["safety_margin"]),
+        capacity_bytes=None if memory is None else usable_bytes(memory, margin),
         expandable_segments=given["expandable_segments"],
     )
 

@@ -61,8 +61,9 @@ class Walk:
         return meter.segment()
 
     def release(self, keep_outputs: bool = False) -> Segment:
-        """The forward is over: autocast's cache goes, and unless the loop keeps it the model's output object; autograd may
-        still hold what was in them.
+        """The forward is over: autocast's cache goes, and the model's output object unless the loop keeps it.
+
+        Autograd may still hold what was in them.
         """
         meter = self._meter()
         for storage in self.block.cached if keep_outputs else (*self.block.outputs, *self.block.cached):

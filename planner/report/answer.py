@@ -54,7 +54,7 @@ def _header(job: Job, asked: str) -> Table:
             ("precision", f"{job.dtype if job.dtype != AUTO else 'bf16 (fp16 where there is none)'}; {precision}"),
             ("optimizers", ", ".join(optimizer.name for optimizer in job.optimizers)),
             ("attention", f"{s.attention}; loss {s.loss}"),
-            ("prices", f"{job.purchase.replace('_', ' ')}; {100 * job.safety_margin:g} % of memory kept free"),
+            ("prices", f"{job.purchase.replace('_', ' ')}; {100 * job.safety_margin:.3g} % of memory kept free"),
         ]
     )
 

@@ -99,6 +99,7 @@ def estimate_report(estimate: "Estimate") -> RenderableType:
             f"allocated {format_gib(estimate.allocated_bytes)}, reserved {format_gib(estimate.reserved_bytes)}; "
             f"in {estimate.memory.peak_phase.replace('_', ' ')} at {estimate.memory.peak.op}"
         ),
+        Text(_interval(estimate), style="dim"),
         breakdown(levels, estimate.device_bytes),
         Text(),
         _phases(estimate),
@@ -107,6 +108,12 @@ def estimate_report(estimate: "Estimate") -> RenderableType:
     ]
     parts += [Text(f"! {warning}", style="yellow") for warning in estimate.warnings]
     return Group(*parts)
+
+
+def _interval(estimate: "Estimate") -> str:
+    around = estimate.interval
+    low, high = format_gib(around.low_bytes), format_gib(around.high_bytes)
+    return f"by the errors of published runs: {low} to {high}, with a chance of {100 * around.chance:.0f} % to be above"
 
 
 def _loop(settings: Settings) -> str:

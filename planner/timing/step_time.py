@@ -83,7 +83,7 @@ def step_time(
     """
     work = network_work(network, settings) if work is None else work
     phases = (work.forward, work.recompute, work.backward)
-    rates = gpu_rates(gpu, {settings.dtype} | {p.dtype for phase in phases for p in phase.products})
+    rates = gpu_rates(gpu, {settings.autocast or settings.dtype} | {p.dtype for phase in phases for p in phase.products})
     if rates.reason:
         return StepTime(None, reason=rates.reason)
     n = gradient_accumulation_steps
@@ -112,7 +112,7 @@ def step_time(
         "launch": n * sum(s.gaps for s in spent),
     }
     useful = n * (work.forward.flops + work.backward.flops)
-    peak = gpu.peak_flops(settings.dtype) or 0
+    peak = gpu.peak_flops(settings.autocast or settings.dtype) or 0
     return StepTime(
         seconds=seconds,
         tokens_per_second=n * ranks * settings.micro_batch_size * settings.seq_len / seconds,

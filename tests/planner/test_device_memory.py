@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneplan.planner.device_memory import (
-    DEFAULT_SAFETY_MARGIN,
     LOADING_SHARD_BYTES,
     checkpoint_bytes,
     host_bytes,
@@ -82,13 +81,6 @@ def test_workspaces() -> None:
     """Each handle takes 8.125 MiB, and 32 MiB on Hopper and Blackwell."""
     assert 8_519_680 == workspace_bytes((8, 0)) == workspace_bytes((8, 9)) == workspace_bytes((7, 5))
     assert 33_554_432 == workspace_bytes((9, 0)) == workspace_bytes((10, 0)) == workspace_bytes((12, 0))
-
-
-def test_the_margin_is_kept_free() -> None:
-    """3 % of 100 GB by default; a margin of its own where given."""
-    assert 0.03 == DEFAULT_SAFETY_MARGIN
-    assert 97 * 10**9 == usable_bytes(100 * 10**9)
-    assert 90 * 10**9 == usable_bytes(100 * 10**9, 0.1)
 
 
 @given(st.integers(0, 2**40), st.floats(0, 0.99))
