@@ -8,7 +8,7 @@ from tuneplan.planner.fragmentation import allowance
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.memory import StepMemory, step_memory
 from tuneplan.planner.models.network import Network, build
-from tuneplan.planner.replay import ENOUGH_LAYERS, replay
+from tuneplan.planner.replay import ENOUGH_LAYERS, Replay, replay
 from tuneplan.planner.request import Request
 from tuneplan.planner.timing.request_time import time_of
 from tuneplan.planner.timing.step_time import StepTime
@@ -120,6 +120,23 @@ class Estimate:
         }
 
 
+def _replayed(request: Request, network: Network) -> Replay:
+    """The run through the allocator, with a network for each length that batches have."""
+    settings = request.settings
+    lengths = request.batch_lengths
+    networks = {n: build(request.spec, request.method, replace(settings, seq_len=n)) for n in set(lengths) - {settings.seq_len}}
+    networks[settings.seq_len] = network
+    return replay(
+        network,
+        settings,
+        request.optimizer,
+        layers=ENOUGH_LAYERS,
+        expandable_segments=request.expandable_segments,
+        batches=[networks[n] for n in lengths],
+        empty_cache_steps=request.empty_cache_steps,
+    )
+
+
 def estimate(request: Request, advice: bool = True) -> Estimate:
     """Estimate one configuration.
 
@@ -136,12 +153,8 @@ def estimate(request: Request, advice: bool = True) -> Estimate:
     request = replace(request, settings=settings)
     network = build(request.spec, request.method, settings)
     memory = step_memory(network, settings, request.optimizer, request.sharding)
-    if request.sharding.zero_stage:
-        fragmentation = allowance(memory)
-    else:
-        expandable = request.expandable_segments
-        held = replay(network, settings, request.optimizer, layers=ENOUGH_LAYERS, expandable_segments=expandable)
-        fragmentation = held.fragmentation_bytes
+    sharded = request.sharding.zero_stage > 0
+    fragmentation = allowance(memory) if sharded else _replayed(request, network).fragmentation_bytes
     gpu = request.gpu
     quantized = network.quantized
     runtime = runtime_bytes(

@@ -156,8 +156,10 @@ def replay(
     layers: int | None = None,
     expandable_segments: bool = False,
     program: Program = Program(),
+    batches: Sequence[Network] = (),
+    empty_cache_steps: int = 0,
 ) -> Replay:
-    """Load, prepare and train two steps on one card; see `Replay` for what is measured.
+    """Load, prepare and train on one card; see `Replay` for what is measured.
 
     Args:
         network: the model under its method.
@@ -168,33 +170,23 @@ def replay(
             cases (Llama 2 and 3.1, Qwen 2.5; full, LoRA, QLoRA) `layers=1` was within 0.1 % of the whole replay.
         expandable_segments: the allocator's setting of that name.
         program: habits of the training program.
+        batches: the model at the length of one batch after the other, where lengths vary; by default `network` twice.
+        empty_cache_steps: the cache is emptied before the backward of every so many steps, from the first on
+            (`torch_empty_cache_steps`; transformers 5.23 trainer.py `training_step`); 0 for never.
     """
     stage = _Stage(expandable_segments, settings)
     _load(stage.allocator, network, settings, program)
     peak = step_memory(network, settings, optimizer).peak.peak_bytes
-    forwards, releases, *backwards = _record(network, settings)
-    early, late = _carried(network)
-    held = [(_BIRTH, s.nbytes, s.category) for s in held_embeddings(network)]
-    early += [(_DEATH, size, category) for _, size, category in held]
-    kept = False
-    for step in range(2):
-        for backward in backwards:
-            for index, (run, events) in enumerate(zip(network.runs, forwards, strict=True)):
-                if index == len(network.runs) - 1:
-                    stage.play(early, "forward")
-                if index == 1 and held:
-                    stage.play(events, "forward")
-                    stage.play(held, "forward")
-                stage.play(events, "forward", run.count - bool(index == 1 and held))
-            for run, events in zip(network.runs, releases, strict=True):
-                stage.play(events, "forward", run.count)
-            if settings.keep_outputs and kept:
-                stage.drop_oldest(network)
-            kept = settings.keep_outputs
-            for run, events in zip(reversed(network.runs), backward, strict=True):
-                stage.play(events, "backward", run.count, layers)
-            stage.play(late, "backward")
-        _update(stage.allocator, network, optimizer, settings, first=step == 0)
+    recorded: dict[int, _Recorded] = {}
+    before: Network | None = None
+    for step, net in enumerate(batches or (network, network)):
+        if id(net) not in recorded:
+            recorded[id(net)] = _Recorded.of(net, settings)
+        empties = empty_cache_steps > 0 and step % empty_cache_steps == 0
+        for backward in recorded[id(net)].backwards:
+            recorded[id(net)].play(stage, backward, before, layers, empties)
+            before = net if settings.keep_outputs else None
+        _update(stage.allocator, net, optimizer, settings, first=step == 0)
         stage.zero_grad()
     a = stage.allocator
     return Replay(
@@ -229,6 +221,50 @@ def _record(network: Network, settings: Settings) -> list[list[list[_Event]]]:
                 walk.backward(shared)
         recorded.append(sink)
     return recorded
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """A step's events: of each run forward, outputs let go, backward (one list a kind of micro-batch), and what is shared."""
+
+    network: Network
+    forwards: list[list[_Event]]
+    releases: list[list[_Event]]
+    backwards: list[list[list[_Event]]]
+    early: list[_Event]
+    late: list[_Event]
+    held: list[_Event]
+
+    @classmethod
+    def of(cls, network: Network, settings: Settings) -> "_Recorded":
+        """Walk a network once and write down what happens."""
+        forwards, releases, *backwards = _record(network, settings)
+        early, late = _carried(network)
+        held = [(_BIRTH, s.nbytes, s.category) for s in held_embeddings(network)]
+        early += [(_DEATH, size, category) for _, size, category in held]
+        return cls(network, forwards, releases, backwards, early, late, held)
+
+    def play(
+        self, stage: _Stage, backward: list[list[_Event]], before: Network | None, layers: int | None, empties: bool
+    ) -> None:
+        """One micro-batch; `before` is the one whose outputs the loop still keeps."""
+        runs = self.network.runs
+        for index, (run, events) in enumerate(zip(runs, self.forwards, strict=True)):
+            if index == len(runs) - 1:
+                stage.play(self.early, "forward")
+            if index == 1 and self.held:
+                stage.play(events, "forward")
+                stage.play(self.held, "forward")
+            stage.play(events, "forward", run.count - bool(index == 1 and self.held))
+        for run, events in zip(runs, self.releases, strict=True):
+            stage.play(events, "forward", run.count)
+        if before is not None:
+            stage.drop_oldest(before)
+        if empties:
+            stage.allocator.empty_cache()
+        for run, events in zip(reversed(runs), backward, strict=True):
+            stage.play(events, "backward", run.count, layers)
+        stage.play(self.late, "backward")
 
 
 def _carried(network: Network) -> tuple[list[_Event], list[_Event]]:

@@ -31,6 +31,8 @@ class Request:
         gpu: the card, or None where only memory is asked.
         capacity_bytes: device memory to hold the run against, or None.
         expandable_segments: PYTORCH_ALLOC_CONF=expandable_segments:True.
+        batch_lengths: lengths of one batch after the other, where they vary; the longest is `settings.seq_len`.
+        empty_cache_steps: the cache is emptied every so many steps (`torch_empty_cache_steps`); 0 for never.
     """
 
     spec: ModelSpec
@@ -42,6 +44,8 @@ class Request:
     gpu: Gpu | None = None
     capacity_bytes: int | None = None
     expandable_segments: bool = False
+    batch_lengths: tuple[int, ...] = ()
+    empty_cache_steps: int = 0
 
     def to_json(self) -> dict[str, object]:
         """Every option as it was used, defaults included."""
@@ -66,6 +70,8 @@ class Request:
             "data_parallel": self.sharding.data_parallel,
             "zero_stage": self.sharding.zero_stage,
             "expandable_segments": self.expandable_segments,
+            "batch_lengths": list(self.batch_lengths) or None,
+            "empty_cache_steps": self.empty_cache_steps,
             "gpu": self.gpu.id if self.gpu else None,
         }
 

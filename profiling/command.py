@@ -81,6 +81,8 @@ def subject_of(asked: Asked, peft_config: Path | None, task: str) -> Subject:
         gradient_accumulation_steps=min(asked.gradient_accumulation_steps, 2),
         task=task,
         expandable_segments=asked.expandable_segments,
+        batch_lengths=asked.batch_lengths,
+        empty_cache_steps=asked.empty_cache_steps,
     )
 
 

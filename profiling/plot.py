@@ -97,8 +97,8 @@ def _picture(traced: Traced, measured: snapshots.Measured | None, kind: str) -> 
     from matplotlib.figure import Figure
 
     timeline = traced.step.timeline
-    start, _ = timeline.last("forward")
-    _, stop = timeline.last("optimizer_step")
+    start, _ = timeline.shown["forward"]
+    _, stop = timeline.shown["optimizer_step"]
     moments, series = levels(timeline, start, stop)
     figure = Figure(figsize=(11, 7 if measured else 5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -109,7 +109,7 @@ def _picture(traced: Traced, measured: snapshots.Measured | None, kind: str) -> 
     scaled = [[value / GIB for value in values] for _, values in shown]
     axis.stackplot(moments, *scaled, labels=[name.replace("_", " ") for name, _ in shown], colors=colours, step="post")
     for name in ("forward", "backward", "optimizer_step"):
-        first, last = timeline.last(name)
+        first, last = timeline.shown[name]
         axis.axvline(first, color="black", linewidth=0.6)
         axis.text((first + last) / 2, 1.01, name.replace("_", " "), transform=axis.get_xaxis_transform(), ha="center", fontsize=8)
     axis.set_ylabel("live GiB")

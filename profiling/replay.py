@@ -42,15 +42,16 @@ def replay(
         timeline: from the weights on, so that what is there before the steps is placed too.
         compute_capability: of the card, which decides the workspaces.
         expandable_segments: the allocator's setting of that name.
-        empty_cache_steps: the cache is emptied after every so many steps (`torch_empty_cache_steps` of the Trainer); 0 for never.
+        empty_cache_steps: the cache is emptied before the backward of every so many steps, from the first on
+            (`torch_empty_cache_steps` of the Trainer); 0 for never.
     """
     allocator = CachingAllocator(expandable_segments)
     blocks: dict[int, Block] = {}
     events: list[tuple[str, Allocation | None, int, int]] = []
     threads: set[str] = set()
     workspace = workspace_bytes(compute_capability)
-    ends = [start for name, start, _ in timeline.spans if name == "end"]
-    emptied = set(ends[empty_cache_steps - 1 :: empty_cache_steps]) if empty_cache_steps else set()
+    starts = [start for name, start, _ in timeline.spans if name == "backward"]
+    emptied = set(starts[::empty_cache_steps]) if empty_cache_steps else set()
     live = highest = 0
     for index, (born, allocation) in enumerate(timeline.log):
         if index in emptied:

@@ -147,7 +147,7 @@ def trace_step(
             tracker.watch(batch.values(), op="batch", category=0)
             run_step(built, settings, phase, autocast.region if autocast else nullcontext, accumulation, kept, chosen)
     timeline = Timeline.of(tracker)
-    return StepTrace({name: timeline.peak(*timeline.last(name)) for name in STEP_PHASES}, timeline)
+    return StepTrace({name: timeline.peak(*timeline.shown[name]) for name in STEP_PHASES}, timeline)
 
 
 def _vocabulary(model: Any) -> int:

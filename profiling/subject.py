@@ -30,6 +30,8 @@ class Subject:
         gradient_accumulation_steps: micro-batches of an update.
         task: one of TASKS, or "" for what the config's `architectures` say.
         expandable_segments: the allocator's setting of that name.
+        batch_lengths: lengths of one batch after the other, where they vary; the longest is `settings.seq_len`.
+        empty_cache_steps: as in the planner's request.
     """
 
     id: str
@@ -41,6 +43,8 @@ class Subject:
     gradient_accumulation_steps: int = 1
     task: str = ""
     expandable_segments: bool = False
+    batch_lengths: tuple[int, ...] = ()
+    empty_cache_steps: int = 0
 
     def __post_init__(self) -> None:
         """Raise InputError for a task that is not known or a method that cannot be combined with a PEFT config."""
@@ -79,5 +83,7 @@ class Subject:
             "data_parallel": 1,
             "zero_stage": 0,
             "expandable_segments": self.expandable_segments,
+            "batch_lengths": list(self.batch_lengths) or None,
+            "empty_cache_steps": self.empty_cache_steps,
             "task": self.task or None,
         }

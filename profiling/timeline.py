@@ -1,6 +1,6 @@
 """Live bytes over a tracked step: by category and phase, what stands at the peak, and who asked for it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tuneplan.planner.graph.tensor import CATEGORIES
@@ -43,24 +43,31 @@ class Timeline:
     Attributes:
         log: births (True) and deaths (False), in order.
         spans: phases as (name, first index, index behind the last), in order; a name comes again with every step.
+        shown: the spans by name of the step that is reported: of all but the first (when optimizer states are made) the one with
+            most live bytes, the last of equal ones; and "load".
     """
 
     log: Sequence[tuple[bool, Allocation]] = field(repr=False)
     spans: Sequence[tuple[str, int, int]]
+    shown: Mapping[str, tuple[int, int]]
 
     @classmethod
     def of(cls, tracker: StorageTracker) -> "Timeline":
         """The record of a tracker so far."""
-        starts = [*tracker.phases, ("end", len(tracker.log))]
+        log = tuple(tracker.log)
+        starts = [*tracker.phases, ("end", len(log))]
         spans = [(name, start, starts[i + 1][1]) for i, (name, start) in enumerate(starts[:-1])]
-        return cls(tuple(tracker.log), spans)
-
-    def last(self, name: str) -> tuple[int, int]:
-        """The last span of a phase: first index and index behind the last. Raises KeyError for a phase that never was."""
-        for phase, start, stop in reversed(self.spans):
-            if phase == name:
-                return start, stop
-        raise KeyError(name)
+        steps: list[dict[str, tuple[int, int]]] = [{}]
+        for name, start, stop in spans:
+            if name == "end":
+                steps.append({})
+            else:
+                steps[-1][name] = (start, stop)
+        load = steps[0].pop("load", (0, 0))
+        done = [step for step in steps if step]
+        live = list(cls(log, spans, {}).live())
+        shown = max(reversed(done[1:] or done), key=lambda step: _highest(live, step), default={})
+        return cls(log, spans, {**shown, "load": load})
 
     def live(self) -> Iterator[int]:
         """Live bytes after each entry of the log."""
@@ -99,6 +106,10 @@ class Timeline:
             else:
                 del live[id(allocation)]
         return list(live.values())
+
+
+def _highest(live: Sequence[int], step: Mapping[str, tuple[int, int]]) -> int:
+    return max((max(live[start:stop], default=0) for start, stop in step.values()), default=0)
 
 
 def holders(allocations: Sequence[Allocation]) -> list[Holder]:

@@ -101,7 +101,7 @@ class Traced:
 
     def holders(self, phase: str = "") -> list[Holder]:
         """What is live at the peak of a phase (of the highest one by default), by the place that asked for it."""
-        start, stop = self.step.timeline.last(phase or self.step.peak_phase)
+        start, stop = self.step.timeline.shown[phase or self.step.peak_phase]
         return holders(self.step.timeline.at_peak(start, stop))
 
     def to_json(self) -> dict[str, Any]:
@@ -177,7 +177,8 @@ def trace(subject: Subject, compute_capability: tuple[int, int] | None = None, v
         extended = (FEW, MORE)
     reserved = None
     if not extended:
-        reserved = replay(run.step.timeline, attention.card.compute_capability, subject.expandable_segments)
+        capability = attention.card.compute_capability
+        reserved = replay(run.step.timeline, capability, subject.expandable_segments, subject.empty_cache_steps)
     quantized = any(part.label == "quantized_base" for part in subject.method.parts)
     runtime = runtime_bytes(vendor, compute_capability, 1, quantized)
     seconds = time.perf_counter() - start
@@ -201,10 +202,16 @@ def _run(subject: Subject, device: str) -> _Run:
     try:
         built = build(subject, implementation, device)
         counts = count(built.model)
-        step = trace_step(built, subject.settings, accumulation=subject.gradient_accumulation_steps)
+        steps = subject.gradient_accumulation_steps
+        step = trace_step(built, subject.settings, accumulation=steps, batches=_batches(subject, built.batch))
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError) as error:
         raise _CannotRunError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
     return _Run(counts, step, built.notes)
+
+
+def _batches(subject: Subject, longest: Mapping[str, torch.Tensor]) -> list[Mapping[str, torch.Tensor]]:
+    """Batches of the asked lengths, cut from the longest; none where lengths do not vary."""
+    return [{k: v[:, :n].clone() if v.dim() > 1 else v for k, v in longest.items()} for n in subject.batch_lengths]
 
 
 def count(model: torch.nn.Module) -> Counts:
@@ -222,7 +229,7 @@ def count(model: torch.nn.Module) -> Counts:
 
 
 def _loaded(step: StepTrace) -> PhasePeak:
-    return replace(step.timeline.peak(*step.timeline.last("load")), op="weights")
+    return replace(step.timeline.peak(*step.timeline.shown["load"]), op="weights")
 
 
 def _extended(subject: Subject, error: Exception) -> tuple[_Run, dict[str, PhasePeak]]:

@@ -99,7 +99,7 @@ def _estimated_modules(estimate: Estimate) -> dict[str, int]:
 def _traced_modules(traced: Traced) -> dict[str, int]:
     """The same of the real code: what the forward made and the backward's first moment still holds."""
     timeline = traced.step.timeline
-    start, stop = timeline.last("forward")
+    start, stop = timeline.shown["forward"]
     live = {id(a): a for born, a in timeline.log[start:stop] if born}
     for born, a in timeline.log[start:stop]:
         if not born:

@@ -31,6 +31,7 @@ from tuneplan.planner.training.sharding import Sharding
 from tuneplan.planner.units import parse_bytes
 
 MOST_STEPS = 2**20
+MOST_BATCHES = 64
 
 request_options = stack(
     model_option,
@@ -63,6 +64,10 @@ request_options = stack(
     click.option("--data-parallel", type=int, default=1, show_default=True, help="GPUs, each with its own micro-batch."),
     click.option("--zero-stage", type=int, default=0, show_default=True, help="What they split: 0 nothing ... 3 weights too."),
     click.option("--expandable-segments", is_flag=True, help="PYTORCH_ALLOC_CONF=expandable_segments:True."),
+    click.option(
+        "--batch-lengths", default="", metavar="N,N,...", help="Lengths of one batch after the other, instead of --seq-len."
+    ),
+    click.option("--empty-cache-steps", type=int, default=0, help="Empty the cache every so many steps; 0 for never."),
     click.option("--gpu", "gpu_name", default=None, metavar="G", help="GPU or instance: gives time, and whether it fits."),
     click.option("--gpu-memory", default=None, metavar="SIZE", help="Memory of a card that is not known, such as 24GiB."),
     margin_options,
@@ -86,6 +91,8 @@ class Asked:
     gpu: Gpu | None
     capacity_bytes: int | None
     expandable_segments: bool
+    batch_lengths: tuple[int, ...]
+    empty_cache_steps: int
 
     def request(self) -> Request:
         """The planner's request. Raises InputError for a config that the planner cannot read."""
@@ -99,6 +106,8 @@ class Asked:
             gpu=self.gpu,
             capacity_bytes=self.capacity_bytes,
             expandable_segments=self.expandable_segments,
+            batch_lengths=self.batch_lengths,
+            empty_cache_steps=self.empty_cache_steps,
         )
 
 
@@ -111,8 +120,15 @@ def asked(given: dict[str, Any]) -> Asked:
     checkpointing = "off"
     if given["gradient_checkpointing"] or given["reentrant"]:
         checkpointing = "reentrant" if given["reentrant"] else "non-reentrant"
+    lengths = batch_lengths(given["batch_lengths"])
+    if given["empty_cache_steps"] < 0:
+        raise InputError(
+            f"empty-cache-steps {given['empty_cache_steps']} is not a number of steps; use 1 or more, or 0 for never"
+        )
+    step = Step(**{name: given[name] for name in Step.__slots__}).settings()
     settings = replace(
-        Step(**{name: given[name] for name in Step.__slots__}).settings(),
+        step,
+        seq_len=max(lengths, default=step.seq_len),
         micro_batch_size=given["micro_batch_size"],
         dtype=given["dtype"],
         precision=given["precision"],
@@ -145,7 +161,25 @@ def asked(given: dict[str, Any]) -> Asked:
         gpu=_card(target),
         capacity_bytes=None if memory is None else usable_bytes(memory, margin),
         expandable_segments=given["expandable_segments"],
+        batch_lengths=lengths,
+        empty_cache_steps=given["empty_cache_steps"],
     )
+
+
+def batch_lengths(text: str) -> tuple[int, ...]:
+    """The lengths of `--batch-lengths`. Raises InputError for what is no list of at most MOST_BATCHES lengths."""
+    if not text:
+        return ()
+    pieces = text.split(",")
+    if len(pieces) > MOST_BATCHES:
+        raise InputError(f"batch-lengths names {len(pieces)} batches; {MOST_BATCHES} are the most that are replayed")
+    try:
+        lengths = tuple(int(piece) for piece in pieces)
+    except ValueError:
+        raise InputError(f"batch-lengths {text[:60]!r} is not a list of lengths; write such as 512,2048,1024") from None
+    if min(lengths) < 2:
+        raise InputError(f"batch-lengths holds {min(lengths)}, which is no length to train on; use 2 or more tokens")
+    return lengths
 
 
 def _target(name: str | None) -> Target | None:

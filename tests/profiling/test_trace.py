@@ -96,6 +96,20 @@ def test_reserved_memory_agrees_with_the_planners_replay() -> None:
     assert real.reserved_bytes >= real.peak.peak_bytes
 
 
+@pytest.mark.parametrize("how", [{}, {"expandable_segments": True}, {"empty_cache_steps": 1}])
+def test_lengths_that_vary(how: dict[str, Any]) -> None:
+    """Batches of five lengths: the allocated peak is the longest one's, and both replays reserve the same within 3 %."""
+    lengths = (100, 180, 128, 90, 170)
+    settings = replace(STEP, seq_len=max(lengths))
+    spec = read_spec("small", ConfigReader(small(), "small"))
+    request = Request(spec, parse("full"), settings, OPTIMIZERS["adamw"], batch_lengths=lengths, **how)
+    planned = estimate(request, advice=False)
+    real = traced("full", settings=settings, batch_lengths=lengths, **how)
+
+    assert planned.allocated_bytes == pytest.approx(real.peak.peak_bytes, rel=0.001)
+    assert planned.reserved_bytes == pytest.approx(real.reserved_bytes, rel=0.03)
+
+
 def test_peft_configuration_instead_of_a_method() -> None:
     """An adapter_config.json gives the step of the part that it describes."""
     own = traced("lora(r=8,target_modules=q_proj,v_proj,lora_alpha=8)")
