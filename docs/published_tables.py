@@ -3,8 +3,7 @@
     PYTHONPATH=src python docs/published_tables.py             a few seconds
     PYTHONPATH=src python docs/published_tables.py evidence    writes planner/reserved_errors.csv, which intervals rest on
 
-Most published rows are not part of the repository: tests/planner/test_replay.py and tests/planner/timing/test_published.py
-name the files they read, and docs/accuracy.md the public sources. Configurations are those of the tests.
+The published rows are in tests/golden/published, each with its source. Configurations are those of the tests.
 """
 
 import csv
@@ -36,6 +35,7 @@ def module(name: str) -> ModuleType:
 
 memory = module("test_replay")
 inline = module("test_published")
+steps = module("test_published_phases")
 timing = module("timing/test_published")
 
 
@@ -107,6 +107,21 @@ def rtx_4080() -> None:
     print(spread("reserved", reserved) + "\n")
 
 
+def phases() -> None:
+    """Phases of the first step against an RTX 4080."""
+    rows, errors = [], []
+    for r in steps.rows():
+        found = steps.first_step(r)
+        cells = []
+        for column, estimated in found.items():
+            errors.append(percent(estimated / GIB, float(r[column])))
+            cells.append(f"{estimated / GIB:.3f} / {float(r[column]):.3f} ({errors[-1]:+.1f} %)")
+        rows.append((r["model_id"].split("/")[1], r["method"], f"{r['micro_batch_size']} x {r['seq_len']}", *cells))
+    names = ("loaded", "after forward", "highest in forward", "highest in backward", "after the update")
+    show(("model", "method", "batch", *names), rows)
+    print(spread("phases", errors) + "\n")
+
+
 def a100() -> None:
     """The ledger against allocated peaks on A100s (fms-acceleration)."""
     rows, errors = [], []
@@ -156,14 +171,12 @@ def step_times() -> None:
 
 
 def main() -> None:
-    """All tables; without the published files only the one whose rows are in a test."""
-    if not memory.MEASURED.exists():
-        l40s()
-        sys.exit(f"the other tables need the published rows: {memory.MEASURED.name} and those beside it are not here")
+    """All tables, or the rows that intervals rest on."""
     if "evidence" in sys.argv[1:]:
         evidence()
         return
     rtx_4080()
+    phases()
     a100()
     l40s()
     step_times()
