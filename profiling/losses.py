@@ -65,4 +65,20 @@ def liger(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return loss
 
 
-LOSSES = {"eager": None, "chunked": chunked, "liger": liger}
+def shifted(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The model's own forward with the loss of transformers 4.48."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal.loss_function = _shifted_cross_entropy
+    loss: torch.Tensor = model(input_ids=ids, labels=labels).loss
+    return loss
+
+
+def _shifted_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, **_: object) -> torch.Tensor:
+    """fp32 logits, copied without the last token."""
+    logits = logits.float()
+    short = logits[..., :-1, :].contiguous()
+    target = labels[..., 1:].contiguous()
+    return nn.functional.cross_entropy(short.view(-1, short.shape[-1]), target.view(-1))
+
+
+LOSSES = {"eager": None, "shifted": shifted, "chunked": chunked, "liger": liger}

@@ -20,6 +20,7 @@ from tuneplan.planner.uncertainty import interval
 from tuneplan.planner.units import GIB
 from tuneplan.profiling import attention
 from tuneplan.profiling.build import DTYPES, build, task_of, transformers_model
+from tuneplan.profiling.losses import LOSSES
 from tuneplan.profiling.replay import Reserved, replay
 from tuneplan.profiling.step import STEP_PHASES, StepTrace, trace_step
 from tuneplan.profiling.subject import Subject
@@ -165,6 +166,8 @@ def trace(subject: Subject, compute_capability: tuple[int, int] | None = None, v
     """
     if subject.settings.loss != "eager" and subject.task not in ("", "causal-lm"):
         raise InputError(f"loss {subject.settings.loss} is for causal language models; use loss eager for task {subject.task}")
+    if subject.settings.loss not in LOSSES:
+        raise InputError(f"loss {subject.settings.loss} is code of an older transformers and cannot be traced; use loss shifted")
     start = time.perf_counter()
     attention.register()
     attention.card.compute_capability = compute_capability or subject.settings.compute_capability

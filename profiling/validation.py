@@ -123,7 +123,7 @@ def small_cases() -> list[Case]:
         cases += [Case("llama", method, attention=a, gradient_checkpointing="off") for a in ("eager", "flash")]
         cases += [Case("llama", method, gradient_checkpointing="reentrant")]
         cases += [Case("llama", method, 1, 64), Case("llama", method, 4, 512), Case("qwen2", method, 3, 100)]
-        cases += [Case("llama", method, loss=loss) for loss in ("liger", "chunked")]
+        cases += [Case("llama", method, loss=loss) for loss in ("shifted", "liger", "chunked")]
         cases += [Case("llama", method, precision="autocast", dtype=dtype) for dtype in ("fp32", "bf16")]
     cases += [Case("llama", method, dtype="fp32") for method in ("full", "lora")]
     cases += [Case("llama", "full", precision="master-weights", seq_len=64)]

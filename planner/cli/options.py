@@ -50,7 +50,13 @@ lora_options = stack(
 step_options = stack(
     click.option("--seq-len", type=int, default=2048, show_default=True, help="Tokens of a sequence."),
     click.option("--attention", default="sdpa", show_default=True, metavar="eager|sdpa|flash", help="Attention implementation."),
-    click.option("--loss", default="eager", show_default=True, metavar="eager|liger|chunked", help="Loss implementation."),
+    click.option(
+        "--loss",
+        default="eager",
+        show_default=True,
+        metavar="eager|liger|chunked|...",
+        help="Loss; shifted, shifted_fp32: transformers 4.",
+    ),
     click.option("--attention-dropout", type=float, default=None, help="Overrides the model's own attention dropout."),
     click.option("--padded", is_flag=True, help="Sequences are padded, so attention gets a mask."),
     click.option("--keep-outputs", is_flag=True, help="Your loop keeps the model's outputs alive (outputs = model(...))."),

@@ -116,4 +116,30 @@ def _next_power_of_two(value: Size) -> Size:
     return power
 
 
-LOSSES = {"eager": eager, "liger": liger, "chunked": chunked}
+def shifted(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, divide: bool, fp32_outputs: bool = False) -> Tensor:
+    """The loss of older transformers: the fp32 logits are copied once more, without the last token, before cross-entropy.
+
+    Mirrors `ForCausalLMLoss` of transformers 4.48 loss/loss_utils.py; newer versions shift the labels instead. `fp32_outputs`: the
+    model's code itself casts the logits, so that its output holds those in fp32 and the others are gone.
+    """
+    tape.category = LOGITS
+    logits = linear(tape, hidden, weight, bias)
+    if divide:
+        logits = pw.scale(tape, logits, "logits_scaling")
+    wide = pw.cast(tape, logits, "fp32")
+    batch, length, vocabulary = wide.shape
+    short = pw.copy(tape, pw.narrow(tape, wide, (batch, length - 1, vocabulary)), "shift_logits")
+    labels = tape.fresh((batch, length - 1), "int64", False)
+    tape.record("shift_labels", (), labels)
+    loss = _cross_entropy(tape, short, labels)
+    tape.outputs.append(wide.storage if fp32_outputs else logits.storage)
+    tape.hold(wide, short, hidden)
+    return loss
+
+
+def shifted_fp32(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, divide: bool) -> Tensor:
+    """As `shifted`, with the loss written out in the model's code, as in transformers 4.45 and before."""
+    return shifted(tape, hidden, weight, bias, divide, fp32_outputs=True)
+
+
+LOSSES = {"eager": eager, "shifted": shifted, "shifted_fp32": shifted_fp32, "liger": liger, "chunked": chunked}

@@ -40,7 +40,7 @@ CONSUMER_CEILING = Constant(
     "assumed, raised from 0.80 after fsdp_qlora's RTX 4090 rows were seen (still 13 to 18 % too slow): GeForce peaks"
     " are stated at a boost clock that cards exceed. So the RTX rows do not judge it independently",
 )
-MATMUL_SHARE = Constant(0.90, f"share of that ceiling which a model's own shapes reach; {_FMS}")
+MATMUL_SHARE = Constant(0.87, f"share of that ceiling which a model's own shapes reach; {_FMS}")
 MATMUL_START_SECONDS = Constant(4e-6, "assumed: prologue, last partial wave and tail of a matrix product")
 ATTENTION = Constant(0.55, "Dao 2023, FlashAttention-2, figures 5 and 6: 50 to 73 % of an A100's peak, less with a causal mask")
 ATTENTION_HOPPER = Constant(0.35, "Dao 2023, FlashAttention-2 on H100, figure 7: 335 of 989 TFLOP/s")

@@ -32,10 +32,10 @@ def test_names_and_shapes_are_those_of_transformers(entry: CatalogEntry) -> None
     """Each weight of the state dict, layer by layer, has the name and the shape of transformers' own."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from tuneplan.profiling.step import meta_model
+    from tuneplan.profiling.build import transformers_model
 
     config: dict[str, Any] = json.loads(entry.config_path.read_text(encoding="utf-8"))
-    model = meta_model(config, "eager", torch.bfloat16)
+    model = transformers_model(config, "causal-lm", "eager", torch.bfloat16, "meta")
     ours: dict[str, tuple[int, ...]] = {}
     for parameter in network_of(entry.id).parameters:
         if "*" in parameter.name:

@@ -87,7 +87,7 @@ def fms_runs() -> Iterator[tuple[dict[str, str], tuple[Part, ...], Settings, int
     """A100-80GB SXM, 4096 packed tokens, FlashAttention-2, reentrant checkpointing (the default of transformers 4.48).
 
     Only plain transformers: no fused kernels (foak, liger). `accelerated-peft-bnb` is bitsandbytes without the cast of
-    norms and embeddings to fp32. Rows with trainer_bf16 run under autocast, so their adapters multiply in bf16.
+    norms and embeddings to fp32. Rows with trainer_bf16 run under autocast. The loss is that of the row's transformers.
 
     Yields:
         The row as published, the method's parts, the settings, and the number of cards.
@@ -101,12 +101,18 @@ def fms_runs() -> Iterator[tuple[dict[str, str], tuple[Part, ...], Settings, int
             r=16,
             target_modules=("q_proj", "k_proj", "v_proj", "o_proj"),
             lora_dropout=float(r["lora_dropout"] or 0),
-            autocast_adapter_dtype=not r["trainer_bf16"],
         )
         base = QuantizedBase(double_quant=True, prepare_kbit=r["framework_config"] == "baseline-peft-bnb")
         parts: dict[str, tuple[Part, ...]] = {"full": (Full(),), "lora": (lora,), "qlora-nf4": (base, lora)}
         batch = int(r["per_device_train_batch_size"])
-        settings = Settings(micro_batch_size=batch, seq_len=4096, attention="flash", gradient_checkpointing="reentrant")
+        settings = Settings(
+            micro_batch_size=batch,
+            seq_len=4096,
+            attention="flash",
+            gradient_checkpointing="reentrant",
+            precision="autocast" if r["trainer_bf16"] else "pure",
+            loss="shifted" if "transformers 4.48" in r["software"] else "shifted_fp32",
+        )
         yield r, parts[r["method"]], settings, int(r["num_gpus"])
 
 
