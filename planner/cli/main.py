@@ -14,6 +14,7 @@ COMMANDS = {
     "models": "The models that are known by name.",
     "gpus": "The GPUs and instances that are known by name.",
     "methods": "The fine-tuning methods.",
+    "serve-memory": "Serving: KV cache, adapters, requests that fit, speed and cost.",
     "explain": "Any figure: its formula, its numbers and its source.",
 }
 
@@ -32,7 +33,8 @@ class LazyGroup(click.Group):
         """Import one command."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"tuneplan.planner.cli.{cmd_name}").command
+        module = import_module(f"tuneplan.planner.cli.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
