@@ -157,7 +157,7 @@ class _Builder:
                 raise InputError(f"{self.name} line {line}: merging with << is refused. Write the values out.")
             if key in result:
                 raise InputError(
-                    f"{self.name} line {line}: {key[:60]!r} was given on line {self.line((*path, key))} already. Remove one of them."
+                    f"{self.name} line {line}: {key[:60]!r} was given on line {self.lines[(*path, key)]} already. Remove one."
                 )
             place = (*path, key)
             self.lines[place] = line

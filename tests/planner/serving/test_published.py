@@ -66,7 +66,7 @@ TOLERANCE = 0.01  # the log prints GiB with two decimals, which is 0.2 % at 2.64
 # What the log does not say, so that the cache cannot be told from the card and the share alone
 NOT_ALLOWED = {
     "1": "a vision tower, whose weights and activations are not in the language model's config",
-    "4": "the printed sum leaves no room for an activation peak (19.50 - 14.25 = 5.25 GiB, 4.30 printed), and the experts' is not modelled",
+    "4": "a mixture of experts, whose activations are not modelled",
     "5": "0.22 GiB of activations: fewer than 256 sequences or a smaller profiling run, which the log does not say",
     "18": "0.74 GiB of activations: a smaller profiling run, which the log does not say",
     "21": "9.37 GiB of activations: an older version that profiled a long batch of prompts",
@@ -108,7 +108,7 @@ def alone(row: dict[str, str]) -> int:
     server = Server(utilisation=float(row["utilisation"]), tensor_parallel=int(row["tensor_parallel"]))
     weights = served.weights(FORMATS[WEIGHTS_FORMAT.get(row["id"], "bf16")], server.tensor_parallel)
     memory = server_memory(None, int(float(row["total_gib"]) * GIB), weights, served.shape, server)
-    return capacity_tokens(memory, served.cache, CACHE_FORMATS[WEIGHTS_FORMAT.get(row["id"], "bf16")], server)
+    return capacity_tokens(memory, served.cache, CACHE_FORMATS["bf16"], server)
 
 
 def printed_tokens(row: dict[str, str]) -> int:
