@@ -155,18 +155,17 @@ class _Builder:
             key = key_node.value
             if key == "<<":
                 raise InputError(f"{self.name} line {line}: merging with << is refused. Write the values out.")
-            if key in result:
-                raise InputError(
-                    f"{self.name} line {line}: {key[:60]!r} was given on line {self.lines[(*path, key)]} already. Remove one."
-                )
             place = (*path, key)
+            if key in result:
+                first = self.lines[place]
+                raise InputError(f"{self.name} line {line}: {key[:60]!r} was given on line {first} already. Remove one of them.")
             self.lines[place] = line
             result[key] = self.value(value_node, place, depth + 1)
         return result
 
     def _scalar(self, node: Any) -> Any:
         text: str = node.value
-        if node.style is not None:
+        if node.style:  # None or "" where it is plain
             return text
         plain = text.lower()
         if plain in _CONSTANTS:

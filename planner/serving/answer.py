@@ -230,7 +230,7 @@ def _warnings(request: ServeRequest, memory: ServerMemory, reason: str, price: P
             f"context and CUDA graphs lie outside the server's share and are {format_gib(over)} more than it leaves on the card; "
             "lower --utilisation or use --no-cuda-graphs"
         )
-    if any(layer.window for layer in request.model.cache.layers):
+    if request.model.cache.windowed:
         found.append(
             "kv_tokens counts every layer as keeping every token; requests are counted with windows that free what lies behind "
             "them, which needs a server that does so (vLLM's hybrid KV cache manager)"

@@ -1,5 +1,7 @@
 """The KV cache: what each layer of a model keeps for each token or each sequence, and what a server's blocks make of it."""
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tuneplan.planner.errors import InputError, UnknownNameError
@@ -77,16 +79,26 @@ class KvCache:
     """The cache of a model: its layers, and what was noted while reading them.
 
     Attributes:
-        layers: in their order; layers that keep nothing are absent.
+        groups: each distinct layer, and how many there are; layers that keep nothing are absent.
         notes: what the reader had to assume.
     """
 
-    layers: tuple[KvLayer, ...]
+    groups: tuple[tuple[KvLayer, int], ...]
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, layers: Iterable[KvLayer], notes: tuple[str, ...] = ()) -> "KvCache":
+        """From layers in their order."""
+        return cls(tuple(Counter(layer for layer in layers if layer.kind != "none").items()), notes)
+
+    @property
+    def windowed(self) -> bool:
+        """Whether some layers forget what lies behind a window."""
+        return any(layer.window for layer, _ in self.groups)
 
     def check_heads(self, tensor_parallel: int) -> None:
         """Raise InputError where heads can neither be split nor repeated evenly over so many GPUs."""
-        for layer in self.layers:
+        for layer, _ in self.groups:
             more, fewer = max(layer.heads, tensor_parallel), min(layer.heads, tensor_parallel)
             if layer.heads > 1 and more % fewer:
                 raise InputError(
@@ -96,7 +108,7 @@ class KvCache:
 
     def bytes_per_token(self, format: CacheFormat, tensor_parallel: int = 1, alignment: int = 1) -> int:
         """Bytes that one more token takes on one GPU while no window is full."""
-        return sum(layer.token_bytes(format, tensor_parallel, alignment) for layer in self.layers)
+        return sum(count * layer.token_bytes(format, tensor_parallel, alignment) for layer, count in self.groups)
 
     def sequence_bytes(
         self,
@@ -114,24 +126,24 @@ class KvCache:
         Not counted: sharing of common prefixes, which needs less; padding between groups of layers, which needs more.
         """
         total = 0
-        for layer in self.layers:
+        for layer, count in self.groups:
             blocks = -(-tokens // block)
             if layer.window:
                 blocks = min(blocks, -(-(layer.window - 1) // block) + 1)
-            total += blocks * block * layer.token_bytes(format, tensor_parallel, alignment)
-            total += -(-layer.state_bytes // tensor_parallel)
+            total += count * blocks * block * layer.token_bytes(format, tensor_parallel, alignment)
+            total += count * -(-layer.state_bytes // tensor_parallel)
         return total
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of all states of one sequence, on one GPU."""
-        return sum(layer.state_bytes for layer in self.layers)
+        """Bytes of all states of one sequence, over all GPUs."""
+        return sum(count * layer.state_bytes for layer, count in self.groups)
 
     def summary(self) -> dict[str, int]:
         """Number of layers of each kind."""
         kinds: dict[str, int] = {}
-        for layer in self.layers:
-            kinds[layer.kind] = kinds.get(layer.kind, 0) + 1
+        for layer, count in self.groups:
+            kinds[layer.kind] = kinds.get(layer.kind, 0) + count
         return kinds
 
 

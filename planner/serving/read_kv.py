@@ -44,7 +44,7 @@ def read_kv(config: ConfigReader) -> KvCache:
         notes.append("sparse_attention_config: keys and values of all tokens are counted, the index of the selection is not")
     shared = config.integer("num_kv_shared_layers", 0, minimum=0, maximum=MOST_LAYERS)
     layers = _layers(config, model_type)
-    return KvCache(tuple(layer for layer in layers[: len(layers) - shared] if layer.kind != "none"), tuple(notes))
+    return KvCache.of(layers[: len(layers) - shared], tuple(notes))
 
 
 def language_part(config: ConfigReader) -> ConfigReader:

@@ -1,0 +1,181 @@
+"""Which workload goes to which machine: an integer program, solved by HiGHS (Huangfu and Hall 2018) through SciPy.
+
+Variables: y[w, m] = 1 where workload w is on machine m, and n[m, g] machines of type m in group of months g. Replicas and
+runs take 1, 2, 4 ... cards, each size dividing the next, so so many machines suffice exactly when for every size s
+
+    sum over sizes t >= s of (t / s) slots_t  <=  n floor(cards / s)
+
+(first fit decreasing is then optimal: Coffman, Garey and Johnson 1987, Bin packing with divisible item sizes). Rented
+machines for training are paid for the hours of a run and need no n. Each group of months counts with its least demand, and
+shares of a month are not rounded up, so the bound of the program is a lower bound of any plan's cost.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuneplan.planner.capacity.demand import Demand, Need, busy_gpu_hours, factor, slots
+from tuneplan.planner.capacity.machines import FIXED, MachineType
+from tuneplan.planner.capacity.schema import Training, Workloads
+from tuneplan.planner.errors import InputError
+
+MOST_GROUPS = 4
+GAP = 0.005
+"""Relative gap at which the solver stops."""
+MOST_SECONDS = 30.0
+"""Time after which it stops with the best plan found; the gap is then reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A machine for every workload that some machine of the option can take.
+
+    Attributes:
+        machine: position in the market by position of the workload.
+        lower_bound: dollars that no plan of the option can go below; None where the solver gave none.
+    """
+
+    machine: dict[int, int]
+    lower_bound: float | None
+
+
+def groups(workloads: Workloads, demands: Sequence[Demand]) -> list[list[int]]:
+    """Months in a few groups of neighbours; one group where nothing changes."""
+    months = list(range(1, workloads.horizon + 1))
+    shapes = {tuple(factor(workloads, demand.workload, month) for demand in demands) for month in months}
+    count = min(MOST_GROUPS, len(shapes), len(months))
+    size = -(-len(months) // count)
+    return [months[i : i + size] for i in range(0, len(months), size)]
+
+
+def training_rent(demand: Demand, need: Need, machine: MachineType, amount: float) -> float:
+    """Dollars of a month for runs that rent their machine by the hour."""
+    assert isinstance(demand.workload, Training)
+    return demand.workload.runs * amount * need.hours * machine.usd_per_hour
+
+
+def rents_by_the_hour(demand: Demand, machine: MachineType) -> bool:
+    """Whether a workload rents a machine of its own for the hours it runs."""
+    return demand.kind == "training" and machine.kind not in FIXED
+
+
+def assign(
+    workloads: Workloads, demands: Sequence[Demand], machines: Sequence[MachineType], allowed: set[int]
+) -> Assignment | None:
+    """The cheapest assignment within the gap; None where limits on the number of machines leave no plan.
+
+    Args:
+        workloads: the file.
+        demands: of all workloads.
+        machines: the market.
+        allowed: positions of machines that the option may use.
+
+    Raises:
+        InputError: SciPy is not installed.
+    """
+    try:
+        import numpy as np
+        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.sparse import csr_array
+    except ImportError:
+        raise InputError("plan capacity needs SciPy's solver; install the extra: pip install 'tuneplan[capacity]'") from None
+    program = _Program(workloads, demands, machines, allowed)
+    if not program.pairs:
+        return Assignment({}, 0.0)
+    shape = (len(program.low), len(program.cost))
+    matrix = csr_array((program.values, (program.rows, program.columns)), shape=shape)
+    bounds = Bounds(np.zeros(len(program.cost)), np.array(program.upper))
+    result: Any = milp(
+        np.array(program.cost),
+        integrality=np.ones(len(program.cost)),
+        bounds=bounds,
+        constraints=LinearConstraint(matrix, np.array(program.low), np.array(program.high)),
+        options={"mip_rel_gap": GAP, "time_limit": MOST_SECONDS},
+    )
+    if result.x is None:
+        return None
+    best: dict[int, tuple[float, int]] = {}
+    for column, (workload, machine) in enumerate(program.pairs):
+        taken = float(result.x[column])
+        best[workload] = max(best.get(workload, (0.0, machine)), (taken, machine))
+    bound = getattr(result, "mip_dual_bound", None)
+    return Assignment({workload: machine for workload, (_, machine) in best.items()}, None if bound is None else float(bound))
+
+
+class _Program:
+    """The program in coordinates: cost, bounds, and rows of coefficients."""
+
+    def __init__(
+        self, workloads: Workloads, demands: Sequence[Demand], machines: Sequence[MachineType], allowed: set[int]
+    ) -> None:
+        self.rows: list[int] = []
+        self.columns: list[int] = []
+        self.values: list[float] = []
+        self.low: list[float] = []
+        self.high: list[float] = []
+        self.cost: list[float] = []
+        self.upper: list[float] = []
+        self.pairs = [(w, m) for w, demand in enumerate(demands) for m in demand.needs if m in allowed]
+        self._workloads, self._demands, self._machines = workloads, demands, machines
+        self._groups = groups(workloads, demands)
+        self._assign_each()
+        self._provide_machines(sorted(allowed))
+
+    def _row(self, terms: Sequence[tuple[int, float]], low: float, high: float) -> None:
+        row = len(self.low)
+        for column, value in terms:
+            self.rows.append(row)
+            self.columns.append(column)
+            self.values.append(value)
+        self.low.append(low)
+        self.high.append(high)
+
+    def _assign_each(self) -> None:
+        """One machine for each workload; the cost of runs rented by the hour, and of power where cards are one's own."""
+        by_workload: dict[int, list[tuple[int, float]]] = {}
+        for column, (w, m) in enumerate(self.pairs):
+            demand, machine = self._demands[w], self._machines[m]
+            need = demand.needs[m]
+            total = 0.0
+            for month in range(1, self._workloads.horizon + 1):
+                amount = factor(self._workloads, demand.workload, month)
+                total += busy_gpu_hours(demand, need, amount) * machine.busy_gpu_hour
+                if rents_by_the_hour(demand, machine):
+                    total += training_rent(demand, need, machine, amount)
+            self.cost.append(total)
+            self.upper.append(1)
+            by_workload.setdefault(w, []).append((column, 1.0))
+        for terms in by_workload.values():
+            self._row(terms, 1, 1)
+
+    def _provide_machines(self, allowed: Sequence[int]) -> None:
+        """Machines for what is on all the time, by group of months; machines paid for the whole time are not given back."""
+        headroom = self._workloads.max_utilisation
+        for m in allowed:
+            machine = self._machines[m]
+            users = [
+                (column, self._demands[w])
+                for column, (w, on) in enumerate(self.pairs)
+                if on == m and not rents_by_the_hour(self._demands[w], machine)
+            ]
+            if not users:
+                continue
+            sizes = sorted({demand.needs[m].gpus for _, demand in users})
+            previous: int | None = None
+            for group in self._groups:
+                number = len(self.cost)
+                self.cost.append(machine.monthly * len(group))
+                self.upper.append(float("inf") if machine.most is None else machine.most)
+                taken = [
+                    (column, demand.needs[m].gpus, min(self._slots(demand, demand.needs[m], month, headroom) for month in group))
+                    for column, demand in users
+                ]
+                for size in sizes:
+                    terms = [(column, gpus / size * count) for column, gpus, count in taken if gpus >= size and count]
+                    self._row([*terms, (number, -float(machine.gpu_count // size))], -float("inf"), 0.0)
+                if previous is not None and machine.kind in FIXED:
+                    self._row([(number, 1.0), (previous, -1.0)], 0.0, float("inf"))
+                previous = number
+
+    def _slots(self, demand: Demand, need: Need, month: int, headroom: float) -> float:
+        return slots(demand, need, factor(self._workloads, demand.workload, month), headroom)
