@@ -10,6 +10,7 @@ from tuneplan.planner.capacity.machines import BUY, FIXED, MachineType
 from tuneplan.planner.capacity.quantities import HOURS_PER_MONTH
 from tuneplan.planner.capacity.schema import Workloads
 
+MOST_GROWTH = 10.0
 PARTS = ("rent", "reserved", "depreciation", "overhead", "power")
 
 
@@ -190,3 +191,26 @@ def _work(
         month.busy_gpu_hours += busy
         month.usd["power"] += busy * machines[m].busy_gpu_hour * scaling.power
     month.cash += month.total - month.usd["depreciation"]
+
+
+def headroom(
+    workloads: Workloads, demands: Sequence[Demand], machine: dict[int, int], machines: Sequence[MachineType], last: Month
+) -> float | None:
+    """The share by which demand can grow beyond the last month's before its machines are too few; at most nine times.
+
+    None where nothing is on all month. Beyond it, `max_utilisation` is already kept free.
+    """
+    if not last.machines:
+        return None
+
+    def enough(demand: float) -> bool:
+        taken = slots_taken(workloads, demands, machine, machines, last.number, demand)
+        return all(machines_for(sizes, machines[m].gpu_count) <= last.machines.get(m, 0) for m, sizes in taken.items())
+
+    low, high = 1.0, MOST_GROWTH
+    if not enough(low):
+        return 0.0
+    while high - low > 0.005:
+        middle = (low + high) / 2
+        low, high = (middle, high) if enough(middle) else (low, middle)
+    return low - 1

@@ -7,7 +7,7 @@ from datetime import date
 from tuneplan.hardware_profiles.loader import Offer
 from tuneplan.planner.capacity.assign import assign
 from tuneplan.planner.capacity.demand import Demand, demands, slots
-from tuneplan.planner.capacity.fleet import Month, Scaling, project
+from tuneplan.planner.capacity.fleet import Month, Scaling, headroom, project
 from tuneplan.planner.capacity.machines import BUY, KINDS, MIXED, ON_DEMAND, RESERVED, SPOT, MachineType, Market, market
 from tuneplan.planner.capacity.schedule import Schedule, schedule
 from tuneplan.planner.capacity.schema import Workloads
@@ -55,6 +55,8 @@ class Option:
         break_even_month: first month in which the money spent so far is no more than on demand; None if never.
         sensitivities: one for each of TRIALS that changes something.
         unplaced: positions of workloads that no machine of this kind takes.
+        headroom: by how much all demand can still grow before the machines of the last month are too few, as a share;
+            None where all is rented by the hour.
     """
 
     kind: str
@@ -66,6 +68,7 @@ class Option:
     break_even_month: int | None
     sensitivities: tuple[Sensitivity, ...]
     unplaced: tuple[int, ...]
+    headroom: float | None
 
     @property
     def total(self) -> float:
@@ -100,6 +103,20 @@ class CapacityAnswer:
     options: tuple[Option, ...]
     recommended: Option | None
     notes: tuple[str, ...]
+
+    @property
+    def turning_points(self) -> tuple[tuple[str, str, str], ...]:
+        """What would change the recommendation: what moves, which way, and the kind that is then cheapest."""
+        if self.recommended is None:
+            return ()
+        complete = [option for option in self.options if option.complete]
+        found = []
+        for what in TRIALS:
+            for index, way in enumerate((f"-{SWING:.0%}", f"+{SWING:.0%}")):
+                best = min(complete, key=lambda option: _moved(option, what, index))
+                if best is not self.recommended and _moved(best, what, index) < _moved(self.recommended, what, index) - 0.005:
+                    found.append((what, way, best.kind))
+        return tuple(found)
 
     @property
     def unserved(self) -> tuple[Demand, ...]:
@@ -177,6 +194,7 @@ def _option(
         _break_even(months, reference) if kind != ON_DEMAND else None,
         tuple(trials),
         tuple(w for w, demand in enumerate(needs) if demand.needs and w not in found.machine),
+        headroom(workloads, needs, found.machine, machines, months[-1]),
     )
 
 
@@ -210,6 +228,12 @@ def _binding(needs: Sequence[Demand], machine: dict[int, int], machines: Sequenc
     largest = max(users, key=lambda w: (_weight(needs[w], dearest), -w))
     demand = needs[largest]
     return f"{demand.needs[dearest].binding} ({demand.workload.name} on {machines[dearest].label})"
+
+
+def _moved(option: Option, what: str, end: int) -> float:
+    """An option's cost when something moves down (0) or up (1)."""
+    trial = next((s for s in option.sensitivities if s.what == what), None)
+    return option.total if trial is None else (trial.low_usd, trial.high_usd)[end]
 
 
 def _weight(demand: Demand, m: int) -> float:

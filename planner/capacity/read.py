@@ -1,6 +1,7 @@
 """From a workloads file to checked workloads; every message names the line."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,12 +18,15 @@ from tuneplan.planner.yaml_file import YamlFile, first_problem, read_yaml
 LISTS = ("training", "serving")
 
 
-def read_workloads(path: str | os.PathLike[str], known: frozenset[str] = frozenset()) -> tuple[Workloads, YamlFile]:
+def read_workloads(
+    path: str | os.PathLike[str], known: frozenset[str] = frozenset(), changes: Mapping[str, str] | None = None
+) -> tuple[Workloads, YamlFile]:
     """The workloads of a file.
 
     Args:
         path: of the YAML file.
         known: instances that the user's own price file defines, besides the bundled ones.
+        changes: values given on the command line instead of the file's.
 
     Raises:
         InputError: the file or anything in it cannot be used; names file, line and place.
@@ -38,7 +42,7 @@ def read_workloads(path: str | os.PathLike[str], known: frozenset[str] = frozens
                 f"more than {MOST_WORKLOADS:,} workloads ({len(entries):,}). Give workloads that are alike once, with count.",
             )
     try:
-        workloads = Workloads.model_validate(file.data)
+        workloads = Workloads.model_validate({**file.data, **(changes or {})})
     except ValidationError as error:
         keys: dict[str, Any] = {section: model.model_fields for section, model in SECTIONS.items()}
         raise first_problem(file, error, keys) from None

@@ -15,6 +15,7 @@ COMMANDS = {
     "gpus": "The GPUs and instances that are known by name.",
     "methods": "The fine-tuning methods.",
     "serve-memory": "Serving: KV cache, adapters, requests that fit, speed and cost.",
+    "capacity": "What to rent, reserve or buy for a set of workloads.",
     "explain": "Any figure: its formula, its numbers and its source.",
 }
 
