@@ -19,7 +19,9 @@ from tuneplan.planner.capacity.machines import FIXED, MachineType
 from tuneplan.planner.capacity.schema import Training, Workloads
 from tuneplan.planner.errors import InputError
 
-MOST_GROUPS = 4
+FEWEST_GROUPS = 4
+MOST_CELLS = 20_000
+"""Workloads x machines x groups up to which every month is a group of its own; beyond, FEWEST_GROUPS are used."""
 GAP = 0.005
 """Relative gap at which the solver stops."""
 MOST_SECONDS = 30.0
@@ -39,11 +41,11 @@ class Assignment:
     lower_bound: float | None
 
 
-def groups(workloads: Workloads, demands: Sequence[Demand]) -> list[list[int]]:
-    """Months in a few groups of neighbours; one group where nothing changes."""
+def groups(workloads: Workloads, demands: Sequence[Demand], pairs: int) -> list[list[int]]:
+    """Months in groups of neighbours: each its own where that is not too much, one group where nothing changes."""
     months = list(range(1, workloads.horizon + 1))
     shapes = {tuple(factor(workloads, demand.workload, month) for demand in demands) for month in months}
-    count = min(MOST_GROUPS, len(shapes), len(months))
+    count = min(max(FEWEST_GROUPS, MOST_CELLS // max(1, pairs)), len(shapes), len(months))
     size = -(-len(months) // count)
     return [months[i : i + size] for i in range(0, len(months), size)]
 
@@ -117,7 +119,7 @@ class _Program:
         self.upper: list[float] = []
         self.pairs = [(w, m) for w, demand in enumerate(demands) for m in demand.needs if m in allowed]
         self._workloads, self._demands, self._machines = workloads, demands, machines
-        self._groups = groups(workloads, demands)
+        self._groups = groups(workloads, demands, len(self.pairs))
         self._assign_each()
         self._provide_machines(sorted(allowed))
 

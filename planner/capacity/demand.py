@@ -54,6 +54,11 @@ class Demand:
         """Either training or serving."""
         return "training" if isinstance(self.workload, Training) else "serving"
 
+    def idle(self, machine: int, amount: float, headroom: float) -> bool:
+        """Whether the least number of replicas is enough for the peak. `amount`: from `factor`."""
+        load = self.workload
+        return isinstance(load, Serving) and _replicas(load, self.needs[machine].rate, amount, headroom) == load.min_replicas
+
 
 def demands(workloads: Workloads, file: YamlFile, machines: tuple[MachineType, ...], today: date) -> list[Demand]:
     """Needs of all workloads. Raises InputError, with the line, for a model or a method that cannot be used."""
@@ -68,7 +73,7 @@ def demands(workloads: Workloads, file: YamlFile, machines: tuple[MachineType, .
     for index, load in enumerate(workloads.serving):
         path = ("serving", index)
         try:
-            busiest = max(factor(workloads, load, month) for month in range(1, workloads.horizon + 1))
+            busiest = most(workloads, load)
             found.append(_serving(load, path, machines, serving, busiest, workloads.max_utilisation))
         except InputError as error:
             raise at_line(file, path, error) from None
@@ -136,6 +141,11 @@ def factor(workloads: Workloads, workload: Workload, month: int) -> float:
         return 0.0
     rate: float = workload.growth if workload.growth is not None else workloads.growth
     return workload.count * (1.0 + rate) ** (month - 1)
+
+
+def most(workloads: Workloads, workload: Workload) -> float:
+    """The largest factor of the horizon."""
+    return max(factor(workloads, workload, month) for month in range(1, workloads.horizon + 1))
 
 
 def slots(demand: Demand, need: Need, amount: float, headroom: float) -> float:

@@ -114,7 +114,7 @@ def project(
     """
     months: list[Month] = []
     fixed: dict[int, int] = {}
-    bought: dict[int, list[int]] = {}
+    bought: dict[int, dict[int, int]] = {}
     for number in range(1, workloads.horizon + 1):
         month = Month(number)
         for m, taken in slots_taken(workloads, demands, machine, machines, number, scaling.demand).items():
@@ -132,12 +132,12 @@ def project(
     return months
 
 
-def _grow(fixed: dict[int, int], bought: dict[int, list[int]], m: int, needed: int, number: int) -> None:
-    """Machines that stay once they are there; the months in which each was bought are kept."""
+def _grow(fixed: dict[int, int], bought: dict[int, dict[int, int]], m: int, needed: int, number: int) -> None:
+    """Machines that stay once they are there; how many were bought in which month is kept."""
     more = needed - fixed.get(m, 0)
     if more > 0:
         fixed[m] = needed
-        bought.setdefault(m, []).extend([number] * more)
+        bought.setdefault(m, {})[number] = more
 
 
 def _rent_by_the_hour(
@@ -158,7 +158,7 @@ def _rent_by_the_hour(
             month.gpu_hours += hours * machines[m].gpu_count
 
 
-def _pay(month: Month, machines: Sequence[MachineType], bought: dict[int, list[int]], scaling: Scaling) -> None:
+def _pay(month: Month, machines: Sequence[MachineType], bought: dict[int, dict[int, int]], scaling: Scaling) -> None:
     """What machines cost that are on all month."""
     for m, count in month.machines.items():
         kind = machines[m]
@@ -171,9 +171,11 @@ def _pay(month: Month, machines: Sequence[MachineType], bought: dict[int, list[i
         month.usd["overhead"] += kind.overhead * count * scaling.power
         month.gpu_hours += count * kind.gpu_count * HOURS_PER_MONTH
         if kind.kind == BUY:
-            new = sum((month.number - start) % kind.lifetime == 0 for start in bought.get(m, []))
-            sold = sum(start != month.number and (month.number - start) % kind.lifetime == 0 for start in bought.get(m, []))
-            month.cash += kind.purchase * scaling.depreciation * (new - sold * kind.residual)
+            for start, number in bought.get(m, {}).items():
+                age = month.number - start
+                if age % kind.lifetime == 0:
+                    price = 1.0 if age == 0 else 1.0 - kind.residual
+                    month.cash += number * kind.purchase * scaling.depreciation * price
 
 
 def _work(

@@ -6,7 +6,7 @@ from datetime import date
 
 from tuneplan.hardware_profiles.loader import Offer
 from tuneplan.planner.capacity.assign import assign
-from tuneplan.planner.capacity.demand import Demand, demands, slots
+from tuneplan.planner.capacity.demand import Demand, demands, most, slots
 from tuneplan.planner.capacity.fleet import Month, Scaling, headroom, project
 from tuneplan.planner.capacity.machines import BUY, KINDS, MIXED, ON_DEMAND, RESERVED, SPOT, MachineType, Market, market
 from tuneplan.planner.capacity.schedule import Schedule, schedule
@@ -144,11 +144,7 @@ def plan_capacity(workloads: Workloads, file: YamlFile, today: date, extra: Sequ
     for kind in KINDS:
         allowed = {i for i, machine in enumerate(found.machines) if machine.kind in _ALLOWED[kind]}
         kinds = {found.machines[i].kind for i in allowed}
-        if kind not in kinds and kind != MIXED:
-            if kind != ON_DEMAND or workloads.hardware.rent:
-                notes.append(f"no option {kind.replace('_', ' ')}: the file lists no machine with such a price")
-            continue
-        if kind == MIXED and len(kinds) < 2:
+        if (kind not in kinds and kind != MIXED) or (kind == MIXED and len(kinds) < 2):
             continue
         option = _option(kind, workloads, needs, found.machines, allowed, reference)
         if option is None:
@@ -157,11 +153,13 @@ def plan_capacity(workloads: Workloads, file: YamlFile, today: date, extra: Sequ
         if kind == SPOT and not any(found.machines[m].kind == SPOT for m in option.machine.values()):
             notes.append("no option spot: no workload that may be interrupted is cheaper there")
             continue
+        if not option.machine:
+            continue
         if kind == ON_DEMAND and option.complete:
             reference = option
         options.append(option)
     options.sort(key=lambda option: (not option.complete, len(option.unplaced), option.total))
-    best = options[0] if options and options[0].complete and options[0].machine else None
+    best = options[0] if options and options[0].complete else None
     return CapacityAnswer(workloads, file, found, tuple(needs), tuple(options), best, tuple(notes))
 
 
@@ -190,7 +188,7 @@ def _option(
         tuple(months),
         plan,
         found.lower_bound,
-        _binding(needs, found.machine, machines, months),
+        _binding(workloads, needs, found.machine, machines, months),
         _break_even(months, reference) if kind != ON_DEMAND else None,
         tuple(trials),
         tuple(w for w, demand in enumerate(needs) if demand.needs and w not in found.machine),
@@ -213,7 +211,13 @@ def _break_even(months: Sequence[Month], reference: Option | None) -> int | None
     return first
 
 
-def _binding(needs: Sequence[Demand], machine: dict[int, int], machines: Sequence[MachineType], months: Sequence[Month]) -> str:
+def _binding(
+    workloads: Workloads,
+    needs: Sequence[Demand],
+    machine: dict[int, int],
+    machines: Sequence[MachineType],
+    months: Sequence[Month],
+) -> str:
     """What decided the number of the machines that cost most: the limit of the workload that takes most of them."""
     if not machine:
         return "nothing is placed"
@@ -227,6 +231,9 @@ def _binding(needs: Sequence[Demand], machine: dict[int, int], machines: Sequenc
     users = [w for w, m in machine.items() if m == dearest]
     largest = max(users, key=lambda w: (_weight(needs[w], dearest), -w))
     demand = needs[largest]
+    if demand.kind == "serving" and demand.idle(dearest, most(workloads, demand.workload), workloads.max_utilisation):
+        cards = demand.needs[dearest].gpus
+        return f"smallest replica: {cards} GPUs for {demand.workload.name} on {machines[dearest].label}, whatever its load"
     return f"{demand.needs[dearest].binding} ({demand.workload.name} on {machines[dearest].label})"
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, WithJsonSchema
 
 from tuneplan.planner.errors import InputError
-from tuneplan.planner.units import SECONDS_PER_HOUR, parse_bytes, parse_count
+from tuneplan.planner.units import KILO, SECONDS_PER_HOUR, parse_bytes, parse_count
 
 HOURS_PER_MONTH = 730
 """8,760 hours of a year over twelve; clouds bill a month as 730 hours."""
@@ -29,29 +29,24 @@ _SECONDS = {
     "month": SECONDS_PER_MONTH,
     "year": 12 * SECONDS_PER_MONTH,
 }
-_NUMBER = r"([0-9][0-9_]*(?:\.[0-9]+)?)"
-_WORD = re.compile(rf"{_NUMBER}\s*([a-zA-Z%$/ ]*)")
+_WORD = re.compile(r"(\$?)\s*([0-9][0-9_]{0,20}(?:\.[0-9]{1,12})?)\s*([a-zA-Z%/ ]{0,30})")
 _LARGEST = 10**12
 
 
-def _split(value: Any, example: str) -> tuple[float, str]:
-    """A number and its unit in lower case. Raises ValueError; a bare number is told which unit it lacks."""
+def _split(value: Any, example: str) -> tuple[Decimal, str]:
+    """A number and its unit in lower case. Raises ValueError; a bare number is told that it lacks a unit."""
     if isinstance(value, bool) or value is None or isinstance(value, list | dict):
         raise ValueError(f"this must be an amount, such as '{example}'")
     text = str(value).strip()
-    if isinstance(value, int | float):
-        raise ValueError(f"{text[:40]} has no unit; write such as '{example}'")
-    match = _WORD.fullmatch(text.removeprefix("$").strip())
-    if match is None:
+    match = _WORD.fullmatch(text)
+    if match is None or (match.group(1) and match.group(3)[:3].lower() == "usd"):
         raise ValueError(f"{text[:40]!r} is not an amount; write such as '{example}'")
-    number = float(match.group(1).replace("_", ""))
+    number = Decimal(match.group(2).replace("_", ""))
+    unit = " ".join((("usd" if match.group(1) else "") + match.group(3)).lower().split())
+    if not unit:
+        raise ValueError(f"{text[:40]} has no unit; write such as '{example}'")
     if number > _LARGEST:
         raise ValueError(f"{text[:40]!r} is not a sensible amount; write such as '{example}'")
-    unit = " ".join(match.group(2).lower().split())
-    if text.startswith("$"):
-        unit = "usd" + unit
-    if not unit:
-        raise ValueError(f"{text[:40]!r} has no unit; write such as '{example}'")
     return number, unit
 
 
@@ -64,15 +59,15 @@ def seconds(value: Any) -> float:
     number, unit = _split(value, "12 hours")
     factor = _SECONDS.get(_singular(unit))
     if factor is None or number <= 0:
-        raise ValueError(f"{value!r} is not a time; write such as '12 hours', '500 ms' or '3 days'")
-    return number * factor
+        raise ValueError(f"{str(value)[:40]!r} is not a time; write such as '12 hours', '500 ms' or '3 days'")
+    return float(number) * factor
 
 
 def months(value: Any) -> int:
     """Whole months of "12 months" or "1 year"."""
     number = seconds(value) / SECONDS_PER_MONTH
     if abs(number - round(number)) > 1e-6 or not round(number):
-        raise ValueError(f"{value!r} is not a whole number of months; write such as '12 months'")
+        raise ValueError(f"{str(value)[:40]!r} is not a whole number of months; write such as '12 months'")
     return round(number)
 
 
@@ -82,8 +77,8 @@ def per_second(value: Any) -> float:
     what, _, per = unit.partition("/")
     factor = _SECONDS.get(_singular(per.strip()))
     if factor is None or what.strip() not in ("", "request", "requests") or number <= 0:
-        raise ValueError(f"{value!r} is not a rate; write such as '5/s', '300 requests/min' or '20000/day'")
-    return number / factor
+        raise ValueError(f"{str(value)[:40]!r} is not a rate; write such as '5/s', '300 requests/min' or '20000/day'")
+    return float(number) / factor
 
 
 def per_month(value: Any) -> float:
@@ -92,8 +87,8 @@ def per_month(value: Any) -> float:
     what, _, per = unit.partition("/")
     factor = _SECONDS.get(_singular(per.strip()))
     if factor is None or what.strip() not in ("", "run", "runs") or number <= 0:
-        raise ValueError(f"{value!r} is not how often; write such as '1/week' or '3 runs/month'")
-    return number * SECONDS_PER_MONTH / factor
+        raise ValueError(f"{str(value)[:40]!r} is not how often; write such as '1/week' or '3 runs/month'")
+    return float(number) * SECONDS_PER_MONTH / factor
 
 
 def dollars(value: Any) -> Decimal:
@@ -117,28 +112,30 @@ def dollars_per_kw_month(value: Any) -> Decimal:
 
 
 def _money(value: Any, per: str, example: str) -> Decimal:
-    _, unit = _split(value, example)
-    plain = unit.replace(" ", "").replace("/h", "/hour").replace("/hourour", "/hour")
-    if plain != f"usd{per}":
-        other = "; other currencies: convert them first" if not plain.startswith("usd") else ""
-        raise ValueError(f"{value!r} is not a price in US dollars{per.replace('/', ' a ')}; write such as '{example}'{other}")
-    return Decimal(re.sub(r"[^0-9.]", "", str(value).strip().removeprefix("$").split("U")[0].split("u")[0].split("/")[0]))
+    number, unit = _split(value, example)
+    plain = unit.replace(" ", "")
+    if plain not in (f"usd{per}", f"usd{per}".replace("/hour", "/h")):
+        other = "" if plain.startswith("usd") else "; convert other currencies first"
+        raise ValueError(
+            f"{str(value)[:40]!r} is not a price in US dollars{per.replace('/', ' a ')}; write such as '{example}'{other}"
+        )
+    return number
 
 
 def watts(value: Any) -> float:
     """Watts of "450 W" or "1.2 kW"."""
     number, unit = _split(value, "400 W")
     if unit not in ("w", "kw"):
-        raise ValueError(f"{value!r} is not a power; write such as '400 W' or '1.2 kW'")
-    return number * (1000 if unit == "kw" else 1)
+        raise ValueError(f"{str(value)[:40]!r} is not a power; write such as '400 W' or '1.2 kW'")
+    return float(number) * (KILO if unit == "kw" else 1)
 
 
 def share(value: Any) -> float:
     """A share from 0 to 1 of "80%"."""
     number, unit = _split(value, "80%")
     if unit != "%" or number > 100:
-        raise ValueError(f"{value!r} is not a share; write such as '80%'")
-    return number / 100
+        raise ValueError(f"{str(value)[:40]!r} is not a share; write such as '80%'")
+    return float(number) / 100
 
 
 def growth(value: Any) -> float:
@@ -147,8 +144,8 @@ def growth(value: Any) -> float:
     sign = -1 if text.startswith("-") else 1
     number, unit = _split(text.removeprefix("-").removeprefix("+") if isinstance(value, str) else value, "10%/month")
     if unit.replace(" ", "") != "%/month" or not -50 <= sign * number <= 100:
-        raise ValueError(f"{value!r} is not a growth from -50 to 100 % a month; write such as '10%/month'")
-    return sign * number / 100
+        raise ValueError(f"{str(value)[:40]!r} is not a growth from -50 to 100 % a month; write such as '10%/month'")
+    return sign * float(number) / 100
 
 
 def tokens(value: Any) -> int:

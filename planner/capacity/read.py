@@ -15,6 +15,7 @@ from tuneplan.planner.serving.kv_cache import find_cache_format
 from tuneplan.planner.serving.weight_formats import find_format
 from tuneplan.planner.yaml_file import YamlFile, first_problem, read_yaml
 
+MOST_GROWTH = 1000
 LISTS = ("training", "serving")
 
 
@@ -53,6 +54,11 @@ def read_workloads(
 def _check(workloads: Workloads, file: YamlFile, known: frozenset[str]) -> None:
     """What one section says about another: names, methods, formats, machines."""
     machines = _machines(workloads, file, known)
+    if (1 + workloads.growth) ** (workloads.horizon - 1) > MOST_GROWTH:
+        raise file.error(
+            ("growth",),
+            f"{workloads.growth:.0%} a month for {workloads.horizon} months is more than {MOST_GROWTH:,} times the demand. Lower it.",
+        )
     names: dict[str, int] = {}
     for section in LISTS:
         for index, workload in enumerate(getattr(workloads, section)):

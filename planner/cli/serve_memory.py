@@ -10,7 +10,7 @@ from tuneplan.planner.errors import InputError
 from tuneplan.planner.models.lookup import load
 from tuneplan.planner.report import document
 from tuneplan.planner.serving.kv_cache import BLOCK_TOKENS, CACHE_FORMATS, find_cache_format
-from tuneplan.planner.serving.request import ServeRequest, served_model
+from tuneplan.planner.serving.request import STUDY_MODELS, ServeRequest, served_model
 from tuneplan.planner.serving.server_memory import MAX_BATCHED_TOKENS, MAX_SEQUENCES, UTILISATION, Server
 from tuneplan.planner.serving.weight_formats import FORMATS, find_format
 from tuneplan.planner.target import Target, of_memory, targets
@@ -38,6 +38,11 @@ serving_options = stack(
     click.option("--adapters", type=int, default=None, help="Different adapters over the base.  [default: 1 with --adapter]"),
     click.option("--merged", is_flag=True, help="The adapter is folded into the base."),
     click.option("--host-memory", default=None, metavar="SIZE", help="Host memory for adapters, such as 256GiB."),
+    click.option("--against", default=None, metavar="M", help="Model whose full copies base and adapters are set against."),
+    click.option("--full-copies", type=int, default=STUDY_MODELS, show_default=True, help="How many full copies."),
+    click.option(
+        "--emulator-layers", type=int, default=None, help="Sizes of offsite-tuning with so many layers between the ends."
+    ),
     click.option("--spot", is_flag=True, help="Spot prices instead of on demand."),
 )
 
@@ -98,6 +103,9 @@ def request_of(given: dict[str, Any]) -> ServeRequest:
         adapters=adapters,
         merged=given["merged"],
         host_bytes=parse_bytes(given["host_memory"]) if given["host_memory"] is not None else None,
+        against=served_model(*load(given["against"])) if given["against"] is not None else None,
+        copies=given["full_copies"],
+        emulator_layers=given["emulator_layers"],
         purchase="spot" if given["spot"] else "on_demand",
     )
 

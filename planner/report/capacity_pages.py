@@ -113,7 +113,7 @@ def plots(answer: CapacityAnswer, file_format: str) -> dict[str, bytes]:
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
         axes.grid(alpha=0.3)
         if lines:
             axes.legend()

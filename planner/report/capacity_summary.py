@@ -59,6 +59,8 @@ def _usd(amount: float) -> str:
 
 def _headline(answer: CapacityAnswer) -> str:
     best = answer.recommended
+    if not answer.options:
+        return "No listed machine can take any of the workloads"
     if best is None:
         return "No option places every workload that could run"
     rest = f"; {len(answer.unserved)} workloads cannot be served" if answer.unserved else ""

@@ -6,6 +6,7 @@ from rich.text import Text
 
 from tuneplan.planner.report.terminal import breakdown, facts
 from tuneplan.planner.serving.answer import AdapterAnswer, Choice, Length, ServeAnswer
+from tuneplan.planner.serving.offsite import Offsite
 from tuneplan.planner.units import format_count, format_gib, format_seconds, format_usd
 
 
@@ -39,6 +40,8 @@ def serve_report(answer: ServeAnswer) -> RenderableType:
     ]
     if answer.adapters:
         parts += [Text(), Text("Adapters", style="bold"), facts(_adapters(answer.adapters))]
+    if answer.offsite:
+        parts += [Text(), Text("Offsite-tuning", style="bold"), facts(_offsite(answer.offsite))]
     if answer.choices:
         parts += [Text(), Text("Other ways to deploy it, for the first length", style="bold"), _choices(answer.choices)]
     parts += [Text(), Text(_price(answer), style="dim")]
@@ -115,6 +118,14 @@ def _adapters(answer: AdapterAnswer) -> list[tuple[str, str]]:
             f"{storage.models} full models take {format_gib(storage.full_bytes)}, base and {storage.models} adapters "
             f"{format_gib(storage.base_and_adapters_bytes)}; {storage.adapters_in_the_same_space:,} adapters in the same space",
         ),
+    ]
+
+
+def _offsite(sizes: Offsite) -> list[tuple[str, str]]:
+    return [
+        ("adapter", f"{format_gib(sizes.adapter_bytes)}, sent both ways"),
+        ("emulator", f"{sizes.kept_layers} layers, {format_gib(sizes.emulator_bytes)}"),
+        ("sent", f"{format_gib(sizes.sent_bytes)} with embeddings and head, of {format_gib(sizes.full_bytes)}"),
     ]
 
 

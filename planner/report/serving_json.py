@@ -3,6 +3,7 @@
 from typing import Any
 
 from tuneplan.planner.serving.answer import AdapterAnswer, Choice, Length, ServeAnswer
+from tuneplan.planner.serving.offsite import Offsite
 from tuneplan.planner.serving.request import ServeRequest
 from tuneplan.planner.serving.server_memory import GRAPH_BYTES, OUTSIDE_BYTES, SAMPLER_BYTES
 
@@ -29,6 +30,7 @@ def serve_json(answer: ServeAnswer) -> dict[str, Any]:
         "state_bytes_per_sequence": answer.cache.state_bytes,
         "lengths": [_length(length) for length in answer.lengths],
         "adapters": _adapters(answer.adapters) if answer.adapters else None,
+        "offsite": _offsite(answer.offsite) if answer.offsite else None,
         "choices": [_choice(choice) for choice in answer.choices],
         "price": answer.price.to_json() if answer.price else None,
         "basis": {
@@ -65,6 +67,9 @@ def _request(request: ServeRequest) -> dict[str, Any]:
         "merged": request.merged,
         "host_memory_bytes": request.host_bytes,
         "purchase": request.purchase,
+        "against": request.against.id if request.against else request.model.id,
+        "full_copies": request.copies,
+        "emulator_layers": request.emulator_layers,
     }
 
 
@@ -80,6 +85,17 @@ def _length(length: Length) -> dict[str, Any]:
         "requests_per_second": loaded.requests_per_second if loaded else None,
         "tokens_per_second": loaded.tokens_per_second if loaded else None,
         "usd_per_million_output_tokens": None if length.usd_per_million is None else float(length.usd_per_million),
+    }
+
+
+def _offsite(sizes: Offsite) -> dict[str, Any]:
+    return {
+        "adapter_bytes": sizes.adapter_bytes,
+        "emulator_bytes": sizes.emulator_bytes,
+        "rest_bytes": sizes.rest_bytes,
+        "sent_bytes": sizes.sent_bytes,
+        "full_bytes": sizes.full_bytes,
+        "kept_layers": sizes.kept_layers,
     }
 
 

@@ -17,14 +17,13 @@ from tuneplan.planner.serving.adapters import (
     tenancy,
 )
 from tuneplan.planner.serving.kv_cache import KvCache
-from tuneplan.planner.serving.request import ServeRequest
+from tuneplan.planner.serving.offsite import Offsite, offsite
+from tuneplan.planner.serving.request import ServedModel, ServeRequest
 from tuneplan.planner.serving.server_memory import ServerMemory, capacity_tokens, concurrent_requests, server_memory
 from tuneplan.planner.serving.token_time import Engine, Throughput, rates_of, throughput
 from tuneplan.planner.serving.weight_formats import FORMATS, ServedWeights
 from tuneplan.planner.units import format_gib
 
-STUDY_MODELS = 20
-"""Full checkpoints that the reference study sets against one base with adapters (Anyscale 2023, LoRA or full-parameter)."""
 CHOICES = ("bf16", "fp8", "int8", "nf4-double", "gptq", "awq")
 
 
@@ -84,6 +83,7 @@ class ServeAnswer:
     choices: tuple[Choice, ...]
     price: Price | None
     warnings: tuple[str, ...]
+    offsite: Offsite | None
 
     @property
     def fits(self) -> bool:
@@ -116,6 +116,7 @@ def answer(request: ServeRequest, today: date) -> ServeAnswer:
         _choices(request, adapter, price),
         price,
         tuple(_warnings(request, memory, reason, price)),
+        _offsite(request),
     )
 
 
@@ -196,8 +197,20 @@ def _adapters(request: ServeRequest, memory: ServerMemory, adapter: Adapter | No
         resident,
         merging(adapter, weights, request.weights),
         tenancy(adapter, spare, request.host_bytes, request.target.gpu, server.tensor_parallel),
-        storage(2 * weights.parameters, weights.total_bytes, adapter.nbytes, STUDY_MODELS),
+        storage(_full_bytes(request.against or model), weights.total_bytes, adapter.nbytes, request.copies),
     )
+
+
+def _full_bytes(model: ServedModel) -> int:
+    """A full checkpoint in 16 bits."""
+    return model.weights(FORMATS["bf16"], 1).total_bytes
+
+
+def _offsite(request: ServeRequest) -> Offsite | None:
+    model = request.model
+    if request.emulator_layers is None or model.network is None:
+        return None
+    return offsite(model.network, model.layers, request.emulator_layers)
 
 
 def _choices(request: ServeRequest, adapter: Adapter | None, price: Price | None) -> tuple[Choice, ...]:

@@ -15,6 +15,8 @@ from tuneplan.planner.target import Target
 
 MOST_TOKENS = 2**24
 MOST_ADAPTERS = 10**6
+STUDY_MODELS = 20
+"""Full checkpoints that the reference study sets against one base with adapters (Anyscale 2023, LoRA or full-parameter)."""
 _EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
@@ -108,6 +110,9 @@ class ServeRequest:
         merged: whether one adapter is folded into the base, so that nothing separate is served.
         host_bytes: host memory for adapters, or None.
         purchase: kind of price.
+        against: the model whose full copies base and adapters are set against; None for the same model.
+        copies: how many full copies.
+        emulator_layers: of an offsite-tuning emulator, or None.
     """
 
     model: ServedModel
@@ -122,6 +127,9 @@ class ServeRequest:
     merged: bool = False
     host_bytes: int | None = None
     purchase: str = "on_demand"
+    against: ServedModel | None = None
+    copies: int = STUDY_MODELS
+    emulator_layers: int | None = None
 
     def check(self) -> None:
         """Raise InputError for amounts that make no sense or contradict each other."""
@@ -144,6 +152,10 @@ class ServeRequest:
         instance = self.target.instance
         if instance is not None and ways > instance.gpu_count:
             raise InputError(f"{instance.id} has {instance.gpu_count} GPUs, not {ways}; lower tensor-parallel")
+        if not 1 <= self.copies <= MOST_ADAPTERS:
+            raise InputError(f"full-copies {self.copies} is not a number of models; use 1 to {MOST_ADAPTERS:,}")
+        if self.emulator_layers is not None and self.model.spec is None:
+            raise InputError("the layers of a model given by --weights-size cannot be counted; leave out --emulator-layers")
         if self.adapter is not None and self.model.spec is None:
             raise InputError("adapters of a model given by --weights-size cannot be counted; leave out --adapter")
         self.model.cache.check_heads(ways)
