@@ -57,7 +57,7 @@ def _check(workloads: Workloads, file: YamlFile, known: frozenset[str]) -> None:
     if (1 + workloads.growth) ** (workloads.horizon - 1) > MOST_GROWTH:
         raise file.error(
             ("growth",),
-            f"{workloads.growth:.0%} a month for {workloads.horizon} months is more than {MOST_GROWTH:,} times the demand. Lower it.",
+            f"{workloads.growth:.0%} a month for {workloads.horizon} months is more than {MOST_GROWTH:,} times. Lower it.",
         )
     names: dict[str, int] = {}
     for section in LISTS:
