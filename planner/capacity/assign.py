@@ -6,8 +6,9 @@ runs take 1, 2, 4 ... cards, each size dividing the next, so so many machines su
     sum over sizes t >= s of (t / s) slots_t  <=  n floor(cards / s)
 
 (first fit decreasing is then optimal: Coffman, Garey and Johnson 1987, Bin packing with divisible item sizes). Rented
-machines for training are paid for the hours of a run and need no n. Each group of months counts with its least demand, and
-shares of a month are not rounded up, so the bound of the program is a lower bound of any plan's cost.
+machines for training are paid for the hours of a run and need no n; elsewhere its shares of a month are rounded up to whole
+slots of each size. Each group of months counts with its least demand, and deadlines only by the choice of the run, so the
+bound of the program is a lower bound of any plan's cost.
 """
 
 from collections.abc import Sequence
@@ -162,22 +163,37 @@ class _Program:
             ]
             if not users:
                 continue
-            sizes = sorted({demand.needs[m].gpus for _, demand in users})
             previous: int | None = None
             for group in self._groups:
-                number = len(self.cost)
-                self.cost.append(machine.monthly * len(group))
-                self.upper.append(float("inf") if machine.most is None else machine.most)
-                taken = [
-                    (column, demand.needs[m].gpus, min(self._slots(demand, demand.needs[m], month, headroom) for month in group))
-                    for column, demand in users
-                ]
-                for size in sizes:
-                    terms = [(column, gpus / size * count) for column, gpus, count in taken if gpus >= size and count]
-                    self._row([*terms, (number, -float(machine.gpu_count // size))], -float("inf"), 0.0)
+                number = self._machines_of_group(m, machine, users, group, headroom)
                 if previous is not None and machine.kind in FIXED:
                     self._row([(number, 1.0), (previous, -1.0)], 0.0, float("inf"))
                 previous = number
 
-    def _slots(self, demand: Demand, need: Need, month: int, headroom: float) -> float:
-        return slots(demand, need, factor(self._workloads, demand.workload, month), headroom)
+    def _machines_of_group(
+        self, m: int, machine: MachineType, users: Sequence[tuple[int, Demand]], group: Sequence[int], headroom: float
+    ) -> int:
+        """The variable of so many machines, and for each size one of whole slots for training."""
+        number = self._variable(machine.monthly * len(group), float("inf") if machine.most is None else machine.most)
+        whole: list[tuple[int, int, float]] = []
+        shared: dict[int, list[tuple[int, float]]] = {}
+        for column, demand in users:
+            need = demand.needs[m]
+            count = min(slots(demand, need, factor(self._workloads, demand.workload, month), headroom) for month in group)
+            if count and demand.kind == "training":
+                shared.setdefault(need.gpus, []).append((column, count))
+            elif count:
+                whole.append((column, need.gpus, count))
+        for size, terms in shared.items():
+            slot = self._variable(0.0, float("inf"))
+            self._row([*terms, (slot, -1.0)], -float("inf"), 0.0)
+            whole.append((slot, size, 1.0))
+        for size in {size for _, size, _ in whole}:
+            terms = [(column, gpus / size * count) for column, gpus, count in whole if gpus >= size]
+            self._row([*terms, (number, -float(machine.gpu_count // size))], -float("inf"), 0.0)
+        return number
+
+    def _variable(self, cost: float, upper: float) -> int:
+        self.cost.append(cost)
+        self.upper.append(upper)
+        return len(self.cost) - 1

@@ -95,6 +95,8 @@ class Training(Workload):
     """Tokens of one run, all epochs together."""
     runs: PerMonth
     """How often, such as '1/week'."""
+    setup: Seconds | None = None
+    """Time before each run: starting the machine, loading weights and data; not counted if not given."""
     deadline: Seconds | None = None
     """How long after its start a run must be done."""
     seq_len: int = Field(default=2048, ge=2, le=2**24)

@@ -6,7 +6,7 @@ Queueing Systems, volume 1, section 3.2), which overstates the wait, since promp
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tuneplan.planner.capacity.machines import MachineType
 from tuneplan.planner.capacity.schema import Serving
@@ -24,6 +24,7 @@ NINETY_FIFTH = 1.645
 LATE = 0.05
 """Share of requests that may take longer than a 95th percentile."""
 HALVINGS = 40
+SEQUENCES = "sequences of a step"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ def _loaded(load_: Serving, engine: Engine, extra: AdapterLoad | None, held: int
             )
             break
         flying = _in_flight(batch)
-        rate, binding = flying / (output.mean * step + flying * read), "GPU memory" if batch == held else "throughput"
+        rate, binding = flying / (output.mean * step + flying * read), "GPU memory" if batch == held else SEQUENCES
         if load_.token_p95 is not None:
             bound = (1 - step / load_.token_p95) / read
             rate, binding = min((rate, binding), (bound, "token latency"))
@@ -165,6 +166,8 @@ def _loaded(load_: Serving, engine: Engine, extra: AdapterLoad | None, held: int
             rate, binding = min((rate, binding), (bound, "first-token latency"))
         if rate > 0 and (best is None or rate > best.requests_per_second):
             best = Replica(engine.tensor_parallel, batch, rate, binding, held)
+    if best is not None and failure and best.binding in ("GPU memory", SEQUENCES):
+        best = replace(best, binding=failure.split(":")[0])  # a larger batch would serve more, but too slowly
     return best if best is not None else failure or "no batch serves a request in time"
 
 

@@ -86,7 +86,8 @@ class TrainingFits:
         """The way with the fewest GPU-hours and the fastest, both within the deadline; and why there is none."""
         found = self.steps(job, machine)
         updates = -(-job.tokens // (job.global_batch_size * job.seq_len))
-        ways = [Run(step.gpus, step.seconds * updates / SECONDS_PER_HOUR, step.method, "GPU-hours") for step in found.steps]
+        setup = job.setup or 0.0
+        ways = [Run(s.gpus, (setup + s.seconds * updates) / SECONDS_PER_HOUR, s.method, "GPU-hours") for s in found.steps]
         if not ways:
             return None, None, found.reason
         fastest = min(ways, key=lambda run: (run.hours, run.gpus))

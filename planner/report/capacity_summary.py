@@ -166,6 +166,8 @@ def _notes(answer: CapacityAnswer) -> tuple[str, ...]:
             notes.append(
                 f"{NAMES[option.kind]}: {len(plan.late)} runs would miss their deadline; the first is {plan.late[0].workload}."
             )
+    if any(job.setup is None for job in answer.workloads.training):
+        notes.append("Starting machines and loading models is not counted for training jobs without `setup`.")
     notes += answer.notes
     notes.append("Memory is counted, times are modelled; check prices and run one job of each kind before you sign.")
     return tuple(notes)

@@ -6,6 +6,7 @@ from tuneplan.planner.serving.answer import AdapterAnswer, Choice, Length, Serve
 from tuneplan.planner.serving.offsite import Offsite
 from tuneplan.planner.serving.request import ServeRequest
 from tuneplan.planner.serving.server_memory import GRAPH_BYTES, OUTSIDE_BYTES, SAMPLER_BYTES
+from tuneplan.planner.serving.weight_formats import READ_SHARE_SOURCE
 
 
 def serve_json(answer: ServeAnswer) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def serve_json(answer: ServeAnswer) -> dict[str, Any]:
             "activations": SAMPLER_BYTES.source,
             "runtime": OUTSIDE_BYTES.source,
             "cuda_graphs": GRAPH_BYTES.source,
-            "time": "modelled",
+            "time": f"modelled; {READ_SHARE_SOURCE}",
         },
         "warnings": list(answer.warnings),
     }

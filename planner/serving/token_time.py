@@ -90,7 +90,7 @@ def decode_seconds(engine: Engine, batch: int, context: int, adapter: AdapterLoa
     """
     ways, rates = engine.tensor_parallel, engine.rates
     linear = 2 * engine.weights.linear_parameters * batch / ways / rates.matmul[engine.dtype]
-    products = max(linear, engine.weights.read_bytes / rates.memory)
+    products = max(linear, engine.weights.read_bytes / (rates.memory * engine.format.read_share))
     scores = 4 * engine.attention_width * context * engine.layers * batch / ways / rates.attention[engine.dtype]
     held = engine.cache.sequence_bytes(context, engine.cache_format, ways, block=1)
     caches = batch * (held + engine.cache.state_bytes // ways) / rates.memory

@@ -1,5 +1,7 @@
 """Time of prompts and tokens: limiting cases of the roofline, laws, and one published speed."""
 
+import csv
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,12 +48,23 @@ def test_a_long_prompt_is_limited_by_arithmetic() -> None:
     assert expected == pytest.approx(prefill_seconds(one, 4096), rel=0.15)
 
 
-def test_published_speed_of_decoding() -> None:
-    """Llama-3.1-8B in bf16 at batch 1 on an H100, whose weights alone allow 4.8 ms a token, is between that and 9 ms.
+SPEEDS = list(csv.DictReader((Path(__file__).parents[2] / "golden" / "decode_speed.csv").read_text().splitlines()))
+# The card was limited to 330 of 400 W, the kernels were torch's own, and the 4-bit rows have groups of 32, a sixth more bytes
+# than groups of 128: so most published speeds are below the model's. Two of the rows (Llama-2-7B on one GPU, int8 and 4 bits)
+# chose the shares at which quantized weights are read and are no evidence for them.
+SLOWEST, FASTEST = -0.15, 0.40
 
-    vLLM users report 120 to 150 tokens a second; rows with their own settings were not at hand, so this is a range, not a fit.
-    """
-    assert 0.0048 < decode_seconds(engine(gpu="h100-80g"), 1, 512) < 0.009
+
+def speed_error(row: dict[str, str]) -> float:
+    """Modelled over published tokens a second, less one."""
+    one = engine(row["model"], row["gpu"], row["weights"], int(row["tensor_parallel"]))
+    return 1 / decode_seconds(one, 1, 100) / float(row["tokens_per_second"]) - 1
+
+
+@pytest.mark.parametrize("row", SPEEDS, ids=lambda row: f"{row['model'][-7:]}-{row['weights']}-{row['tensor_parallel']}")
+def test_published_speeds_of_decoding(row: dict[str, str]) -> None:
+    """Llama-2 7B and 70B at batch 1 on one to eight A100, 16, 8 and 4 bits."""
+    assert SLOWEST < speed_error(row) < FASTEST
 
 
 def test_laws() -> None:
