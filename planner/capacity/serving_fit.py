@@ -166,8 +166,9 @@ def _loaded(load_: Serving, engine: Engine, extra: AdapterLoad | None, held: int
             rate, binding = min((rate, binding), (bound, "first-token latency"))
         if rate > 0 and (best is None or rate > best.requests_per_second):
             best = Replica(engine.tensor_parallel, batch, rate, binding, held)
-    if best is not None and failure and best.binding in ("GPU memory", SEQUENCES):
-        best = replace(best, binding=failure.split(":")[0])  # a larger batch would serve more, but too slowly
+    if best is not None and best.batch < limit and best.binding in ("GPU memory", SEQUENCES):
+        # a larger batch would serve more, but too slowly
+        best = replace(best, binding="token latency" if load_.token_p95 is not None else "first-token latency")
     return best if best is not None else failure or "no batch serves a request in time"
 
 
