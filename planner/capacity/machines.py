@@ -8,7 +8,7 @@ from decimal import Decimal
 from tuneplan.hardware_profiles.loader import Gpu, Instance, Offer, find_gpu, find_instance, load_gpus, offers, resolve
 from tuneplan.planner.capacity.quantities import HOURS_PER_MONTH
 from tuneplan.planner.capacity.schema import Hardware, Owned, Reserved
-from tuneplan.planner.cost import cheapest
+from tuneplan.planner.cost import STALE_DAYS, cheapest
 from tuneplan.planner.units import KILO
 
 ON_DEMAND, SPOT, RESERVED, BUY, MIXED = "on_demand", "spot", "reserved", "buy", "mixed"
@@ -86,6 +86,11 @@ def market(hardware: Hardware, today: date, extra: Sequence[Offer] = ()) -> Mark
         machines += _rented(name, today, extra, notes)
     machines += [_reserved(reserved, today) for reserved in hardware.reserved]
     machines += [_owned(owned, today) for owned in hardware.buy]
+    for machine in machines:
+        if machine.age_days is not None and machine.age_days > STALE_DAYS:
+            notes.append(f"the price of {machine.label} is {machine.age_days} days old; ask for a new one")
+        elif machine.age_days is not None and machine.age_days < 0:
+            notes.append(f"the price of {machine.label} is dated in the future ({machine.date}); check its date")
     return Market(tuple(machines), tuple(notes))
 
 

@@ -12,10 +12,11 @@ from tuneplan.planner.capacity.machines import MachineType
 from tuneplan.planner.capacity.schema import Serving
 from tuneplan.planner.models.lookup import load
 from tuneplan.planner.serving.adapters import Adapter, AdapterLoad, adapter_of
+from tuneplan.planner.serving.engine import engine_of
 from tuneplan.planner.serving.kv_cache import find_cache_format
 from tuneplan.planner.serving.request import ServedModel, served_model
 from tuneplan.planner.serving.server_memory import Server, concurrent_requests, server_memory
-from tuneplan.planner.serving.token_time import Engine, decode_seconds, prefill_seconds, rates_of
+from tuneplan.planner.serving.token_time import Engine, decode_seconds, prefill_seconds
 from tuneplan.planner.serving.weight_formats import find_format
 from tuneplan.planner.units import format_gib, format_seconds
 
@@ -91,38 +92,21 @@ class ServingFits:
     def _sized(self, load_: Serving, machine: MachineType, ways: int) -> Replica | str:
         """A replica on so many cards, or what is in the way."""
         model = self._model(load_.model)
-        assert model.spec is not None
-        if model.experts:
-            return "which experts a batch reads is not modelled, so a mixture of experts cannot be timed"
         kv = max((layer.heads for layer, _ in model.cache.groups), default=1)
         if max(kv, ways) % min(kv, ways):
             return f"{kv} key/value heads cannot be split over {ways} GPUs"
-        rates = rates_of(machine.gpu)
-        if rates.reason:
-            return rates.reason
         format, cache, server = find_format(load_.weights), find_cache_format(load_.kv_dtype), Server(tensor_parallel=ways)
+        engine, reason = engine_of(model, format, cache, machine.gpu, ways, machine.interconnect)
+        if engine is None:
+            return reason
         adapter = self._adapter(load_, model)
-        weights = model.weights(format, ways)
         beside = load_.adapters * -(-adapter.nbytes // ways) if adapter else 0
-        memory = server_memory(machine.gpu, machine.gpu.memory_bytes, weights, model.shape, server, beside)
+        memory = server_memory(machine.gpu, machine.gpu.memory_bytes, engine.weights, model.shape, server, beside)
         longest = load_.prompt_tokens.p95 + load_.output_tokens.p95
         held = concurrent_requests(memory, model.cache, cache, server, longest)
         if not held:
             needed = model.cache.sequence_bytes(longest, cache, ways) - memory.kv_cache
             return f"GPU memory: one request of {longest:,} tokens on {ways} GPUs is short by {format_gib(needed)}"
-        engine = Engine(
-            weights,
-            format,
-            model.layers,
-            model.shape.hidden_size,
-            model.attention_width,
-            model.cache,
-            cache,
-            machine.gpu,
-            ways,
-            rates,
-            machine.interconnect,
-        )
         extra = AdapterLoad(adapter, load_.adapters) if adapter else None
         return _loaded(load_, engine, extra, held, server.max_sequences)
 

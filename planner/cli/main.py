@@ -10,11 +10,11 @@ import click
 
 COMMANDS = {
     "estimate": "One configuration, in full.",
-    "trace": "The same from the real transformers and PEFT code, without a GPU.",
+    "trace": "The same from the real code, without a GPU.",
     "models": "The models that are known by name.",
     "gpus": "The GPUs and instances that are known by name.",
     "methods": "The fine-tuning methods.",
-    "serve-memory": "Serving: KV cache, adapters, requests that fit, speed and cost.",
+    "serve-memory": "A served model: KV cache, adapters, speed and cost.",
     "capacity": "What to rent, reserve or buy for a set of workloads.",
     "explain": "Any figure: its formula, its numbers and its source.",
 }

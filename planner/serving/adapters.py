@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from tuneplan.hardware_profiles.records import Gpu
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.compose import parse
+from tuneplan.planner.methods.inference import inference
+from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import build
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.serving.weight_formats import INFERENCE, PLAIN, ServedWeights, WeightFormat
@@ -27,38 +29,46 @@ class Adapter:
 
     Attributes:
         method: as `plan methods` names it.
-        parameters: weights.
-        modules: adapted modules, over all layers; each adds two small products.
+        parameters: weights that take part in a forward.
+        cached_bytes: keys and values of virtual tokens, which every tenant keeps in the cache.
+        flops_per_token: that it adds to each token when it is separate.
+        launches: kernels that it adds to each step.
         mergeable: whether it folds into the base weights.
     """
 
     method: str
     parameters: int
-    modules: int
+    cached_bytes: int
+    flops_per_token: int
+    launches: int
     mergeable: bool
 
     @property
     def nbytes(self) -> int:
-        """Bytes as served, in 16 bits."""
-        return self.parameters * ADAPTER_BYTES
-
-    @property
-    def flops_per_token(self) -> int:
-        """FLOPs that it adds to each token when it is separate: a multiply-add for each of its weights."""
-        return 2 * self.parameters
+        """Bytes as served: weights in 16 bits, and cached virtual tokens."""
+        return self.parameters * ADAPTER_BYTES + self.cached_bytes
 
 
 def adapter_of(spec: ModelSpec, method: str) -> Adapter:
-    """The adapter that a method trains. Raises InputError for a method without separate weights."""
+    """The adapter that a method trains. Raises InputError for a method without separate weights.
+
+    FLOPs and kernels are those of `methods/inference.py`; low-rank adapters take two kernels a module, as servers batch them
+    (Punica's shrink and expand).
+    """
     parsed = parse(method)
-    weights = [p for p in build(spec, parsed, INFERENCE).parameters if p.adapter]
-    if not weights:
+    parts = tuple(part for p in parsed.parts if (part := p.at_inference()) is not None)
+    found = inference(spec, parsed)
+    weights = [p for p in build(spec, Method("served", parts), INFERENCE).parameters if p.adapter] if parts else []
+    if not weights and not found.cached_bytes:
         raise InputError(f"{method!r} has no adapter to serve: it trains the base weights; use such as lora(r=16)")
     modules = {(p.name.split(".lora_", maxsplit=1)[0], p.count) for p in weights}
+    low_rank = all(".lora_" in p.name for p in weights)
     return Adapter(
         parsed.name,
         sum(p.numel for p in weights),
-        sum(count for _, count in modules),
+        found.cached_bytes,
+        found.flops,
+        2 * sum(count for _, count in modules) if low_rank else found.launches,
         all(part.mergeable for part in parsed.parts if part.label != "quantized_base"),
     )
 
@@ -76,20 +86,20 @@ class AdapterLoad:
     distinct: int
 
     def decode_seconds(self, rates: Rates, dtype: str, batch: int, ways: int) -> float:
-        """What a decoding step takes longer: each distinct adapter is read once, two products a module.
+        """What a decoding step takes longer: each distinct adapter is read once.
 
         With tensor parallelism adapters are split like the base (S-LoRA, section 6).
         """
         used = min(self.distinct, batch)
         read = used * self.adapter.nbytes / ways / rates.memory
         compute = batch * self.adapter.flops_per_token / ways / rates.matmul[dtype]
-        return max(read, compute) + 2 * self.adapter.modules * constants.KERNEL_SECONDS.value
+        return max(read, compute) + self.adapter.launches * constants.KERNEL_SECONDS.value
 
     def prefill_seconds(self, rates: Rates, dtype: str, tokens: int, ways: int) -> float:
         """What reading one prompt takes longer."""
         compute = tokens * self.adapter.flops_per_token / ways / rates.matmul[dtype]
         read = self.adapter.nbytes / ways / rates.memory
-        return max(read, compute) + 2 * self.adapter.modules * constants.KERNEL_SECONDS.value
+        return max(read, compute) + self.adapter.launches * constants.KERNEL_SECONDS.value
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,12 @@ from tuneplan.planner.serving.adapters import (
     storage,
     tenancy,
 )
+from tuneplan.planner.serving.engine import engine_of
 from tuneplan.planner.serving.kv_cache import KvCache
 from tuneplan.planner.serving.offsite import Offsite, offsite
 from tuneplan.planner.serving.request import ServedModel, ServeRequest
 from tuneplan.planner.serving.server_memory import ServerMemory, capacity_tokens, concurrent_requests, server_memory
-from tuneplan.planner.serving.token_time import Engine, Throughput, rates_of, throughput
+from tuneplan.planner.serving.token_time import Engine, Throughput, throughput
 from tuneplan.planner.serving.weight_formats import FORMATS, ServedWeights
 from tuneplan.planner.units import format_gib
 
@@ -135,34 +136,9 @@ def _memory(request: ServeRequest, adapter: Adapter | None, resident: int) -> Se
 
 def _engine(request: ServeRequest) -> tuple[Engine | None, str]:
     """The engine, or why it cannot be timed."""
-    model, gpu = request.model, request.target.gpu
-    if gpu is None:
-        return None, "no time: the card is known by its memory alone; name one with --gpu"
-    if model.spec is None:
-        return None, "no time: the model is known by the size of its weights alone"
-    if model.experts:
-        return None, "no time: which experts a batch reads is not modelled"
-    rates = rates_of(gpu)
-    if rates.reason:
-        return None, f"no time: {rates.reason}"
-    ways = request.server.tensor_parallel
-    interconnect = request.target.instance.interconnect if request.target.instance else None
-    return (
-        Engine(
-            model.weights(request.weights, ways),
-            request.weights,
-            model.layers,
-            model.shape.hidden_size,
-            model.attention_width,
-            model.cache,
-            request.cache,
-            gpu,
-            ways,
-            rates,
-            interconnect,
-        ),
-        "",
-    )
+    target = request.target
+    interconnect = target.instance.interconnect if target.instance else None
+    return engine_of(request.model, request.weights, request.cache, target.gpu, request.server.tensor_parallel, interconnect)
 
 
 def _length(
@@ -234,7 +210,7 @@ def _choices(request: ServeRequest, adapter: Adapter | None, price: Price | None
 def _warnings(request: ServeRequest, memory: ServerMemory, reason: str, price: Price | None) -> list[str]:
     found = list(request.model.cache.notes)
     if reason:
-        found.append(reason)
+        found.append(f"no time: {reason}")
     elif price is None:
         found.append("no cost: no price is known for this card or instance")
     over = memory.device_bytes - memory.card

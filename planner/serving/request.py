@@ -71,7 +71,7 @@ def served_model(id: str, config: ConfigReader, weights_bytes: int | None = None
             spec = read_spec(id, config)
         except InputError as error:
             raise InputError(
-                f"{error}. For serving, give the size of the deployed checkpoint instead: --weights-size 84GiB"
+                f"{error}. plan serve-memory can take the size of the deployed checkpoint instead: --weights-size 84GiB"
             ) from None
     part = language_part(config)
     heads = part.integer("num_attention_heads", 0, minimum=0, maximum=2**16) or part.integer("n_head", 0, minimum=0)

@@ -147,3 +147,10 @@ def test_headroom_is_what_still_fits(tmp_path: Path) -> None:
         rate = 3 * (1 + rent.headroom) * growth
         found = answer(HEAD + SERVING.replace("peak: 3/s", f"peak: {rate:.4f}/s"), tmp_path)
         assert more == (sum(option(found, "on_demand").months[0].machines.values()) > machines)
+
+
+@pytest.mark.parametrize(("day", "word"), [("2024-01-01", "days old"), ("2099-01-01", "in the future")])
+def test_dates_of_prices_that_cannot_be_trusted(tmp_path: Path, day: str, word: str) -> None:
+    """An old price and one of tomorrow are noted."""
+    found = answer(HEAD + BUY.replace("2026-06-01", day) + SERVING, tmp_path)
+    assert any(word in note for note in found.notes)

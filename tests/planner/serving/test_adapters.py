@@ -6,6 +6,7 @@ import pytest
 
 from tuneplan.hardware_profiles.loader import find_gpu
 from tuneplan.planner.errors import InputError
+from tuneplan.planner.methods.registry import names
 from tuneplan.planner.models.lookup import load
 from tuneplan.planner.models.registry import read_spec
 from tuneplan.planner.serving.adapters import AdapterLoad, adapter_of, merging, storage, tenancy
@@ -24,12 +25,32 @@ def test_size_of_a_lora() -> None:
     adapter = adapter_of(spec("7b"), "lora(r=16)")
     parameters = 16 * 32 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
     assert (parameters, 2 * parameters, 2 * parameters) == (adapter.parameters, adapter.nbytes, adapter.flops_per_token)
-    assert 7 * 32 == adapter.modules
+    assert 2 * 7 * 32 == adapter.launches
 
 
 def test_qlora_gives_the_same_adapter() -> None:
     """What the base was kept in does not change the adapter."""
     assert adapter_of(spec("7b"), "lora").parameters == adapter_of(spec("7b"), "qlora").parameters
+
+
+def test_prefixes_live_in_the_cache() -> None:
+    """A prefix of 30 tokens is 30 tokens of keys and values for each tenant, and does not merge."""
+    adapter = adapter_of(spec("7b"), "prefix_tuning(num_virtual_tokens=30)")
+    assert (30 * 2 * 4096 * 32 * 2, False) == (adapter.nbytes, adapter.mergeable)
+
+
+@pytest.mark.parametrize("method", [name for name in names() if name != "full"])
+def test_every_method_with_an_adapter(method: str) -> None:
+    """Bytes are positive, and only methods that train the base alone have none."""
+    try:
+        adapter = adapter_of(spec("qwen2.5-0.5b"), method)
+    except InputError as error:
+        refused = str(error)
+    else:
+        refused = ""
+        assert adapter.nbytes > 0
+        assert adapter.flops_per_token >= 0
+    assert refused == "" or "has no adapter" in refused or "nothing by itself" in refused
 
 
 def test_full_has_no_adapter() -> None:
