@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, WithJsonSchema
 
 from tuneplan.planner.errors import InputError
-from tuneplan.planner.units import KILO, SECONDS_PER_HOUR, parse_bytes, parse_count
+from tuneplan.planner.units import KILO, SECONDS_PER_HOUR, parse_count
 
 HOURS_PER_MONTH = 730
 """8,760 hours of a year over twelve; clouds bill a month as 730 hours."""
@@ -158,16 +158,6 @@ def tokens(value: Any) -> int:
         raise ValueError(str(error)) from None
 
 
-def size(value: Any) -> int:
-    """Bytes of "256GiB"."""
-    if not isinstance(value, str):
-        raise ValueError(f"{str(value)[:40]} has no unit; write such as '256GiB'")
-    try:
-        return parse_bytes(value)
-    except InputError as error:
-        raise ValueError(str(error)) from None
-
-
 def _text(example: str) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "examples": [example]})
 
@@ -186,4 +176,3 @@ Growth = Annotated[float, BeforeValidator(growth), _text("10%/month")]
 Tokens = Annotated[
     int, BeforeValidator(tokens), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}], "examples": ["10M"]})
 ]
-Bytes = Annotated[int, BeforeValidator(size), _text("256GiB")]

@@ -49,7 +49,7 @@ class Schedule:
         runs: by start.
         extra: machines beyond what the hours need, by position in the market.
         late: runs that no number of machines tried could save.
-        lower_bound_hours: of the longest-used size of slot: work over slots, or the longest run.
+        lower_bound_hours: before which no order of the runs can end: work over slots, or a release and its run.
         makespan_hours: end of the last run.
         left_out: runs beyond MOST_RUNS, which were not placed.
     """
@@ -107,7 +107,7 @@ def schedule(
         taken[m] = {**taken[m], size: ceil(taken[m][size] - 1e-9) + tried - first}
         extra[m] = extra.get(m, 0) + machines_for(taken[m], machines[m].gpu_count) - before
         work = sum(hours for _, _, hours, _, _ in runs)
-        bound = max(bound, work / tried, *(hours for _, _, hours, _, _ in runs))
+        bound = max(bound, work / tried, *(released + hours for released, _, hours, _, _ in runs))
         found += best
     found.sort(key=lambda run: (run.start, run.workload))
     end = max((run.end for run in found), default=0.0)

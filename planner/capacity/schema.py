@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from tuneplan.planner.capacity.quantities import (
-    Bytes,
     Growth,
     Months,
     PerMonth,
@@ -186,8 +185,6 @@ class Owned(Model):
     """Share of the price that is left at the end of its lifetime."""
     interconnect: Literal["nvlink", "pcie"] = "pcie"
     """Between the cards."""
-    host_memory: Bytes | None = None
-    """Memory of the machine."""
     source: Text
     """Where prices are from."""
     date: Day

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from decimal import Decimal
 
+from tuneplan.planner.capacity.fleet import MOST_GROWTH
 from tuneplan.planner.capacity.machines import BUY, MachineType
 from tuneplan.planner.capacity.options import SWING, CapacityAnswer, Option
 from tuneplan.planner.capacity.quantities import HOURS_PER_MONTH
@@ -10,6 +11,7 @@ from tuneplan.planner.report.capacity_json import machines_of
 from tuneplan.planner.units import format_usd
 
 MOST_ROWS = 40
+FIRST_RUNS = 12
 NAMES = {
     "on_demand": "rent on demand",
     "spot": "rent spot",
@@ -46,6 +48,8 @@ def summary(answer: CapacityAnswer) -> Summary:
     if best is not None:
         tables += [_machines(answer, best), _sensitivity(best)]
     tables.append(_placement(answer))
+    if best is not None:
+        tables.append(_schedule(best))
     if answer.unserved:
         rows = tuple((d.workload.name, str(answer.file.line(d.path)), d.reason) for d in answer.unserved[:MOST_ROWS])
         tables.append(Table("Not served", ("workload", "line", "why"), rows, 3))
@@ -87,7 +91,12 @@ def _facts(answer: CapacityAnswer) -> tuple[tuple[str, str], ...]:
         )
         facts.append(("binding", best.binding))
         if best.headroom is not None:
-            facts.append(("room to grow", f"{best.headroom:.0%} more than the last month's demand fits the same machines"))
+            least = "at least " if best.headroom > MOST_GROWTH - 1.1 else ""
+            facts.append(("room to grow", f"{least}{best.headroom:.0%} more than the last month's demand fits the same machines"))
+        plan = best.schedule
+        if plan.runs:
+            ends = f"{plan.makespan_hours:,.1f} h, no earlier than {plan.lower_bound_hours:,.1f} h in any order"
+            facts.append(("schedule", f"{len(plan.runs)} runs in month {plan.month}, the last ends after {ends}"))
     return tuple(facts)
 
 
@@ -141,6 +150,22 @@ def _placement(answer: CapacityAnswer) -> Table:
     if len(rows) > MOST_ROWS:
         shown.append((f"... and {len(rows) - MOST_ROWS} more (--json has all)", "", "", "", ""))
     return Table("Where the workloads run", ("workload", "GPUs", "how", "speed (modelled)", "limited by"), tuple(shown), 5)
+
+
+def _schedule(option: Option) -> Table:
+    plan = option.schedule
+    rows = [
+        (run.workload, f"{run.gpus} of {run.machine}", f"{run.start:,.1f} h", f"{run.end:,.1f} h")
+        for run in plan.runs[:FIRST_RUNS]
+    ]
+    if len(plan.runs) > FIRST_RUNS:
+        rows.append((f"... and {len(plan.runs) - FIRST_RUNS} more (--json has up to 1,000)", "", "", ""))
+    return Table(
+        f"Training runs of month {plan.month}, on machines that are paid for",
+        ("workload", "GPUs", "start", "end"),
+        tuple(rows),
+        2,
+    )
 
 
 def _price_text(machine: MachineType) -> str:

@@ -103,11 +103,12 @@ def _choices(choices: tuple[Choice, ...]) -> Table:
 def _adapters(answer: AdapterAnswer) -> list[tuple[str, str]]:
     adapter, tenancy, storage, merging = answer.adapter, answer.tenancy, answer.storage, answer.merging
     load = "" if tenancy.load_seconds is None else f", {format_seconds(tenancy.load_seconds)} to load one"
+    added = "" if answer.added_token_seconds is None else f", {format_seconds(answer.added_token_seconds)} more a step"
     host = "host memory not given" if tenancy.host_adapters is None else f"{tenancy.host_adapters:,} in host memory{load}"
     how = "exact" if merging.exact else "not exact"
     return [
         ("each", f"{adapter.method}: {format_count(adapter.parameters)} parameters, {format_gib(adapter.nbytes)}"),
-        ("separate", f"{adapter.flops_per_token:,} FLOPs a token, {answer.resident} resident"),
+        ("separate", f"{adapter.flops_per_token:,} FLOPs a token{added}, {answer.resident} resident"),
         (
             "merged",
             f"{how}, {format_gib(merging.needs_bytes)} while merging; {merging.note}" if merging.possible else merging.note,

@@ -112,6 +112,7 @@ def _adapters(answer: AdapterAnswer) -> dict[str, Any]:
         "bytes_each": answer.adapter.nbytes,
         "flops_per_token": answer.adapter.flops_per_token,
         "resident": answer.resident,
+        "added_token_seconds": answer.added_token_seconds,
         "device_adapters": tenancy.device_adapters,
         "host_adapters": tenancy.host_adapters,
         "tenants": tenancy.tenants,

@@ -61,10 +61,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class AdapterAnswer:
-    """Everything about the adapters of a request."""
+    """Everything about the adapters of a request; `added_token_seconds` is what a step takes longer with them separate."""
 
     adapter: Adapter
     resident: int
+    added_token_seconds: float | None
     merging: Merging
     tenancy: Tenancy
     storage: Storage
@@ -113,7 +114,7 @@ def answer(request: ServeRequest, today: date) -> ServeAnswer:
         capacity_tokens(memory, request.model.cache, request.cache, request.server),
         _token(request),
         lengths,
-        _adapters(request, memory, adapter, resident),
+        _adapters(request, memory, adapter, resident, engine, lengths[0].batch),
         _choices(request, adapter, price),
         price,
         tuple(_warnings(request, memory, reason, price)),
@@ -159,10 +160,13 @@ def _length(
     return Length(prompt, output, held, batch, loaded, cost)
 
 
-def _adapters(request: ServeRequest, memory: ServerMemory, adapter: Adapter | None, resident: int) -> AdapterAnswer | None:
+def _adapters(
+    request: ServeRequest, memory: ServerMemory, adapter: Adapter | None, resident: int, engine: Engine | None, batch: int
+) -> AdapterAnswer | None:
     if adapter is None:
         return None
     server, model = request.server, request.model
+    load = AdapterLoad(adapter, max(1, request.adapters))
     weights = model.weights(request.weights, server.tensor_parallel)
     one = model.cache.sequence_bytes(
         request.prompts[0] + request.output_tokens, request.cache, server.tensor_parallel, server.block, server.alignment
@@ -171,6 +175,7 @@ def _adapters(request: ServeRequest, memory: ServerMemory, adapter: Adapter | No
     return AdapterAnswer(
         adapter,
         resident,
+        load.decode_seconds(engine.rates, engine.dtype, max(1, batch), engine.tensor_parallel) if engine else None,
         merging(adapter, weights, request.weights),
         tenancy(adapter, spare, request.host_bytes, request.target.gpu, server.tensor_parallel),
         storage(_full_bytes(request.against or model), weights.total_bytes, adapter.nbytes, request.copies),

@@ -11,7 +11,7 @@ from tuneplan.planner.capacity import quantities as q
 
 READERS = (
     *(q.seconds, q.months, q.per_second, q.per_month, q.dollars, q.dollars_per_hour, q.dollars_per_kwh, q.dollars_per_kw_month),
-    *(q.watts, q.share, q.growth, q.tokens, q.size),
+    *(q.watts, q.share, q.growth, q.tokens),
 )
 
 
@@ -42,7 +42,6 @@ READERS = (
         (q.growth, "-2 %/month", -0.02),
         (q.tokens, "10M tokens", 10**7),
         (q.tokens, 512, 512),
-        (q.size, "256GiB", 256 * 2**30),
     ],
 )
 def test_amounts(reader: Any, text: Any, expected: Any) -> None:
@@ -77,7 +76,6 @@ def test_a_bare_number_lacks_its_unit(reader: Any) -> None:
         (q.growth, "500%/month", "not a growth"),
         (q.tokens, "many", "not a count"),
         (q.tokens, 1.5, "number of tokens"),
-        (q.size, "12 parsecs", "not a size"),
         (q.seconds, "9" * 20 + " s", "sensible"),
         (q.seconds, None, "must be an amount"),
         (q.seconds, True, "must be an amount"),
