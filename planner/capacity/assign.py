@@ -25,6 +25,8 @@ MOST_CELLS = 20_000
 """Workloads x machines x groups up to which every month is a group of its own; beyond, FEWEST_GROUPS are used."""
 GAP = 0.005
 """Relative gap at which the solver stops."""
+INFEASIBLE = 2
+"""HiGHS's status, as SciPy reports it, where no assignment keeps all limits."""
 MOST_SECONDS = 30.0
 """Time after which it stops with the best plan found; the gap is then reported."""
 
@@ -74,7 +76,7 @@ def assign(
         allowed: positions of machines that the option may use.
 
     Raises:
-        InputError: SciPy is not installed.
+        InputError: SciPy is not installed, or the solver ran out of time without any plan.
     """
     try:
         import numpy as np
@@ -95,8 +97,10 @@ def assign(
         constraints=LinearConstraint(matrix, np.array(program.low), np.array(program.high)),
         options={"mip_rel_gap": GAP, "time_limit": MOST_SECONDS},
     )
-    if result.x is None:
+    if result.x is None and result.status == INFEASIBLE:
         return None
+    if result.x is None:
+        raise InputError(f"the solver found no plan within {MOST_SECONDS:.0f} s; give workloads that are alike once, with count")
     best: dict[int, tuple[float, int]] = {}
     for column, (workload, machine) in enumerate(program.pairs):
         taken = float(result.x[column])

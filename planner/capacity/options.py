@@ -88,8 +88,8 @@ class Option:
 
     @property
     def complete(self) -> bool:
-        """Whether every workload that some machine can take is placed, and no run is late."""
-        return not self.unplaced and not self.schedule.late
+        """Whether every workload that some machine can take is placed."""
+        return not self.unplaced
 
 
 @dataclass(frozen=True, slots=True)

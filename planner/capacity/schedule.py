@@ -18,7 +18,7 @@ from tuneplan.planner.capacity.schema import Training, Workloads
 from tuneplan.planner.units import SECONDS_PER_HOUR
 
 MOST_RUNS = 20_000
-MOST_EXTRA = 64
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class ScheduledRun:
     @property
     def late_hours(self) -> float:
         """By how much it misses its deadline; 0 if it does not."""
-        return 0.0 if self.deadline is None else max(0.0, self.end - self.deadline)
+        return 0.0 if self.deadline is None else max(0.0, self.end - self.deadline - ROUNDING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,6 @@ class Schedule:
         month: its number.
         runs: by start.
         extra: machines beyond what the hours need, by position in the market.
-        late: runs that no number of machines tried could save.
         lower_bound_hours: before which no order of the runs can end: work over slots, or a release and its run.
         makespan_hours: end of the last run.
         left_out: runs beyond MOST_RUNS, which were not placed.
@@ -57,7 +56,6 @@ class Schedule:
     month: int
     runs: tuple[ScheduledRun, ...]
     extra: dict[int, int]
-    late: tuple[ScheduledRun, ...]
     lower_bound_hours: float
     makespan_hours: float
     left_out: int
@@ -90,19 +88,12 @@ def schedule(
         runs = jobs.setdefault((m, need.gpus), [])
         runs += [(k * every, k * every + due, need.hours, due, job.name) for k in range(count)]
     found: list[ScheduledRun] = []
-    late: list[ScheduledRun] = []
     extra: dict[int, int] = {}
     bound = 0.0
     for (m, size), runs in sorted(jobs.items()):
         first = max(1, ceil(shares[m, size] - 1e-9))
-        best = _place(runs, first, machines[m].label, size)
-        tried = first
-        while any(run.late_hours for run in best) and tried < first + MOST_EXTRA:
-            tried += 1
-            best = _place(runs, tried, machines[m].label, size)
-        if any(run.late_hours for run in best):
-            late += [run for run in best if run.late_hours]
-            tried = first
+        best = in_time(runs, first, machines[m].label, size)
+        tried = max(first, 1 + max(run.slot for run in best))
         before = machines_for(taken[m], machines[m].gpu_count)
         taken[m] = {**taken[m], size: ceil(taken[m][size] - 1e-9) + tried - first}
         extra[m] = extra.get(m, 0) + machines_for(taken[m], machines[m].gpu_count) - before
@@ -111,7 +102,7 @@ def schedule(
         found += best
     found.sort(key=lambda run: (run.start, run.workload))
     end = max((run.end for run in found), default=0.0)
-    return Schedule(month, tuple(found), {m: n for m, n in extra.items() if n}, tuple(late), bound, end, left_out)
+    return Schedule(month, tuple(found), {m: n for m, n in extra.items() if n}, bound, end, left_out)
 
 
 def _busiest(workloads: Workloads, demands: Sequence[Demand], machine: dict[int, int]) -> int:
@@ -126,6 +117,23 @@ def _busiest(workloads: Workloads, demands: Sequence[Demand], machine: dict[int,
         return total
 
     return max(range(1, workloads.horizon + 1), key=lambda month: (load(month), -month))
+
+
+def in_time(runs: list[tuple[float, float, float, float, str]], slots: int, label: str, size: int) -> list[ScheduledRun]:
+    """The runs on as few slots as keep every deadline, found by doubling and halving; a slot for each run is always enough."""
+    low, high = slots, slots
+    best = _place(runs, high, label, size)
+    while any(run.late_hours for run in best) and high < len(runs):
+        low, high = high, min(2 * high, len(runs))
+        best = _place(runs, high, label, size)
+    while high - low > 1:
+        middle = (low + high) // 2
+        placed = _place(runs, middle, label, size)
+        if any(run.late_hours for run in placed):
+            low = middle
+        else:
+            high, best = middle, placed
+    return best
 
 
 def _place(runs: list[tuple[float, float, float, float, str]], slots: int, label: str, size: int) -> list[ScheduledRun]:
@@ -145,7 +153,8 @@ def _place(runs: list[tuple[float, float, float, float, str]], slots: int, label
             heappush(ready, (due, released, hours, limit, name))
             index += 1
         due, released, hours, limit, name = heappop(ready)
-        end = now + hours
-        placed.append(ScheduledRun(name, label, slot, size, released, now, end, None if limit == float("inf") else due))
+        start = max(now, released)
+        end = start + hours
+        placed.append(ScheduledRun(name, label, slot, size, released, start, end, None if limit == float("inf") else due))
         heappush(free, (end, slot))
     return placed

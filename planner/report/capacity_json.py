@@ -126,7 +126,6 @@ def _schedule(option: Option) -> dict[str, Any]:
         "month": plan.month,
         "makespan_hours": plan.makespan_hours,
         "lower_bound_hours": plan.lower_bound_hours,
-        "late": [run.workload for run in plan.late],
         "not_shown": max(0, len(plan.runs) - LARGEST_SCHEDULE) + plan.left_out,
         "runs": [
             {
@@ -190,7 +189,7 @@ def capacity_csv(answer: CapacityAnswer) -> str:
                     f"{month.total:.2f}",
                     f"{month.cash:.2f}",
                     *(f"{month.usd[part]:.2f}" for part in PARTS),
-                    sum(month.machines.values()),
+                    "; ".join(f"{count} x {answer.market.machines[m].label}" for m, count in month.machines.items()),
                     f"{month.gpu_hours:.1f}",
                     f"{month.busy_gpu_hours:.1f}",
                     f"{month.utilisation:.4f}",

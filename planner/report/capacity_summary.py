@@ -105,7 +105,7 @@ def _options(answer: CapacityAnswer) -> Table:
     for option in answer.options:
         even = "-" if option.break_even_month is None else str(option.break_even_month)
         bound = "-" if option.lower_bound is None else _usd(option.lower_bound)
-        state = "" if option.complete else f"{len(option.unplaced)} not placed" if option.unplaced else "runs late"
+        state = "" if option.complete else f"{len(option.unplaced)} not placed"
         rows.append(
             (
                 NAMES[option.kind],
@@ -185,12 +185,6 @@ def _notes(answer: CapacityAnswer) -> tuple[str, ...]:
     notes = [f"With {what} {change}, {NAMES[kind]} is cheapest." for what, change, kind in answer.turning_points]
     if answer.recommended is not None and not answer.turning_points and len(answer.options) > 1:
         notes.append(f"No single change of {SWING:.0%} in prices or demand changes the recommendation.")
-    for option in answer.options:
-        plan = option.schedule
-        if plan.late:
-            notes.append(
-                f"{NAMES[option.kind]}: {len(plan.late)} runs would miss their deadline; the first is {plan.late[0].workload}."
-            )
     if any(job.setup is None for job in answer.workloads.training):
         notes.append("Starting machines and loading models is not counted for training jobs without `setup`.")
     notes += answer.notes

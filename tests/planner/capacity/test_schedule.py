@@ -3,9 +3,12 @@
 from itertools import pairwise
 from pathlib import Path
 
+from hypothesis import given
+from hypothesis import strategies as st
 from workload_files import BUY, HEAD, TRAINING, answer
 
 from tuneplan.planner.capacity.options import Option
+from tuneplan.planner.capacity.schedule import in_time
 
 
 def bought(text: str, folder: Path) -> Option:
@@ -26,7 +29,7 @@ def test_runs_do_not_overlap_and_meet_their_deadlines(tmp_path: Path) -> None:
         own = sorted((run for run in runs if run.slot == slot), key=lambda run: run.start)
         assert all(a.end <= b.start + 1e-9 for a, b in pairwise(own))
     assert all(run.start >= run.released for run in runs)
-    assert () == option.schedule.late
+    assert not any(run.late_hours for run in runs)
     assert option.schedule.lower_bound_hours <= option.schedule.makespan_hours
 
 
@@ -40,9 +43,26 @@ def test_a_deadline_can_cost_a_machine(tmp_path: Path) -> None:
     hasty = bought(HEAD + BUY + "training:\n" + soon, tmp_path)
     assert sum(hasty.months[-1].machines.values()) > sum(calm.months[-1].machines.values())
     assert hasty.complete
+    assert not any(run.late_hours for run in hasty.schedule.runs)
 
 
 def test_runs_beyond_the_limit_are_counted(tmp_path: Path) -> None:
     """A hundred thousand jobs a day are not placed one by one, and the report says how many."""
     text = HEAD + BUY + TRAINING.replace("1/week", "10/day").replace("name: tune", "name: tune\n    count: 1000")
     assert bought(text, tmp_path).schedule.left_out > 0
+
+
+RUN = st.tuples(st.floats(0, 700), st.floats(0.1, 60), st.floats(1, 4))
+
+
+@given(st.lists(RUN, min_size=1, max_size=40), st.integers(1, 5))
+def test_laws_of_placing(drawn: list[tuple[float, float, float]], slots: int) -> None:
+    """Whatever the runs: each once, after its release, none late, and one at a time in a slot."""
+    runs = [(release, release + slack * hours, hours, slack * hours, str(i)) for i, (release, hours, slack) in enumerate(drawn)]
+    placed = in_time(runs, slots, "machine", 1)
+    assert sorted(run[4] for run in runs) == sorted(run.workload for run in placed)
+    assert all(run.start >= run.released for run in placed)
+    assert all(run.late_hours < 1e-9 for run in placed)
+    for slot in {run.slot for run in placed}:
+        own = sorted((run for run in placed if run.slot == slot), key=lambda run: run.start)
+        assert all(a.end <= b.start + 1e-9 for a, b in pairwise(own))
