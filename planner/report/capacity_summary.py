@@ -185,6 +185,11 @@ def _notes(answer: CapacityAnswer) -> tuple[str, ...]:
     notes = [f"With {what} {change}, {NAMES[kind]} is cheapest." for what, change, kind in answer.turning_points]
     if answer.recommended is not None and not answer.turning_points and len(answer.options) > 1:
         notes.append(f"No single change of {SWING:.0%} in prices or demand changes the recommendation.")
+    best = answer.recommended
+    if best is not None and best.schedule.left_out:
+        notes.append(
+            f"The schedule places {len(best.schedule.runs):,} runs; {best.schedule.left_out:,} more count by their hours alone."
+        )
     if any(job.setup is None for job in answer.workloads.training):
         notes.append("Starting machines and loading models is not counted for training jobs without `setup`.")
     notes += answer.notes
