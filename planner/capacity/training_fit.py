@@ -6,7 +6,6 @@ from datetime import date
 
 from tuneplan.planner.capacity.machines import MachineType
 from tuneplan.planner.capacity.schema import CHEAPEST, Training
-from tuneplan.planner.device_memory import DEFAULT_SAFETY_MARGIN
 from tuneplan.planner.job import DEFAULT_METHODS, Job
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.models.lookup import load
@@ -14,6 +13,7 @@ from tuneplan.planner.models.registry import read_spec
 from tuneplan.planner.search import Answer, find
 from tuneplan.planner.target import Target
 from tuneplan.planner.training.settings import Settings
+from tuneplan.planner.uncertainty import margin
 from tuneplan.planner.units import SECONDS_PER_HOUR, format_gib, format_seconds
 
 
@@ -77,7 +77,7 @@ class TrainingFits:
             global_batch_size=job.global_batch_size,
             settings=Settings(seq_len=job.seq_len),
             objective="time",
-            safety_margin=DEFAULT_SAFETY_MARGIN,
+            safety_margin=margin(),
         )
         answer = find(question, self.today)
         return {key: _steps(answer, key, machine) for key, machine in self.machines.items()}
