@@ -78,7 +78,8 @@ def decoding(timing: ModuleType) -> None:
     for row in timing.SPEEDS:
         error = timing.speed_error(row)
         theirs = float(row["tokens_per_second"])
-        errors.append(error)
+        if row not in timing.FITTED:
+            errors.append(error)
         rows.append(
             (
                 row["model"],
@@ -90,7 +91,7 @@ def decoding(timing: ModuleType) -> None:
             )
         )
     table("| model | weights | A100-80GB | tokens/s, published | tokens/s, ours | error |", rows)
-    print(spread(errors))
+    print(spread(errors) + ", without the two that chose the shares of packed weights")
 
 
 if __name__ == "__main__":

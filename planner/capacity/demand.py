@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import date
 from math import ceil
 
-from tuneplan.planner.capacity.machines import SPOT, MachineType
+from tuneplan.planner.capacity.machines import FIXED, SPOT, MachineType
 from tuneplan.planner.capacity.quantities import HOURS_PER_MONTH
 from tuneplan.planner.capacity.read import at_line
 from tuneplan.planner.capacity.schema import Serving, Training, Workload, Workloads
@@ -93,7 +93,7 @@ def _training(job: Training, path: Path, machines: tuple[MachineType, ...], fits
     for index, machine in enumerate(machines):
         if _allowed(job, machine):
             thrifty, fastest, reason = fits.runs(job, machine)
-            run = fastest if machine.kind not in ("reserved", "buy") else thrifty
+            run = fastest if machine.kind not in FIXED else thrifty
             if run is None:
                 reasons.setdefault(machine.label, reason)
             else:
@@ -114,7 +114,9 @@ def _serving(
                 reasons.setdefault(machine.label, reason)
                 continue
             best = min(replicas, key=lambda replica: (_cards(load, replica, busiest, headroom), replica.gpus))
-            needs[index] = Need(best.gpus, 0.0, best.requests_per_second, f"batch {best.batch}", best.binding)
+            needs[index] = Need(
+                best.gpus, 0.0, best.requests_per_second, f"batch {best.batch} of {best.concurrent} that fit", best.binding
+            )
     return Demand(load, path, needs, "" if needs else _why(load, reasons))
 
 

@@ -53,6 +53,7 @@ SPEEDS = list(csv.DictReader((Path(__file__).parents[2] / "golden" / "decode_spe
 # than groups of 128: so most published speeds are below the model's. Two of the rows (Llama-2-7B on one GPU, int8 and 4 bits)
 # chose the shares at which quantized weights are read and are no evidence for them.
 SLOWEST, FASTEST = -0.15, 0.40
+FITTED = [row for row in SPEEDS if "-7b-" in row["model"] and row["weights"] != "bf16"]
 
 
 def speed_error(row: dict[str, str]) -> float:
