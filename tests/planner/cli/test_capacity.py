@@ -2,6 +2,7 @@
 
 import csv
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,16 @@ def test_models_and_ranks_that_cannot_be(plan: Any, file: str) -> None:
 def test_output_does_not_depend_on_the_run(plan: Any, file: str) -> None:
     """Twice the same file, twice the same bytes."""
     assert plan("capacity", file, "--json").out == plan("capacity", file, "--json").out
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [("yaml", ()), ("scipy.optimize", ()), ("matplotlib.figure", ("--html",)), ("matplotlib.figure", ("--plots",))],
+)
+def test_missing_extras_are_named(
+    plan: Any, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, arguments: tuple[str, ...]
+) -> None:
+    """Without the extra's libraries the refusal says what to install."""
+    monkeypatch.setitem(sys.modules, module, None)
+    options = [word for name in arguments for word in (name, str(tmp_path / "out"))]
+    refuse(plan("capacity", file, *options), "pip install 'tuneplan[capacity]'")
