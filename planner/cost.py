@@ -6,7 +6,7 @@ from datetime import date
 from decimal import Decimal
 
 from tuneplan.hardware_profiles.loader import Offer
-from tuneplan.planner.units import SECONDS_PER_HOUR
+from tuneplan.planner.units import MEGA, SECONDS_PER_HOUR
 
 STALE_DAYS = 548
 
@@ -67,3 +67,10 @@ def cheapest(offers: Sequence[Offer], gpu_count: int, purchase: str, today: date
 def usd(price: Price, seconds: float) -> Decimal:
     """Dollars for a run of so many seconds, to the cent."""
     return (price.usd_per_hour * Decimal(seconds) / SECONDS_PER_HOUR).quantize(Decimal("0.01"))
+
+
+def usd_per_million(price: Price, gpus_of_one: int, tokens_per_second: float) -> Decimal:
+    """Dollars for a million tokens from servers that fill the rented machine, each on `gpus_of_one` GPUs, always at full load."""
+    servers = max(1, price.offer.instance.gpu_count * price.instances // gpus_of_one)
+    hours = Decimal(MEGA / (tokens_per_second * servers)) / SECONDS_PER_HOUR
+    return (price.usd_per_hour * hours).quantize(Decimal("0.0001"))

@@ -45,6 +45,7 @@ def call(*arguments: str) -> str:
         call("gpus"),
         call("methods"),
         call("--help"),
+        call("serve-memory", "--model", "8b", "--gpu", "a100-80g", "--json"),
     ],
 )
 def test_planning_imports_nothing_heavy(code: str) -> None:

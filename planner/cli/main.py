@@ -10,10 +10,12 @@ import click
 
 COMMANDS = {
     "estimate": "One configuration, in full.",
-    "trace": "The same from the real transformers and PEFT code, without a GPU.",
+    "trace": "The same from the real code, without a GPU.",
     "models": "The models that are known by name.",
     "gpus": "The GPUs and instances that are known by name.",
     "methods": "The fine-tuning methods.",
+    "serve-memory": "A served model: KV cache, adapters, speed and cost.",
+    "capacity": "What to rent, reserve or buy for a set of workloads.",
     "explain": "Any figure: its formula, its numbers and its source.",
 }
 
@@ -32,7 +34,8 @@ class LazyGroup(click.Group):
         """Import one command."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"tuneplan.planner.cli.{cmd_name}").command
+        module = import_module(f"tuneplan.planner.cli.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

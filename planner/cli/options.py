@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -151,6 +152,15 @@ def read_methods(texts: Sequence[str], rank: int | None, target_modules: str | N
             f"{', '.join(texts)} has no option {missing[0]}; add a method that has it, such as lora, or leave it out"
         )
     return tuple(methods.values())
+
+
+def write_file(path: str, content: str | bytes) -> None:
+    """Write a report. Raises InputError where that cannot be."""
+    try:
+        Path(path).write_bytes(content.encode() if isinstance(content, str) else content)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a path"
+        raise InputError(f"{path!r} cannot be written: {reason}; choose another file") from None
 
 
 def _short_forms(rank: int | None, target_modules: str | None) -> dict[str, Any]:

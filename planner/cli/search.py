@@ -2,7 +2,6 @@
 
 from datetime import date
 from decimal import Decimal, InvalidOperation
-from pathlib import Path
 from typing import Any
 
 import click
@@ -20,6 +19,7 @@ from tuneplan.planner.cli.options import (
     safety_margin,
     stack,
     step_options,
+    write_file,
 )
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.job import AUTO, DEFAULT_METHODS, DEFAULT_OPTIMIZERS, OBJECTIVES, Job
@@ -112,7 +112,7 @@ def plan(ctx: click.Context, /, **given: Any) -> int:
 
         page = console(record=True, quiet=True)
         page.print(render(answer, given["model"]))
-        _write(given["html"], page.export_html())
+        write_file(given["html"], page.export_html())
     if given["as_json"]:
         from tuneplan.planner.report.json_report import answer_json
 
@@ -238,11 +238,3 @@ def _dollars(text: str | None) -> Decimal | None:
     if not amount.is_finite():
         raise InputError(f"--max-usd {text!r} is not an amount; write a number such as 50")
     return amount
-
-
-def _write(path: str, text: str) -> None:
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a path"
-        raise InputError(f"{path!r} cannot be written: {reason}; choose another file") from None

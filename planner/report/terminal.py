@@ -29,6 +29,8 @@ _COLOURS = {
     "kv_cache": "white",
     "fragmentation": "bright_black",
     "runtime": "bright_black",
+    "adapters": "magenta",
+    "cuda_graphs": "bright_black",
 }
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from workload_files import BUY, HEAD, TRAINING
+from workload_files import SERVING as SERVE
 
 from tuneplan.planner.cli.main import COMMANDS
 
@@ -209,3 +211,40 @@ def test_price_and_card_files(plan: Any, tmp_path_factory: Any, content: bytes) 
     path.write_bytes(content)
     for option in ("--prices", "--gpu-file"):
         assert 3 == plan("--model", "7b", "--gpu", "a100-80g", option, str(path)).code
+
+
+SERVING = ["--model", "--gpu", "--gpu-memory", "--weights", "--weights-size", "--kv-dtype", "--prompt-tokens", "--output-tokens"]
+SERVING += ["--tensor-parallel", "--utilisation", "--max-num-seqs", "--max-batched-tokens", "--block-size", "--kv-alignment"]
+SERVING += ["--adapter", "--adapters", "--host-memory", "--against", "--full-copies", "--emulator-layers"]
+
+
+@FUZZ
+@given(pairs(SERVING), st.lists(st.sampled_from(["--json", "--merged", "--no-cuda-graphs", "--spot"]), max_size=2))
+def test_serving(plan: Any, options: list[str], flags: list[str]) -> None:
+    """`plan serve-memory` with anything behind its options."""
+    outcome = plan("serve-memory", "--model", "qwen2.5-0.5b", "--gpu", "a10", *options, *flags)
+    assert outcome.code in (0, 1, 2)
+    assert (outcome.out == "") == (outcome.code == 2)
+
+
+VALUES_OF_A_FILE = st.one_of(
+    st.sampled_from(
+        ["1/s", "5 hours", "10M", "7b", "lora", "80%", "~", "[]", "{}", "-1", "1e400", "nan", "0/s", "1/year", "9" * 50]
+    ),
+    st.integers().map(str),
+    st.text(st.characters(codec="ascii", categories=["L", "N", "P", "S"]), max_size=12),
+)
+
+
+@FUZZ
+@given(st.integers(0, 29), VALUES_OF_A_FILE)
+def test_capacity(plan: Any, tmp_path_factory: Any, line: int, value: str) -> None:
+    """A workloads file with anything as one of its values."""
+    lines = (HEAD + BUY + TRAINING + SERVE).splitlines()
+    key = lines[line].partition(":")[0]
+    lines[line] = f"{key}: {value}"
+    path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
+    path.write_text("\n".join(lines))
+    outcome = plan("capacity", str(path), "--horizon", "2 months")
+    assert outcome.code in (0, 1, 2)
+    assert (outcome.out == "") == (outcome.code == 2)

@@ -1,0 +1,1 @@
+"""What to rent or buy for a set of training jobs and serving loads."""

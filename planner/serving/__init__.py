@@ -1,0 +1,1 @@
+"""Inference: weights as deployed, KV cache, adapters, decode and prefill time."""
