@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from tuneplan.planner.errors import InputError
+from tuneplan.planner.training.optimizers import PAGED_MINIMUM
 
 
 def make_optimizer(name: str, parameters: list[Any], master_weights: bool = False) -> Any:
@@ -31,6 +33,9 @@ def make_optimizer(name: str, parameters: list[Any], master_weights: bool = Fals
         "sgd_momentum": lambda: torch.optim.SGD(parameters, foreach=True, momentum=0.9),
         "adafactor": lambda: Adafactor(parameters, lr=1e-3, scale_parameter=False, relative_step=False),
     }
+    meta = parameters[0].device.type == "meta"
+    if name == "adamw_fused" and meta:
+        return _FusedOnMeta(parameters)
     if name in makers:
         return makers[name]()
     try:
@@ -44,7 +49,45 @@ def make_optimizer(name: str, parameters: list[Any], master_weights: bool = Fals
         "paged_adamw_8bit": optim.PagedAdamW8bit,
         "lion": optim.Lion,
     }
+    if name.startswith("paged") and meta:
+        return _paged_on_meta(optim.AdamW8bit(parameters) if name.endswith("8bit") else optim.AdamW(parameters))
     return classes[name](parameters)
+
+
+class _FusedOnMeta:
+    """What `torch.optim.AdamW(fused=True)`, which refuses meta tensors, allocates: two states and a step count a parameter."""
+
+    def __init__(self, parameters: list[Any]) -> None:
+        self._parameters = parameters
+        self.state: dict[Any, dict[str, torch.Tensor]] = {}
+
+    def step(self) -> None:
+        """The first makes the states; the fused kernel needs no more."""
+        for p in self._parameters:
+            if p not in self.state and p.grad is not None:
+                step = torch.zeros((), dtype=torch.float32, device=p.device)
+                self.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients."""
+        for p in self._parameters:
+            p.grad = None
+
+
+def _paged_on_meta(optimizer: Any) -> Any:
+    """A bitsandbytes optimizer whose large states, which are paged to host memory, are not counted on the device.
+
+    Mirrors `get_state_buffer` of bitsandbytes 0.50 optim/optimizer.py: states of fewer than 100,000 elements are not paged.
+    """
+
+    def buffer(parameter: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        if parameter.numel() < PAGED_MINIMUM:
+            return torch.zeros_like(parameter, dtype=dtype)
+        with _disable_current_modes():  # the tracker does not see it
+            return torch.zeros_like(parameter, dtype=dtype)
+
+    optimizer.get_state_buffer = buffer
+    return optimizer
 
 
 class MasterWeights:

@@ -23,6 +23,7 @@ from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.lookup import find as find_model
 from tuneplan.planner.models.network import build
 from tuneplan.planner.models.registry import read_spec
+from tuneplan.planner.training.optimizers import OPTIMIZERS
 from tuneplan.planner.training.optimizers import find as find_optimizer
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.units import GIB
@@ -127,7 +128,7 @@ def small_cases() -> list[Case]:
         cases += [Case("llama", method, precision="autocast", dtype=dtype) for dtype in ("fp32", "bf16")]
     cases += [Case("llama", method, dtype="fp32") for method in ("full", "lora")]
     cases += [Case("llama", "full", precision="master-weights", seq_len=64)]
-    cases += [Case("llama", "full", 1, 64, optimizer=o) for o in ("adamw_forloop", "sgd", "sgd_momentum", "adafactor")]
+    cases += [Case("llama", "full", 1, 64, optimizer=o) for o in OPTIMIZERS]
     return list(dict.fromkeys(cases))
 
 

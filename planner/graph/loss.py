@@ -119,8 +119,9 @@ def _next_power_of_two(value: Size) -> Size:
 def shifted(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, divide: bool, fp32_outputs: bool = False) -> Tensor:
     """The loss of older transformers: the fp32 logits are copied once more, without the last token, before cross-entropy.
 
-    Mirrors `ForCausalLMLoss` of transformers 4.48 loss/loss_utils.py; newer versions shift the labels instead. `fp32_outputs`: the
-    model's code itself casts the logits, so that its output holds those in fp32 and the others are gone.
+    Mirrors `ForCausalLMLoss` of transformers 4.48 loss/loss_utils.py; newer versions shift the labels instead.
+
+    `fp32_outputs`: the model's code itself casts the logits, so that its output holds those in fp32 and the others are gone.
     """
     tape.category = LOGITS
     logits = linear(tape, hidden, weight, bias)
