@@ -218,10 +218,8 @@ class _Run:
         run_step(self.built, subject.settings, phase, self._context(), accumulation, self._kept, loss)
 
     def _context(self) -> Callable[[], AbstractContextManager[object]]:
-        settings = self.subject.settings
-        if settings.precision != "autocast":
-            return nullcontext
-        return partial(torch.autocast, self.device.type, dtype=DTYPES[settings.dtype])
+        lower = self.subject.settings.autocast
+        return partial(torch.autocast, self.device.type, dtype=DTYPES[lower]) if lower else nullcontext
 
     def _states(self) -> Iterator[Any]:
         yield from tree_iter(list(self.built.optimizer.state.values()))
