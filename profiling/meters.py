@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tuneplan.planner.graph.tensor import round_block
+from tuneplan.planner.units import KIB
 from tuneplan.profiling.timeline import PhasePeak
 
 
@@ -136,12 +137,20 @@ def device_in_use_bytes(device: torch.device) -> int | None:
 
 def resident_bytes(peak: bool = False) -> int | None:
     """Host memory of this process, now or at most so far; None where the system has no /proc."""
-    key = "VmHWM:" if peak else "VmRSS:"
+    return _kibibytes("/proc/self/status", "VmHWM:" if peak else "VmRSS:")
+
+
+def available_bytes() -> int | None:
+    """Host memory that can be had without swapping; None where the system has no /proc."""
+    return _kibibytes("/proc/meminfo", "MemAvailable:")
+
+
+def _kibibytes(path: str, key: str) -> int | None:
     try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        lines = Path(path).read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), None)
+    return next((int(line.split()[1]) * KIB for line in lines if line.startswith(key)), None)
 
 
 def stored_bytes(tensors: Iterable[Any], device_type: str) -> int:

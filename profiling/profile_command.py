@@ -17,11 +17,13 @@ from tuneplan.planner.errors import InputError
 from tuneplan.planner.estimate import estimate
 from tuneplan.planner.report import document
 from tuneplan.planner.training.sharding import SINGLE
+from tuneplan.planner.units import format_gib
 from tuneplan.profiling import devices
 from tuneplan.profiling.command import quiet, subject_of
 from tuneplan.profiling.measure import Told, measure, nobody
 from tuneplan.profiling.measured import Measured
 from tuneplan.profiling.measured_report import measured_report
+from tuneplan.profiling.meters import available_bytes
 from tuneplan.profiling.provenance import provenance
 from tuneplan.profiling.ranks import Ranks, from_environment
 from tuneplan.profiling.result_file import check_writable, write_whole
@@ -92,6 +94,8 @@ def run_profile(
         card = torch.cuda.get_device_capability(chosen)
         asked = replace(asked, settings=replace(asked.settings, compute_capability=card))
     known = None if peft_config is not None or task not in ("", "causal-lm") else beside(asked)
+    if chosen.type == "cpu" and known is not None:
+        refuse_what_cannot_fit(known["peak"]["allocated_bytes"] * ranks.count)
     with progress(ranks.first) as told:
         seen = measure(subject, chosen, warmup_steps, steps, asked.sharding, ranks, told)
     outcome = Outcome(replace(seen, estimated=known), provenance(chosen), asked.capacity_bytes, ranks)
@@ -109,6 +113,16 @@ def beside(asked: Asked) -> dict[str, Any] | None:
     except InputError:
         return None
     return {name: found[name] for name in ("peak", "phases", "components", "step_seconds", "tokens_per_second", "basis")}
+
+
+def refuse_what_cannot_fit(needed_bytes: int) -> None:
+    """Raise InputError for more than this machine's free memory: the system would end the process without a word."""
+    free = available_bytes()
+    if free is not None and needed_bytes > free:
+        raise InputError(
+            f"the step needs about {format_gib(needed_bytes)}, and this machine has {format_gib(free)} of memory free; "
+            "use plan trace, a smaller batch, or a GPU"
+        )
 
 
 @contextmanager

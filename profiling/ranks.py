@@ -73,12 +73,15 @@ def check(ranks: Ranks, sharding: Sharding, subject: Subject) -> None:
 
 @contextmanager
 def group(ranks: Ranks, device: torch.device) -> Iterator[None]:
-    """A process group while the step runs: NCCL between GPUs, gloo between CPUs; nothing for one process."""
-    if ranks.count == 1:
-        yield
-        return
+    """A process group while the step runs: NCCL between GPUs, gloo between CPUs; nothing for one process.
+
+    A group that the caller has made is used, and left as it is.
+    """
     from torch import distributed
 
+    if ranks.count == 1 or distributed.is_initialized():
+        yield
+        return
     bound = device if device.type == "cuda" else None
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", device_id=bound)
     yield
