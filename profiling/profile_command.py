@@ -19,12 +19,13 @@ from tuneplan.planner.report import document
 from tuneplan.planner.training.sharding import SINGLE
 from tuneplan.planner.units import format_gib
 from tuneplan.profiling import devices
-from tuneplan.profiling.command import quiet, subject_of
+from tuneplan.profiling.command import subject_of
 from tuneplan.profiling.measure import Told, measure, nobody
 from tuneplan.profiling.measured import Measured
 from tuneplan.profiling.measured_report import measured_report
 from tuneplan.profiling.meters import available_bytes
 from tuneplan.profiling.provenance import provenance
+from tuneplan.profiling.quiet import quiet
 from tuneplan.profiling.ranks import Ranks, from_environment
 from tuneplan.profiling.result_file import check_writable, write_whole
 
