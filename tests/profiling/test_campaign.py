@@ -15,13 +15,13 @@ pytest.importorskip("transformers")
 pytest.importorskip("bitsandbytes")
 
 from tuneplan.planner.units import GIB  # noqa: E402
-from tuneplan.profiling import campaign  # noqa: E402
+from tuneplan.profiling import campaign, three_sources  # noqa: E402
 from tuneplan.profiling.cases import UNPLANNED, Case, config_of, cpu_cases, gpu_cases  # noqa: E402
 from tuneplan.profiling.evidence import peak_error, promised, tables  # noqa: E402
 from tuneplan.profiling.largest_batch import largest  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-CARD = campaign.Machine(torch.device("cpu"), (9, 0), 140 * GIB)
+CARD = three_sources.Machine(torch.device("cpu"), (9, 0), 140 * GIB)
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +80,19 @@ def test_a_defect_does_not_end_the_campaign(monkeypatch: pytest.MonkeyPatch) -> 
     def broken(*_: Any) -> None:
         raise IndexError("pop from\nempty list")
 
-    monkeypatch.setattr(campaign, "measure", broken)
-    machine = campaign.Machine(torch.device("cpu"), tiny=True)
-    assert {"refused": "IndexError: pop from empty list"} == campaign.measured(next(cpu_cases()), machine)
+    monkeypatch.setattr(three_sources, "measure", broken)
+    machine = three_sources.Machine(torch.device("cpu"), tiny=True)
+    assert {"refused": "IndexError: pop from empty list"} == three_sources.measured(next(cpu_cases()), machine)
 
 
 def test_traces_run_in_processes_of_their_own() -> None:
     """Beside the GPU's work, without seeing the GPU."""
     with campaign.tracing(CARD) as tracers:
         assert tracers is not None
-        assert tracers.submit(campaign.traced, next(cpu_cases()), (9, 0), True).result(timeout=120)["peak"]["allocated_bytes"] > 0
+        assert (
+            tracers.submit(three_sources.traced, next(cpu_cases()), (9, 0), True).result(timeout=120)["peak"]["allocated_bytes"]
+            > 0
+        )
 
 
 def test_a_lost_device_ends_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +133,7 @@ def test_cases() -> None:
 def test_every_planned_model_can_be_estimated(model: str) -> None:
     """Each model of the campaign is one that the planner knows."""
     case = next(case for case in gpu_cases() if case.model == model)
-    found = campaign.estimate_of(replace(case, method="lora", micro_batch_size=1), CARD)
+    found = three_sources.estimate_of(replace(case, method="lora", micro_batch_size=1), CARD)
     assert found.request.spec.num_hidden_layers == config_of(model)["num_hidden_layers"]
 
 

@@ -143,6 +143,14 @@ def test_quantizing_never_holds_the_dense_model() -> None:
     assert held.peak_bytes > 7 * layer
 
 
+def test_tied_weights_stay_tied() -> None:
+    """A 4-bit model whose head is its embedding gets one weight for both, as the traced one has."""
+    pytest.importorskip("bitsandbytes")
+    config = {**TINY, "tie_word_embeddings": True}
+    model = build(Subject("tiny", config, parse("qlora"), settings=STEP), "eager", "cpu").model.get_base_model()
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
 def test_the_longest_list_is_the_decoder() -> None:
     """Units of FSDP are the decoder's layers."""
     built = build(SUBJECT, "eager", "meta")
