@@ -154,11 +154,14 @@ def materialize(model: nn.Module, device: str) -> None:
     """Give every parameter that is still on the meta device random values on `device`, and move the buffers there."""
     if device == "meta":
         return
+    made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.device.type == "meta":
-                values = torch.empty_like(parameter, device=device).normal_(std=0.02)
-                setattr(module, name, nn.Parameter(values, requires_grad=parameter.requires_grad))
+                if id(parameter) not in made:  # tied weights stay tied
+                    values = torch.empty_like(parameter, device=device).normal_(std=0.02)
+                    made[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
+                setattr(module, name, made[id(parameter)])
         for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.device.type == "meta":
                 module.register_buffer(name, torch.ones_like(buffer, device=device), persistent=False)

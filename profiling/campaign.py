@@ -1,212 +1,191 @@
-"""Real training steps on this machine's GPU beside their estimates, as evidence: one command, JSON out, stops by itself.
+"""Real training steps on this machine's GPU, each beside its estimate and its trace: one command, resumable, stops by itself.
 
-    python -m tuneplan.profiling.campaign --out results.jsonl --seconds 540
+    python -m tuneplan.profiling.campaign --out DIR --seconds 540
 
-Weights are random (memory and speed do not depend on values). Each case is one line of JSON, written as soon as it is measured;
-cases that the file has already are skipped, so that an interrupted campaign goes on. On a machine without a GPU, `--device cpu`
-runs a few tiny models and counts live bytes with the storage tracker instead of the allocator.
+Weights are random. Each case is one line of DIR/rows.jsonl, written as soon as it is measured; cases that the file has are
+skipped, so that the same command goes on where it stopped. Traces run in processes of their own meanwhile. With `--device cpu`
+a few tiny models are run instead. `python -m tuneplan.profiling.evidence DIR` makes the accuracy tables of the rows.
 """
 
 import argparse
-import gc
 import json
+import os
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
+from tuneplan.hardware_profiles.errors import ProfileError
+from tuneplan.planner.device_memory import usable_bytes
+from tuneplan.planner.errors import TuneplanError
+from tuneplan.planner.uncertainty import margin
+from tuneplan.profiling.cases import Case, cpu_cases, gpu_cases, key_of
+from tuneplan.profiling.failures import DEVICE_LOST
+from tuneplan.profiling.largest_batch import largest
+from tuneplan.profiling.provenance import provenance
+from tuneplan.profiling.quiet import quiet
+from tuneplan.profiling.three_sources import Machine, estimate_of, estimated, machine_of, measured, refused, traced
 
-from tuneplan.planner.estimate import estimate
-from tuneplan.planner.methods.compose import parse
-from tuneplan.planner.models.config import ConfigReader
-from tuneplan.planner.models.lookup import find as find_model
-from tuneplan.planner.models.registry import read_spec
-from tuneplan.planner.request import Request
-from tuneplan.planner.training.optimizers import find as find_optimizer
-from tuneplan.planner.training.settings import Settings
-from tuneplan.profiling.build import build
-from tuneplan.profiling.step import run_step, trace_step
-from tuneplan.profiling.subject import Subject
-
-WARM_STEPS = 2
-TIMED_STEPS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One configuration to measure, in the planner's words."""
-
-    model: str
-    method: str = "lora"
-    micro_batch_size: int = 1
-    seq_len: int = 1024
-    gradient_checkpointing: str = "off"
-    attention: str = "sdpa"
-    optimizer: str = "adamw"
-    dtype: str = "bf16"
+Row = Mapping[str, Any]
+ROWS = "rows.jsonl"
+TRACERS = 3
+ATTEMPTS = 2
+"""Rows that a case may lose its device on before it is left alone."""
 
 
-def gpu_cases() -> Iterator[Case]:
-    """Cases for a large card, the ones that say most first."""
-    for checkpointing in ("off", "non-reentrant"):
-        for method in ("lora", "full", "lora(r=16,target_modules=q_proj,v_proj)"):
-            yield Case("qwen2.5-0.5b", method, 4, 1024, checkpointing)
-            yield Case("llama-3.2-1b", method, 4, 2048, checkpointing)
-            yield Case("7b", method, 8, 512, checkpointing)
-            yield Case("8b", method, 2, 2048, checkpointing)
-        yield Case("7b", "lora", 2, 1024, checkpointing, "eager")
-        yield Case("7b", "lora(autocast_adapter_dtype=false)", 8, 512, checkpointing)
-    for optimizer in ("adamw_fused", "adamw_forloop", "sgd", "sgd_momentum", "adafactor"):
-        yield Case("llama-3.2-1b", "full", 1, 512, "non-reentrant", optimizer=optimizer)
-    yield Case("qwen2.5-0.5b", "full", 2, 512, "off", dtype="fp32")
-    yield Case("8b", "lora", 8, 4096, "non-reentrant")
+class OutOfTimeError(Exception):
+    """The time of this part is over in the middle of a search."""
 
 
-def cpu_cases() -> Iterator[Case]:
-    """Cases small enough for a test; the model is shrunk by `config_of`."""
-    for method in ("full", "lora"):
-        for checkpointing in ("off", "non-reentrant"):
-            yield Case("qwen2.5-0.5b", method, 1, 64, checkpointing, "eager")
+def largest_batch(case: Case, machine: Machine, deadline: float) -> dict[str, Any]:
+    """The largest micro-batch that really fits, against the largest that is predicted to.
 
+    Raises:
+        OutOfTimeError: the part's time is over; nothing is kept of the search.
+    """
+    memory = machine.memory_bytes or 0
 
-def config_of(case: Case, shrink: bool) -> dict[str, Any]:
-    """The model's config.json, or a tiny one of the same family."""
-    config: dict[str, Any] = json.loads(find_model(case.model).config_path.read_text(encoding="utf-8"))
-    if shrink:
-        heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-        config |= {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 3, "vocab_size": 512, **heads}
-    return config
+    def predicted(limit: int) -> int:
+        return largest(lambda batch: estimate_of(replace(case, micro_batch_size=batch), machine).device_bytes <= limit)
 
+    trials: list[dict[str, Any]] = []
 
-def request_of(case: Case, config: dict[str, Any]) -> Request:
-    """The same case for the planner."""
-    settings = Settings(
-        micro_batch_size=case.micro_batch_size,
-        seq_len=case.seq_len,
-        dtype=case.dtype,
-        attention=case.attention,
-        gradient_checkpointing=case.gradient_checkpointing,
-    )
-    spec = read_spec(case.model, ConfigReader(config, case.model))
-    if torch.cuda.is_available():
-        settings = replace(settings, compute_capability=torch.cuda.get_device_capability())
-    return Request(spec, parse(case.method), settings, find_optimizer(case.optimizer))
+    def fits(batch: int) -> bool:
+        if time.monotonic() > deadline:
+            raise OutOfTimeError
+        seen = measured(replace(case, micro_batch_size=batch), machine, steps=1)
+        peak, failure = seen.get("peak"), seen.get("failure")
+        trials.append({"micro_batch_size": batch, "peak": peak, "failure": failure or seen.get("refused")})
+        return peak is not None and failure is None
 
-
-def measure(case: Case, config: dict[str, Any], device: str) -> dict[str, Any]:
-    """Peaks of every phase of a steady step [bytes], and seconds of a step on a GPU."""
-    planned = request_of(case, config)
-    subject = Subject(case.model, config, planned.method, settings=planned.settings, optimizer=planned.optimizer)
-    built = build(subject, case.attention, device)
-    if device == "cpu":
-        trace = trace_step(built, subject.settings)
-        return {"phases": {n: p.peak_bytes for n, p in trace.phases.items()}, "allocated_bytes": trace.peak_bytes}
-
-    def step(phase: Callable[[str], None]) -> None:
-        run_step(built, subject.settings, phase, nullcontext, 1, [], None)
-
-    return _allocated(step)
-
-
-def _allocated(step: Callable[[Callable[[str], None]], None]) -> dict[str, Any]:
-    peaks: dict[str, int] = {}
-    current = ""
-
-    def phase(name: str) -> None:
-        nonlocal current
-        torch.cuda.synchronize()
-        if current:
-            peaks[current] = torch.cuda.max_memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        current = name
-
-    def nothing(name: str) -> None:
-        pass
-
-    for _ in range(WARM_STEPS):
-        step(nothing)
-    reserved = torch.cuda.max_memory_reserved()
-    step(phase)
-    free, total = torch.cuda.mem_get_info()
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(TIMED_STEPS):
-        step(nothing)
-    torch.cuda.synchronize()
-    seconds = (time.perf_counter() - start) / TIMED_STEPS
-    phases = {name: peaks[name] for name in ("forward", "backward", "optimizer_step")}
-    return {
-        "phases": phases,
-        "allocated_bytes": max(phases.values()),
-        "reserved_bytes": max(reserved, torch.cuda.max_memory_reserved()),
-        "device_bytes": total - free,
-        "total_bytes": total,
-        "step_seconds": seconds,
-    }
-
-
-def run(case: Case, device: str) -> dict[str, Any]:
-    """A line of the result: the case, the estimate, what was measured or why not, and on what."""
-    config = config_of(case, shrink=device == "cpu")
-    predicted = estimate(request_of(case, config), advice=False)
-    line: dict[str, Any] = {
-        "case": asdict(case),
-        "estimated": {
-            "allocated_bytes": predicted.allocated_bytes,
-            "reserved_bytes": predicted.reserved_bytes,
-            "phases": {name: phase.peak_bytes for name, phase in predicted.memory.phases.items() if name != "load"},
-            "attention_kernel": predicted.network.notes["attention_kernel"],
-        },
-        "provenance": provenance(device),
-    }
     try:
-        line["measured"] = measure(case, config, device)
-    except torch.cuda.OutOfMemoryError:
-        line["measured"] = {"out_of_memory": True, "reserved_bytes": torch.cuda.max_memory_reserved()}
-    gc.collect()
-    if device != "cpu":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    return line
+        whole, careful = predicted(memory), predicted(usable_bytes(memory, margin()))
+    except Exception as error:
+        return refused(error)
+    found = largest(fits, start=max(whole, 1))
+    return {"predicted": whole, "predicted_with_margin": careful, "measured": found, "trials": trials}
 
 
-def provenance(device: str) -> dict[str, str]:
-    """Card, driver-visible memory and versions."""
-    name = torch.cuda.get_device_name() if device != "cpu" else "CPU"
-    return {
-        "device": name,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "cuda": str(torch.version.cuda),
-        "date": time.strftime("%Y-%m-%d"),
-    }
+def row_of(case: Case, machine: Machine, deadline: float, tracers: Executor | None) -> dict[str, Any]:
+    """A line of the result: the case, its three sources side by side, and where they come from."""
+    row: dict[str, Any] = {"case": asdict(case), "provenance": provenance(machine.device)}
+    if not case.micro_batch_size:
+        return {**row, "largest_batch": largest_batch(case, machine, deadline)}
+    waiting: Future[dict[str, Any]] | None = None
+    if tracers is not None:
+        waiting = tracers.submit(traced, case, machine.compute_capability, machine.tiny)
+    row |= {"estimated": estimated(case, machine), "measured": measured(case, machine)}
+    row["traced"] = waiting.result() if waiting else traced(case, machine.compute_capability, machine.tiny)
+    return row
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run what is missing in the result file, until the time is over."""
-    parser = argparse.ArgumentParser(description="Real training steps beside their estimates.")
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines; cases in it are skipped")
-    parser.add_argument("--seconds", type=float, default=540.0, help="start no case after this time")
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    given = parser.parse_args(arguments)
-    done = set()
-    if given.out.exists():
-        done = {json.dumps(json.loads(line)["case"]) for line in given.out.read_text(encoding="utf-8").splitlines()}
+def read_rows(folder: Path) -> list[Row]:
+    """The rows of a campaign; a line that was cut off by a kill is passed over."""
+    file = folder / ROWS
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    rows: list[Row] = []
+    for line in lines:
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def is_done(case: Case, rows: Sequence[Row]) -> bool:
+    """Whether a case needs no further run: it has a row, unless the device was lost on it only once."""
+    own = [row for row in rows if key_of(row["case"]) == case.key]
+    lost = [row for row in own if lost_device(row)]
+    return len(own) > len(lost) or len(lost) >= ATTEMPTS
+
+
+def lost_device(row: Row) -> bool:
+    """Whether the device stopped answering in a row."""
+    failure = row.get("measured", {}).get("failure")
+    return bool(failure) and failure["kind"] == DEVICE_LOST
+
+
+@contextmanager
+def tracing(machine: Machine) -> Iterator[Executor | None]:
+    """Processes for traces, which see no GPU; none for tiny models."""
+    if machine.tiny:
+        yield None
+        return
+    with ProcessPoolExecutor(TRACERS, mp_context=get_context("spawn"), initializer=hide_devices) as pool:
+        yield pool
+
+
+def hide_devices() -> None:
+    """A tracing process makes no CUDA context, which would take memory of the card."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def run(folder: Path, seconds: float, machine: Machine) -> int:
+    """Run what is missing until the time is over; 1 where the device was lost."""
     start = time.monotonic()
-    for case in gpu_cases() if given.device == "cuda" else cpu_cases():
-        if time.monotonic() - start > given.seconds or json.dumps(asdict(case)) in done:
-            continue
-        line = run(case, given.device)
-        with given.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        measured = line["measured"].get("allocated_bytes")
-        gap = f"{100 * (line['estimated']['allocated_bytes'] / measured - 1):+.2f} %" if measured else "out of memory"
-        print(f"{case.model} {case.method} {case.micro_batch_size} x {case.seq_len} {case.gradient_checkpointing}: {gap}")
+    longest = 0.0
+    wanted = list(cpu_cases() if machine.tiny else gpu_cases())
+    rows = read_rows(folder)
+    with tracing(machine) as tracers:
+        for case in wanted:
+            if is_done(case, rows):
+                continue
+            begun = time.monotonic()
+            if begun - start + longest > seconds:
+                break
+            try:
+                row = row_of(case, machine, start + seconds, tracers)
+            except OutOfTimeError:
+                break
+            longest = max(longest, time.monotonic() - begun)
+            rows.append(row)
+            with (folder / ROWS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            print(summary(case, row), flush=True)
+            if lost_device(row):
+                print("the device stopped answering; run the same command again", file=sys.stderr)
+                return 1
+    left = sum(not is_done(case, rows) for case in wanted)
+    print(f"{len(wanted) - left} of {len(wanted)} cases done" + ("; run the same command again" if left else ""))
+    return 0
+
+
+def summary(case: Case, row: Row) -> str:
+    """One line about a row."""
+    if "largest_batch" in row:
+        found = row["largest_batch"]
+        return f"{case.label}: {found.get('refused') or 'measured {measured}, predicted {predicted}'.format(**found)}"
+    seen = row["measured"]
+    if "refused" in seen or seen["failure"]:
+        return f"{case.label}: {seen.get('refused') or seen['failure']['kind'].replace('_', ' ')}"
+    real = seen["peak"]["allocated_bytes"]
+    gaps = [
+        f"{source} {100 * (row[source]['peak']['allocated_bytes'] / real - 1):+.2f} %"
+        for source in ("estimated", "traced")
+        if "peak" in row[source]
+    ]
+    return f"{case.label}: {', '.join(gaps) or 'measured only'}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description="Real training steps beside their estimates and traces.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for rows.jsonl; cases in it are skipped")
+    parser.add_argument("--seconds", type=float, default=540.0, help="begin no case that may end after this time")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--gpu", default=None, help="the card by the planner's name, such as h200: estimates then have a time")
+    given = parser.parse_args(arguments)
+    quiet()
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+        return run(given.out, given.seconds, machine_of(given.device, given.gpu))
+    except (TuneplanError, ProfileError, OSError) as error:
+        print(f"campaign: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,20 +1,19 @@
 """What `plan trace` does, from the words of the command line to a report."""
 
 import json
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
-import transformers
 from rich.console import Group, RenderableType
 
 from tuneplan.planner.cli.step_words import Asked
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.estimate import estimate
 from tuneplan.planner.methods.method import Method
+from tuneplan.profiling.quiet import quiet
 from tuneplan.profiling.report import trace_report, verification_report
 from tuneplan.profiling.subject import FULL, Subject
 from tuneplan.profiling.trace import Traced, trace
@@ -54,12 +53,6 @@ class Outcome:
         if self.verification is not None:
             parts.append(verification_report(self.verification))
         return Group(*parts)
-
-
-def quiet() -> None:
-    """Keep the libraries' notes off the terminal; what goes wrong is an error."""
-    transformers.logging.set_verbosity_error()
-    warnings.simplefilter("ignore")
 
 
 def subject_of(asked: Asked, peft_config: Path | None, task: str) -> Subject:

@@ -1,4 +1,4 @@
-"""The loss implementations that are not transformers' own, with their memory; values are computed by `chunked` only.
+"""The loss implementations that are not transformers' own; `liger` stands in for the kernel where there is no GPU.
 
 N tokens, H hidden size, V vocabulary.
 """
@@ -81,4 +81,18 @@ def _shifted_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, **_: obje
     return nn.functional.cross_entropy(short.view(-1, short.shape[-1]), target.view(-1))
 
 
+def liger_kernel(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The model's hidden states through Liger's own Triton kernel; needs a GPU and the package liger-kernel."""
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    hidden, head, divisor = _hidden_and_head(model, ids)
+    rows_NH = hidden.view(-1, hidden.shape[-1])
+    value: torch.Tensor = LigerFusedLinearCrossEntropyLoss()(
+        head.weight, rows_NH if divisor == 1.0 else rows_NH / divisor, labels.view(-1)
+    )
+    return value
+
+
 LOSSES = {"eager": None, "shifted": shifted, "chunked": chunked, "liger": liger}
+REAL_LOSSES = {"eager": None, "shifted": shifted, "chunked": chunked, "liger": liger_kernel}
+"""The same names where values are computed."""

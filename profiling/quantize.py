@@ -43,7 +43,8 @@ def quantize_4bit(
             if device == "meta":
                 layer.weight = _packed(child.out_features, child.in_features, compute_dtype, quant_type, nested, layer)
             else:
-                dense = torch.randn(child.out_features, child.in_features, dtype=compute_dtype, device=device) * 0.02
+                dense = torch.empty(child.out_features, child.in_features, dtype=compute_dtype, device=device)
+                dense.normal_(std=0.02)
                 layer.weight = bnb.nn.Params4bit(
                     dense, requires_grad=False, quant_type=quant_type, compress_statistics=nested, module=layer
                 )

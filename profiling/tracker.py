@@ -96,6 +96,7 @@ class StorageTracker(TorchDispatchMode):
         self._forward_of: dict[int, tuple[str, tuple[CodeType | None, int]]] = {}
         self._call: Callable[..., Any] | None = None
         self.recomputing: Callable[[], AbstractContextManager[object]] = nullcontext
+        self._resize: Any = None
 
     @property
     def phase(self) -> str:
@@ -148,6 +149,15 @@ class StorageTracker(TorchDispatchMode):
                 stack.pop()
 
         anything.__call__ = call
+        storages: Any = torch.UntypedStorage
+        resize = self._resize = storages.resize_
+
+        def resized(storage: Any, size: int) -> Any:
+            result = resize(storage, size)
+            self._resized(storage)
+            return result
+
+        storages.resize_ = resized  # FSDP frees and refills storages by it
         super().__enter__()
         return self
 
@@ -155,6 +165,8 @@ class StorageTracker(TorchDispatchMode):
         """Stop recording."""
         anything: Any = nn.Module
         anything.__call__ = self._call
+        storages: Any = torch.UntypedStorage
+        storages.resize_ = self._resize
         super().__exit__(*exception)
 
     def _birth(self, size_bytes: int, op: str, category: int) -> Allocation:
@@ -170,6 +182,7 @@ class StorageTracker(TorchDispatchMode):
         self.log.append((False, allocation))
 
     def _see(self, tensor: torch.Tensor, op: str, category: int | None = None) -> None:
+        tensor = getattr(tensor, "_local_tensor", tensor)  # of a tensor that is split over ranks, this rank's part
         if tensor.device.type != self.device_type:
             return
         if tensor.layout is not torch.strided:
@@ -184,10 +197,17 @@ class StorageTracker(TorchDispatchMode):
         allocation = self._birth(storage.nbytes(), op, self._category(tensor) if category is None else category)
 
         def forget(_: object) -> None:
-            del self._alive[key]
-            self._death(allocation)
+            self._death(self._alive.pop(key)[1])
 
         self._alive[key] = (weakref.ref(storage, forget), allocation)
+
+    def _resized(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        entry = self._alive.get(key)
+        if entry is None or entry[1].size_bytes == -(-storage.nbytes() // self.block_bytes) * self.block_bytes:
+            return
+        self._death(entry[1])
+        self._alive[key] = (entry[0], self._birth(storage.nbytes(), "resize_", entry[1].category))
 
     def _category(self, tensor: torch.Tensor) -> int:
         """Logits are known by their last dimension; all else that a forward makes is an activation."""

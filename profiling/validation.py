@@ -239,7 +239,7 @@ def main(arguments: list[str]) -> None:
         page = rendered(path.read_text(encoding="utf-8"), path.with_suffix(""))
         path.write_text(page, encoding="utf-8")
         return
-    from tuneplan.profiling.command import quiet
+    from tuneplan.profiling.quiet import quiet
 
     quiet()
     rows = []
