@@ -153,6 +153,8 @@ def carried(network: Network) -> tuple[list[Storage], list[Storage]]:
         for index, storage in enumerate(run.block.carried):
             held = checkpointed or id(storage) in saved or index < run.block.batch
             (late if held else early).append(storage)
+        pinned = {id(storage): storage for op in run.block.ops for storage in op.pinned}
+        late += list(pinned.values()) * run.count
     return early, late
 
 

@@ -130,6 +130,8 @@ class Walk:
                 self._unreference(op.allocates, meter)
         for op in ops[stop:]:
             self._release(op.discards, meter)
+        for op in ops[:stop]:
+            self._release(op.pinned, meter)
 
     def _run(self, stop: int, keep: bool, meter: Meter) -> None:
         saved = self._saved
@@ -145,6 +147,8 @@ class Walk:
                     saved[id(storage)] = saved.get(id(storage), 0) + 1
                 if op.discards:
                     self._release(op.discards, meter)
+            for storage in op.pinned:
+                saved[id(storage)] = saved.get(id(storage), 0) + 1
             for storage in frees[index]:
                 self._unreference(storage, meter)
 

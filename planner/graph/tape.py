@@ -50,6 +50,7 @@ class Op:
         launches: kernels that the forward starts; 0 for views.
         workspace: bytes held only while its backward runs, whichever gradient is being computed.
         discards: storages saved by ops whose graph goes here, before any backward.
+        pinned: storages that it keeps by itself, so that checkpointing does not free them: to the end of the backward.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Op:
     launches: int = 1
     workspace: Size | None = None
     discards: tuple[Storage, ...] = ()
+    pinned: tuple[Storage, ...] = ()
 
 
 class Tape:

@@ -6,10 +6,10 @@ from functools import partial
 from typing import TypeAlias
 
 from tuneplan.planner.graph import pointwise as pw
-from tuneplan.planner.graph.matmul import linear, linear_4bit, scales_bytes
+from tuneplan.planner.graph.matmul import linear, linear_4bit, linear_8bit, scales_bytes
 from tuneplan.planner.graph.tape import Tape
 from tuneplan.planner.graph.tensor import WEIGHTS, Size, Storage, Tensor, elements
-from tuneplan.planner.methods.formats import BLOCK_FORMATS, stored_bytes
+from tuneplan.planner.methods.formats import QUANTIZED, kernel, stored_bytes
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.methods.part import Part, Weight
 from tuneplan.planner.models.spec import ModelSpec
@@ -58,7 +58,7 @@ class Site:
         module: name within its block, such as "self_attn.q_proj".
         weight: `(out_features, in_features)`.
         bias: `(out_features,)` or None.
-        form: "4bit" or "8bit" where bitsandbytes keeps the weight, "" where it is dense.
+        form: the kind of module that keeps the weight quantized (`formats.kernel`), "" where it is dense.
         stored_bytes: device bytes of the weight with its scales.
     """
 
@@ -160,8 +160,8 @@ class Assembly:
         return tensor
 
     def _declare(self, name: str, shape: tuple[int, ...], storage: str, trainable: bool) -> Tensor:
-        size = stored_bytes(elements(shape), storage)
-        dtype = self.settings.dtype if storage in BLOCK_FORMATS else storage
+        size = stored_bytes(elements(shape), storage, shape[0])
+        dtype = self.settings.dtype if storage in QUANTIZED else storage
         tensor = Tensor(Storage(size, WEIGHTS), shape, dtype, trainable, name)
         self.parameters[name] = Parameter(name, shape, storage, trainable, False, size, self._count, tensor)
         return tensor
@@ -174,7 +174,7 @@ class Assembly:
         weight = self.weight(module, (out_features, x.shape[-1]), kind)
         offset = self.weight(module, (out_features,), "bias", "bias") if bias else None
         parameter = self.parameters[f"{self._prefix}{module}.weight"]
-        site = Site(module, weight, offset, "4bit" if parameter.storage in BLOCK_FORMATS else "", parameter.stored_bytes)
+        site = Site(module, weight, offset, kernel(parameter.storage), parameter.stored_bytes)
         run: Base = partial(self._plain, site)
         if kind == "linear":
             self.linears.add(module)
@@ -205,6 +205,14 @@ class Assembly:
     def _plain(self, site: Site, x: Tensor, weight: Tensor | None = None) -> Tensor:
         if weight is None and site.form == "4bit":
             return linear_4bit(self.tape, x, site.weight, site.bias, self.settings.dtype, site.stored_bytes)
+        if weight is None and site.form == "8bit":
+            pins = self.settings.gradient_checkpointing == "non-reentrant"
+            return linear_8bit(self.tape, x, site.weight, site.bias, pins)
+        if weight is None and site.form == "packed":
+            weight = self.dense_weight(site, x.dtype)
+            y = linear(self.tape, x, pw.detached(site.weight), site.bias)
+            self.tape.hold(weight)
+            return y
         return linear(self.tape, x, site.weight if weight is None else weight, site.bias)
 
     def _adapted(self, part: Part, site: Site, base: Base, x: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tuneplan.planner.graph.block import Block
-from tuneplan.planner.methods.formats import BLOCK_FORMATS
+from tuneplan.planner.methods.formats import QUANTIZED
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.assembly import Assembly, Parameter
 from tuneplan.planner.models.registry import family
@@ -51,7 +51,7 @@ class Network:
     @property
     def quantized(self) -> bool:
         """Whether any weight is kept in a block format."""
-        return any(p.storage in BLOCK_FORMATS for p in self.parameters)
+        return any(p.storage in QUANTIZED for p in self.parameters)
 
 
 def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:

@@ -70,7 +70,12 @@ def _quantized(model: Any, method: Method, settings: Settings) -> Any:
     base = next((part for part in method.parts if isinstance(part, QuantizedBase)), None)
     if base is None:
         return model
-    quantize_4bit(model, DTYPES[settings.dtype], base.quant_type, base.double_quant)
+    if base.quant_type == "int8":
+        from int8 import quantize_8bit
+
+        quantize_8bit(model)
+    else:
+        quantize_4bit(model, DTYPES[settings.dtype], base.quant_type, base.double_quant)
     if base.prepare_kbit:
         use = settings.gradient_checkpointing != "off"
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=use)
