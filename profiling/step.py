@@ -46,6 +46,7 @@ def meta_model(
     kernel: str = attention.FLASH,
     dtype: torch.dtype = torch.bfloat16,
     use_cache: bool = False,
+    device: str = "meta",
 ) -> nn.Module:
     """The causal language model of a config.json on the meta device, in training mode.
 
@@ -54,9 +55,10 @@ def meta_model(
         kernel: an attention implementation of transformers, or one of `attention` with the memory of a CUDA kernel.
         dtype: of all parameters.
         use_cache: keep keys and values, as a model does unless a trainer turns it off.
+        device: another one, for code that asks for values.
     """
     attention.register()
-    return causal_model(config, kernel, dtype, "meta", use_cache)
+    return causal_model(config, kernel, dtype, device, use_cache)
 
 
 def quantize_4bit(model: Any, compute_dtype: torch.dtype, quant_type: str = "nf4", nested: bool = True) -> None:
@@ -160,6 +162,7 @@ def trace_step(
     accumulation: int = 1,
     loss: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     keep_outputs: bool = False,
+    device: str = "meta",
 ) -> StepTrace:
     """Run two training steps as transformers' Trainer does and trace the second, when optimizer state exists.
 
@@ -171,11 +174,12 @@ def trace_step(
         accumulation: micro-batches before the update; the last one is traced.
         loss: (model, token ids, labels) -> scalar; by default the model's own.
         keep_outputs: hold the model's outputs until the next forward is over, as a loop that writes `outputs = model(...)`.
+        device: where the model is; "cpu" for code that asks for values.
     """
-    ids = torch.zeros(micro_batch_size, seq_len, dtype=torch.long, device="meta")
+    ids = torch.zeros(micro_batch_size, seq_len, dtype=torch.long, device=device)
     labels = ids.clone()
     outputs = None
-    tracker = StorageTracker()
+    tracker = StorageTracker(device)
     tracker.watch(model.parameters())
     tracker.watch(model.buffers())
     tracker.watch(quantization_state(model))

@@ -58,6 +58,9 @@ class StorageTracker(TorchDispatchMode):
     def _see(self, tensor: torch.Tensor, op: str) -> None:
         if tensor.device.type != self.device_type:
             return
+        if tensor.layout is torch.sparse_coo:
+            self.watch((tensor._indices(), tensor._values()), op)
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._alive:

@@ -22,6 +22,7 @@ class Block:
         outputs: storages of the model's output object, which the training loop drops when the forward is over, or keeps.
         leaves: activations that were made to require a gradient, and that gradient; they live as long as the loss's graph.
         side: tensors made here whose gradients come from other blocks, and the bytes of those gradients.
+        repeated: parameters of the layers (by id) that the block uses several times, and how often.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Block:
     outputs: tuple[Storage, ...] = ()
     leaves: tuple[Storage, ...] = ()
     side: tuple[tuple[Tensor, Size], ...] = ()
+    repeated: dict[int, int] = field(default_factory=dict)
 
 
 def close(
@@ -69,4 +71,14 @@ def close(
     for key, index in last.items():
         if key not in kept:
             frees[index].append(owned[key])
-    return Block(name, tape.ops, entry, exit, carried, frees, batch, entry_held, tuple(tape.outputs), leaves, tuple(tape.side))
+    outputs, side = tuple(tape.outputs), tuple(tape.side)
+    return Block(name, tape.ops, entry, exit, carried, frees, batch, entry_held, outputs, leaves, side, _repeated(tape.ops))
+
+
+def _repeated(ops: list[Op]) -> dict[int, int]:
+    uses: dict[int, int] = {}
+    for op in ops:
+        for gradient in op.gradients:
+            if gradient.of.name and "*" in gradient.of.name:
+                uses[id(gradient.of)] = uses.get(id(gradient.of), 0) + 1
+    return {key: count for key, count in uses.items() if count > 1}

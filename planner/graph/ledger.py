@@ -80,9 +80,14 @@ class Walk:
         reentrant = checkpointing == "reentrant"
         pending: dict[int, _Pending] = {}
         start = block.exit if block.exit is not None else _last_output(block)
+        for key, count in block.repeated.items():
+            shared.uses[key] = count
+            shared.waiting.pop(key, None)
         for tensor, nbytes in block.side:
             pending[id(tensor)] = _Pending(nbytes, TEMPORARY)
         if start is None or not (start.requires_grad or block.side):
+            if checkpointing != "off" and block.entry is not None:
+                meter.drop(block.entry.storage.nbytes, block.entry.storage.category)
             return meter.segment()
         incoming = _Pending(round_block(start.nbytes), TEMPORARY, users=2 if reentrant else 1)
         if block.exit is None:

@@ -56,7 +56,9 @@ class FourierFt(Targeted):
         values = pw.cast(tape, spectrum, "fp32")
         dense = tape.fresh(site.weight.shape, "fp32", True)
         full = round_block(dense.nbytes)
-        tape.record("index_put", (values, indices), dense, saved=(indices,), gradients=(Gradient(values, round_block(values.nbytes)),))
+        tape.record(
+            "index_put", (values, indices), dense, saved=(indices,), gradients=(Gradient(values, round_block(values.nbytes)),)
+        )
         turned = tape.fresh(site.weight.shape, "complex64", True)
         tape.record("ifft2", (dense,), turned, scratch=2 * full, gradients=(Gradient(dense, 2 * full),))
         real = tape.view("real", turned, site.weight.shape)

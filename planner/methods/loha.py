@@ -24,7 +24,9 @@ class LoHa(Targeted):
 
     label: ClassVar[str] = "loha"
     family: ClassVar[str] = "reparameterized"
-    paper: ClassVar[str] = "Hyeon-Woo et al. 2022, FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning"
+    paper: ClassVar[str] = (
+        "Hyeon-Woo et al. 2022, FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning"
+    )
     source: ClassVar[str] = "equation 3; peft 0.21 tuners/loha/layer.py HadaWeight and Linear"
     not_modelled: ClassVar[str] = "rank_dropout and module_dropout"
 

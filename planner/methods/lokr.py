@@ -46,7 +46,9 @@ class LoKr(Targeted):
 
     label: ClassVar[str] = "lokr"
     family: ClassVar[str] = "reparameterized"
-    paper: ClassVar[str] = "Edalati et al. 2022, KronA: Parameter Efficient Tuning with Kronecker Adapter; Yeh et al. 2024, LyCORIS"
+    paper: ClassVar[str] = (
+        "Edalati et al. 2022, KronA: Parameter Efficient Tuning with Kronecker Adapter; Yeh et al. 2024, LyCORIS"
+    )
     source: ClassVar[str] = "KronA equation 4; LyCORIS section 3.1; peft 0.21 tuners/lokr/layer.py"
     not_modelled: ClassVar[str] = "rank_dropout and module_dropout"
 
@@ -73,7 +75,9 @@ class LoKr(Targeted):
         )
         low_both = self.decompose_both and self.r < max(out_small, in_small) / 2
         first = self._factor(model, f"{site.module}.lokr_w1", (out_small, in_small), low_both, dtype)
-        second = self._factor(model, f"{site.module}.lokr_w2", (out_large, in_large), self.r < max(out_large, in_large) / 2, dtype)
+        second = self._factor(
+            model, f"{site.module}.lokr_w2", (out_large, in_large), self.r < max(out_large, in_large) / 2, dtype
+        )
         delta = pw.scale(tape, _kron(tape, first, second, site.weight.shape))
         wide = pw.cast(tape, x, dtype)
         product = linear(tape, wide, delta)

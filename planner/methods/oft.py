@@ -26,9 +26,7 @@ class Oft(Targeted):
 
     label: ClassVar[str] = "oft"
     family: ClassVar[str] = "reparameterized"
-    paper: ClassVar[str] = (
-        "Qiu et al. 2023, Controlling Text-to-Image Diffusion by Orthogonal Finetuning; Qiu et al. 2025, OFTv2"
-    )
+    paper: ClassVar[str] = "Qiu et al. 2023, Controlling Text-to-Image Diffusion by Orthogonal Finetuning; Qiu et al. 2025, OFTv2"
     source: ClassVar[str] = "OFTv2 section 3 and equation 4; peft 0.21 tuners/oft/layer.py OFTRotationModule.forward"
     not_modelled: ClassVar[str] = "use_cayley_neumann=false, coft, block_share, module_dropout"
 
@@ -54,7 +52,9 @@ class Oft(Targeted):
             return base(x)
         tape = model.tape
         in_features = site.weight.shape[1]
-        count = nearest_divisor(in_features, self.r) if self.r else in_features // nearest_divisor(in_features, self.oft_block_size)
+        count = (
+            nearest_divisor(in_features, self.r) if self.r else in_features // nearest_divisor(in_features, self.oft_block_size)
+        )
         size = in_features // count
         dtype = self.dtype(model)
         weight = model.adapter(f"{site.module}.oft_R.weight", (count, size * (size - 1) // 2), dtype)

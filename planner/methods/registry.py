@@ -22,6 +22,9 @@ _CLASSES = {
     "fourierft": "FourierFt",
     "oft": "Oft",
     "boft": "Boft",
+    "adaption_prompt": "AdaptionPrompt",
+    "bitfit": "BitFit",
+    "shira": "Shira",
     "prompt_tuning": "PromptTuning",
     "p_tuning": "PTuning",
     "prefix_tuning": "PrefixTuning",
@@ -52,6 +55,7 @@ PRESETS: dict[str, str] = {
     "rslora": "lora(use_rslora=true)",
     "dora": "lora(use_dora=true)",
     "lora_fa": "lora(freeze_a=true)",
+    "llm_int8": "quantized_base(quant_type=int8)+lora",
 }
 
 

@@ -126,6 +126,10 @@ class Assembly:
         storage = self.method.storage(weight, dtype)
         return self._declare(name, shape, storage, self.method.trains(weight))
 
+    def weight_of(self, module: str) -> Tensor:
+        """The weight of a module that the block being recorded has met already."""
+        return self.parameters[f"{self._prefix}{module}.weight"].tensor
+
     def adapter(self, name: str, shape: tuple[int, ...], dtype: str, *, trained: bool = True, saved: bool = True) -> Tensor:
         """A weight that the method adds to the block being recorded.
 

@@ -52,7 +52,12 @@ def quantize_8bit(model: Any) -> None:
             if not isinstance(child, nn.Linear) or name == "lm_head":
                 continue
             layer = Linear8bitMemory(
-                child.in_features, child.out_features, child.bias is not None, has_fp16_weights=False, threshold=6.0, device="meta"
+                child.in_features,
+                child.out_features,
+                child.bias is not None,
+                has_fp16_weights=False,
+                threshold=6.0,
+                device="meta",
             )
             packed = torch.empty(child.weight.shape, dtype=torch.int8, device="meta")
             scales = torch.empty(child.out_features, dtype=torch.float32, device="meta")

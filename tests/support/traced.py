@@ -1,5 +1,6 @@
 """Estimate and trace of one configuration side by side; used by the tests that hold the ledger against real code."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +14,7 @@ pytest.importorskip("transformers")
 from tuneplan.planner.memory import StepMemory, step_memory  # noqa: E402
 from tuneplan.planner.methods.compose import parse  # noqa: E402
 from tuneplan.planner.methods.method import Method  # noqa: E402
+from tuneplan.planner.methods.part import Weight  # noqa: E402
 from tuneplan.planner.methods.quantized_base import QuantizedBase  # noqa: E402
 from tuneplan.planner.models.config import ConfigReader  # noqa: E402
 from tuneplan.planner.models.network import Network, build  # noqa: E402
@@ -45,14 +47,18 @@ def estimated(case: Case) -> tuple[Network, StepMemory]:
     return network, step_memory(network, case.settings, OPTIMIZERS[case.optimizer])
 
 
-def traced(case: Case, kernel: str) -> tuple[Any, StepTrace]:
-    """The real code's answer, with the attention kernel that the estimate says will run."""
+def traced(case: Case, kernel: str, device: str = "meta") -> tuple[Any, StepTrace]:
+    """The real code's answer, with the attention kernel that the estimate says will run.
+
+    `device`: "cpu" for code that asks for values.
+    """
     settings = case.settings
     method = parse(case.method)
     implementation = attention.MASKED if kernel == "efficient" and (settings.padded or method.prefix_length) else KERNELS[kernel]
-    model: Any = meta_model(case.config, implementation, DTYPES[settings.dtype], settings.use_cache)
+    model: Any = meta_model(case.config, implementation, DTYPES[settings.dtype], settings.use_cache, device)
     model = _quantized(model, method, settings)
     model = with_method(model, method)
+    _freeze(model, method)
     checkpoint_layers(model, settings.gradient_checkpointing)
     trace = trace_step(
         model,
@@ -62,8 +68,27 @@ def traced(case: Case, kernel: str) -> tuple[Any, StepTrace]:
         accumulation=2 if settings.accumulating else 1,
         loss=case.loss,
         keep_outputs=settings.keep_outputs,
+        device=device,
     )
     return model, trace
+
+
+def _freeze(model: Any, method: Method) -> None:
+    """Train what the method's parts train, where PEFT adds nothing to the model."""
+    if any(getattr(part, "freeze_a", False) for part in method.parts):  # as peft.optimizers.create_lorafa_optimizer does
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad &= "lora_A" not in name
+    for module in model.modules():
+        for name, indices in getattr(module, "shira_indices", {}).items():
+            module.register_buffer(f"shira_indices_{name}", indices)  # PEFT keeps them in a plain dict
+    if any(part.peft_config() is not None for part in method.parts):
+        return
+    kinds = (("bias", "bias"), ("norm", "norm"), ("embed", "embedding"), ("lm_head", "head"))
+    for name, parameter in model.named_parameters():
+        module = re.sub(r"^model\.layers\.\d+\.", "", name.rsplit(".", 1)[0])
+        layer = re.search(r"layers\.(\d+)\.", name)
+        kind = next((kind for part, kind in kinds if part in name), "linear")
+        parameter.requires_grad = method.trains(Weight(name, kind, module, int(layer.group(1)) if layer else None))
 
 
 def _quantized(model: Any, method: Method, settings: Settings) -> Any:
