@@ -10,8 +10,10 @@ from tuneplan.planner.cli.options import (
     json_option,
     lora_options,
     model_option,
+    peft_config_option,
     read_method,
     read_model,
+    read_own_method,
     stack,
     step_options,
 )
@@ -31,6 +33,7 @@ request_options = stack(
     model_option,
     click.option("--method", default="lora", show_default=True, metavar="NAME", help="Method, such as qlora(r=16)."),
     lora_options,
+    peft_config_option,
     step_options,
     click.option("--micro-batch-size", type=int, default=1, show_default=True, help="Sequences of one forward."),
     click.option("--gradient-accumulation-steps", type=int, default=1, show_default=True, help="Micro-batches of an update."),
@@ -99,7 +102,10 @@ def request_of(given: dict[str, Any]) -> Request:
     from dataclasses import replace
 
     spec = read_model(given["model"])
-    method = read_method(given["method"], given["rank"], given["target_modules"])
+    if given["peft_config"] is None:
+        method = read_method(given["method"], given["rank"], given["target_modules"])
+    else:
+        method = read_own_method(given["peft_config"], given["rank"], given["target_modules"], spec)
     if given["reentrant"] and given["gradient_checkpointing"] is False:
         raise InputError("--reentrant and --no-gradient-checkpointing contradict each other; give one of them")
     checkpointing = "off"

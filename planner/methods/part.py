@@ -121,6 +121,10 @@ class Part:
         """The embeddings that enter the first layer. Shapes: `(batch, length, hidden)`, longer by virtual tokens."""
         return hidden
 
+    def embedding_weight(self, model: "Assembly", weight: Tensor) -> Tensor:
+        """The matrix that embeds tokens, and that is the head where that is tied to it."""
+        return weight
+
     def linear(self, model: "Assembly", site: "Site", x: Tensor, base: "Base") -> Tensor:
         """The output of a linear module.
 

@@ -25,6 +25,8 @@ _CLASSES = {
     "adaption_prompt": "AdaptionPrompt",
     "bitfit": "BitFit",
     "shira": "Shira",
+    "modules_to_save": "ModulesToSave",
+    "trainable_tokens": "TrainableTokens",
     "prompt_tuning": "PromptTuning",
     "p_tuning": "PTuning",
     "prefix_tuning": "PrefixTuning",

@@ -126,6 +126,13 @@ class Assembly:
         storage = self.method.storage(weight, dtype)
         return self._declare(name, shape, storage, self.method.trains(weight))
 
+    def embedding_weight(self, module: str) -> Tensor:
+        """The matrix that embeds tokens, with whatever the method does to it. Shape: `(vocabulary, hidden)`."""
+        weight = self.weight(module, (self.spec.vocab_size, self.spec.hidden_size), "embedding")
+        for part in self.method.parts:
+            weight = part.embedding_weight(self, weight)
+        return weight
+
     def weight_of(self, module: str) -> Tensor:
         """The weight of a module that the block being recorded has met already."""
         return self.parameters[f"{self._prefix}{module}.weight"].tensor
@@ -151,6 +158,11 @@ class Assembly:
     ) -> Tensor:
         """A weight or buffer that the method adds once, for all blocks; see `adapter`."""
         return self._added(name, shape, dtype, trained, 1, saved, buffer)
+
+    def copy_frozen(self, parameter: Parameter) -> None:
+        """Declare a frozen copy of a weight, in all layers that have it."""
+        name = f"{parameter.name}.original"
+        self._added(name, parameter.shape, parameter.storage, False, parameter.count, saved=False)
 
     def _added(
         self, name: str, shape: tuple[int, ...], dtype: str, trained: bool, count: int, saved: bool, buffer: bool = False

@@ -46,9 +46,9 @@ def _weights(estimate: Estimate) -> Explanation:
         by_storage[p.storage] = (count + p.numel, size + p.stored_bytes * p.count)
     lines = []
     for storage, (count, size) in by_storage.items():
-        forms = {**BLOCK_FORMATS, **ROW_FORMATS}
-        bits = forms[storage].bits if storage in forms else BITS[storage]
-        scales = " plus scales and tables" if storage in forms else ""
+        widths = BITS | {name: form.bits for name, form in BLOCK_FORMATS.items()} | {n: f.bits for n, f in ROW_FORMATS.items()}
+        bits = widths[storage]
+        scales = "" if storage in BITS else " plus scales and tables"
         lines.append(f"{count:,} parameters in {storage} ({bits} bits{scales}) = {format_gib(size)}")
     return Explanation(
         "weights",
