@@ -25,12 +25,14 @@ class Weight:
         kind: "linear", "bias", "norm", "embedding" or "head".
         module: name of its module within its block, such as "self_attn.q_proj".
         layer: index of its decoder layer, None outside the layers.
+        layers: how many decoder layers the model has.
     """
 
     name: str
     kind: str
     module: str
     layer: int | None = None
+    layers: int = 0
 
 
 @dataclass(frozen=True, slots=True)

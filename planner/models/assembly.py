@@ -121,7 +121,7 @@ class Assembly:
         known = self.parameters.get(name)
         if known is not None:
             return known.tensor
-        weight = Weight(name, kind, module, self.layer)
+        weight = Weight(name, kind, module, self.layer, self.spec.num_hidden_layers)
         dtype = self.settings.dtype
         storage = self.method.storage(weight, dtype)
         return self._declare(name, shape, storage, self.method.trains(weight))

@@ -11,6 +11,8 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
+import reference  # noqa: E402
+
 from tuneplan.planner.memory import StepMemory, step_memory  # noqa: E402
 from tuneplan.planner.methods.compose import parse  # noqa: E402
 from tuneplan.planner.methods.method import Method  # noqa: E402
@@ -59,6 +61,7 @@ def traced(case: Case, kernel: str, device: str = "meta") -> tuple[Any, StepTrac
     model = _quantized(model, method, settings)
     model = with_method(model, method)
     _freeze(model, method)
+    reference.install(model, method)
     checkpoint_layers(model, settings.gradient_checkpointing)
     trace = trace_step(
         model,
@@ -88,7 +91,8 @@ def _freeze(model: Any, method: Method) -> None:
         module = re.sub(r"^model\.layers\.\d+\.", "", name.rsplit(".", 1)[0])
         layer = re.search(r"layers\.(\d+)\.", name)
         kind = next((kind for part, kind in kinds if part in name), "linear")
-        parameter.requires_grad = method.trains(Weight(name, kind, module, int(layer.group(1)) if layer else None))
+        index = int(layer.group(1)) if layer else None
+        parameter.requires_grad = method.trains(Weight(name, kind, module, index, model.config.num_hidden_layers))
 
 
 def _quantized(model: Any, method: Method, settings: Settings) -> Any:
