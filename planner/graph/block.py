@@ -21,7 +21,7 @@ class Block:
         batch: how many of the carried storages are the batch itself, which the training loop holds.
         outputs: storages of the model's output object, which the training loop drops when the forward is over, or keeps.
         leaves: activations that were made to require a gradient, and that gradient; they live as long as the loss's graph.
-        side: tensors made here whose gradients come from other blocks, and the bytes of those gradients.
+        side: tensors made here whose gradients come from other blocks, bytes of such a gradient, and their number.
         repeated: parameters of the layers (by id) that the block uses several times, and how often.
     """
 
@@ -35,7 +35,7 @@ class Block:
     entry_held: bool = True
     outputs: tuple[Storage, ...] = ()
     leaves: tuple[Storage, ...] = ()
-    side: tuple[tuple[Tensor, Size], ...] = ()
+    side: tuple[tuple[Tensor, Size, int], ...] = ()
     repeated: dict[int, int] = field(default_factory=dict)
 
 

@@ -16,11 +16,12 @@ from tuneplan.planner.graph.tensor import GRADIENTS, LOGITS, TEMPORARY, Size, St
 
 @dataclass(slots=True)
 class _Pending:
-    """A gradient on its way: its bytes and category, and how many tensors share its storage."""
+    """A gradient on its way: its bytes and category, how many tensors share its storage, and of how many pieces it is."""
 
     nbytes: Size
     category: int
     users: int = 1
+    pieces: int = 1
 
 
 @dataclass(slots=True)
@@ -83,8 +84,8 @@ class Walk:
         for key, count in block.repeated.items():
             shared.uses[key] = count
             shared.waiting.pop(key, None)
-        for tensor, nbytes in block.side:
-            pending[id(tensor)] = _Pending(nbytes, TEMPORARY)
+        for tensor, nbytes, pieces in block.side:
+            pending[id(tensor)] = _Pending(nbytes * pieces, TEMPORARY, pieces=pieces)
         if start is None or not (start.requires_grad or block.side):
             if checkpointing != "off" and block.entry is not None:
                 meter.drop(block.entry.storage.nbytes, block.entry.storage.category)
@@ -250,7 +251,8 @@ def _to_parameter(gradient: Gradient, new: _Pending, shared: Shared, meter: Mete
 def _leave(grad: _Pending, meter: Meter) -> None:
     grad.users -= 1
     if grad.users == 0:
-        meter.drop(grad.nbytes, grad.category)
+        for _ in range(grad.pieces):
+            meter.drop(grad.nbytes // grad.pieces, grad.category)
 
 
 def _last_output(block: Block) -> Tensor | None:

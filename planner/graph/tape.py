@@ -77,7 +77,7 @@ class Tape:
         scope: prefix of the names of ops, such as "mlp.up_proj".
         category: what fresh tensors are for (an index of CATEGORIES).
         outputs: storages that the model's output object holds: logits, key/value cache.
-        side: tensors made here whose gradients come from other blocks, and the bytes of those gradients.
+        side: tensors made here whose gradients come from other blocks, bytes of such a gradient, and their number.
         held: storages that a variable of the code around the model holds until the forward is over.
     """
 
@@ -86,7 +86,7 @@ class Tape:
         self.scope = ""
         self.category = ACTIVATIONS
         self.outputs: list[Storage] = []
-        self.side: list[tuple[Tensor, Size]] = []
+        self.side: list[tuple[Tensor, Size, int]] = []
         self.held: list[Storage] = []
 
     def fresh(self, shape: tuple[Size, ...], dtype: str, requires_grad: bool) -> Tensor:

@@ -50,6 +50,11 @@ WITHOUT_EFFECT = {
 }  # fmt: skip
 """Keys that change neither memory nor time (initial values, scalings), or that PEFT fills in from the model."""
 
+_WITHOUT_EFFECT_HERE = {"ADALORA": {"r"}, "ADAPTION_PROMPT": {"target_modules"}, "OFT": {"use_cayley_neumann"}}
+_OTHERWISE: dict[str, dict[str, Any]] = {"OFT": {"oft_block_size": 0}, "BOFT": {"boft_block_size": 0}}
+"""Options whose default gives way when the number of blocks is given instead of their size."""
+LONGEST_SHOWN = 60
+
 
 @dataclass(frozen=True, slots=True)
 class Given:
@@ -85,7 +90,7 @@ def from_mapping(config: Mapping[str, Any], origin: str) -> Given:
         raise UnknownNameError("peft_type", kind, list(LABELS), f"{origin}; plan trace --peft-config runs any that peft knows")
     part_type = PARTS[LABELS[kind]]
     own = {f.name: f.default for f in fields(part_type)}
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = dict(_OTHERWISE.get(kind, {})) if config.get("r") or config.get("boft_block_num") else {}
     warnings: list[str] = []
     others: list[Part] = []
     for key, value in config.items():
@@ -93,12 +98,14 @@ def from_mapping(config: Mapping[str, Any], origin: str) -> Given:
             continue
         if key in own:
             options[key] = _value(key, value, own[key], origin)
+        elif key == "init_lora_weights" and value == "mica":
+            warnings.append(f"{origin}: init_lora_weights='mica' trains one of the two matrices; figures are of both")
         elif key == "modules_to_save" and value:
             others.append(PARTS["modules_to_save"](modules=_names(key, value, origin)))  # type: ignore[call-arg]
         elif key == "trainable_token_indices" and isinstance(value, list):
             others.append(PARTS["trainable_tokens"](token_indices=tuple(value)))  # type: ignore[call-arg]
-        elif key not in WITHOUT_EFFECT and value not in (False, 0, 0.0, "", "none", [], {}):
-            warnings.append(f"{origin}: {key}={value!r} is not modelled; figures are without it")
+        elif key not in WITHOUT_EFFECT | _WITHOUT_EFFECT_HERE.get(kind, set()) and value not in (False, 0, 0.0, "", "none", [], {}):
+            warnings.append(f"{origin}: {key}={_short(value)} is not modelled; figures are without it")
     parts = [part_type(**options), *others]
     text = "+".join(part.label for part in parts)
     check_parts(parts, text)
@@ -121,6 +128,11 @@ def _value(key: str, value: Any, default: Any, origin: str) -> Any:
     if isinstance(value, wanted) and isinstance(value, bool) == isinstance(default, bool):
         return value
     raise InputError(f"{origin}: {key}={value!r} should be {_kind(default)}; correct the file")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
 
 
 def _kind(default: Any) -> str:
