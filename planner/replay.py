@@ -195,7 +195,8 @@ def replay(
             for run, events in zip(reversed(network.runs), backward, strict=True):
                 stage.play(events, "backward", run.count, layers)
             stage.play(late, "backward")
-        _update(stage.allocator, network, optimizer, settings, first=step == 0)
+        if not network.fused_update:
+            _update(stage.allocator, network, optimizer, settings, first=step == 0)
         stage.zero_grad()
     a = stage.allocator
     return Replay(
@@ -223,7 +224,7 @@ def _record(network: Network, settings: Settings) -> list[list[list[_Event]]]:
                 walk.release()
         recorded[1] = sink.copy()
         sink.clear()
-        shared = Shared(accumulating, gradient_uses(network))
+        shared = Shared(accumulating, gradient_uses(network), fused_update=network.fused_update)
         for run, walk in zip(reversed(network.runs), reversed(walks), strict=True):
             if run.checkpointed:
                 Walk(run.block, meter).backward(shared, settings.gradient_checkpointing)

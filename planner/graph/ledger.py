@@ -33,11 +33,13 @@ class Shared:
         uses: how many gradients each parameter (by id) will still receive; more than one for a tied embedding, whose node
             waits for all of them.
         waiting: parameters (by id) that received some of them already, and whether their sum is still a view.
+        fused_update: a gradient is used and freed when it is complete.
     """
 
     accumulating: bool
     uses: dict[int, int]
     waiting: dict[int, bool] = field(default_factory=dict)
+    fused_update: bool = False
 
 
 class Walk:
@@ -235,7 +237,7 @@ def _to_parameter(gradient: Gradient, new: _Pending, shared: Shared, meter: Mete
             meter.drop(new.nbytes, GRADIENTS)
             shared.waiting[key] = False
         _leave(new, meter)
-        if shared.accumulating and shared.uses[key] <= 0:
+        if (shared.accumulating or shared.fused_update) and shared.uses[key] <= 0:
             meter.drop(new.nbytes, GRADIENTS)
         return
     if shared.uses[key] > 0:
@@ -246,6 +248,8 @@ def _to_parameter(gradient: Gradient, new: _Pending, shared: Shared, meter: Mete
     if new.category != GRADIENTS:
         meter.drop(new.nbytes, new.category)
         meter.add(new.nbytes, GRADIENTS)
+    if shared.fused_update and shared.uses[key] <= 0:
+        meter.drop(new.nbytes, GRADIENTS)
 
 
 def _leave(grad: _Pending, meter: Meter) -> None:

@@ -37,7 +37,8 @@ def parse(text: str, overrides: Mapping[str, Any] | None = None) -> Method:
     if overrides:
         parts = _override(parts, overrides, text)
     check_parts(parts, text)
-    return Method(describe(parts), tuple(parts))
+    own = text.strip().lower().replace("-", "_")
+    return Method(own if own in PRESETS and not overrides else describe(parts), tuple(parts))
 
 
 def describe(parts: list[Part]) -> str:

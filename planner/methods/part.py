@@ -84,6 +84,14 @@ class Part:
         """Whether the base weights are frozen unless a part trains them."""
         return True
 
+    def fuses_update(self) -> bool:
+        """Whether each weight is updated when its gradient is made, so that no gradients and states are kept."""
+        return False
+
+    def state_shape(self, shape: tuple[int, ...], kind: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """For a trained base weight: the shape of its optimizer states, and of one more tensor that the optimizer keeps."""
+        return shape, ()
+
     def trains(self, weight: Weight) -> bool:
         """Whether this part trains a base weight."""
         return False

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 
 from tuneplan.planner.methods.part import Part
+from tuneplan.planner.methods.patterns import PATTERNS
 
 _CLASSES = {
     "full": "Full",
@@ -30,6 +31,12 @@ _CLASSES = {
     "bottleneck_adapter": "BottleneckAdapter",
     "compacter": "Compacter",
     "ssf": "Ssf",
+    "lomo": "Lomo",
+    "galore": "GaLore",
+    "lisa": "Lisa",
+    "bitdelta": "BitDelta",
+    "intrinsic_said": "IntrinsicSaid",
+    "xattn": "Xattn",
     "partial_layers": "PartialLayers",
     "trained_kinds": "TrainedKinds",
     "qa_lora": "QaLora",
@@ -60,13 +67,7 @@ class _Parts(Mapping[str, type[Part]]):
 
 PARTS: Mapping[str, type[Part]] = _Parts()
 
-PRESETS: dict[str, str] = {
-    "qlora": "quantized_base+lora",
-    "rslora": "lora(use_rslora=true)",
-    "dora": "lora(use_dora=true)",
-    "lora_fa": "lora(freeze_a=true)",
-    "llm_int8": "quantized_base(quant_type=int8)+lora",
-}
+PRESETS: dict[str, str] = {name: pattern.text for name, pattern in PATTERNS.items()}
 
 
 def names() -> list[str]:

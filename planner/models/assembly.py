@@ -31,6 +31,8 @@ class Parameter:
         tensor: the tensor of the graph.
         saved: whether a checkpoint has it.
         buffer: it is no parameter of the model and not counted as one.
+        state_shape: of its optimizer states, where that is not its own.
+        state_beside: shape of one more tensor that the optimizer keeps for it.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Parameter:
     tensor: Tensor
     saved: bool = True
     buffer: bool = False
+    state_shape: tuple[int, ...] = ()
+    state_beside: tuple[int, ...] = ()
 
     @property
     def numel(self) -> int:
@@ -124,7 +128,12 @@ class Assembly:
         weight = Weight(name, kind, module, self.layer, self.spec.num_hidden_layers)
         dtype = self.settings.dtype
         storage = self.method.storage(weight, dtype)
-        return self._declare(name, shape, storage, self.method.trains(weight))
+        tensor = self._declare(name, shape, storage, self.method.trains(weight))
+        for part in self.method.parts:
+            changed, beside = part.state_shape(shape, kind)
+            if beside:
+                self.parameters[name].state_shape, self.parameters[name].state_beside = changed, beside
+        return tensor
 
     def embedding_weight(self, module: str) -> Tensor:
         """The matrix that embeds tokens, with whatever the method does to it. Shape: `(vocabulary, hidden)`."""

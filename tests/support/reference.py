@@ -167,6 +167,19 @@ def install(model: Any, method: Method) -> None:
             _linear(model, lambda inner, part=part: LINEAR[part.label](inner, part))
 
 
+def update_in_backward(model: Any) -> None:
+    """Lv et al. 2024, algorithm 1: SGD on each weight as soon as its gradient is there."""
+
+    def update(parameter: torch.Tensor) -> None:
+        with torch.no_grad():
+            assert parameter.grad is not None
+            parameter.add_(parameter.grad, alpha=-0.1)
+        parameter.grad = None
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(update)
+
+
 def gate(model: Any, part: Any) -> None:
     """SoRA's gated adapters on every linear layer."""
     _linear(model, lambda inner: Gated(inner, part))

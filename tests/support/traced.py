@@ -62,6 +62,9 @@ def traced(case: Case, kernel: str, device: str = "meta") -> tuple[Any, StepTrac
     model = with_method(model, method)
     _freeze(model, method)
     reference.install(model, method)
+    fused = any(part.fuses_update() for part in method.parts)
+    if fused:
+        reference.update_in_backward(model)
     checkpoint_layers(model, settings.gradient_checkpointing)
     trace = trace_step(
         model,
