@@ -70,7 +70,7 @@ class Walked:
 
 def walk(network: Network, settings: Settings) -> Walked:
     """Walk each distinct block forward and backward."""
-    shared = Shared(settings.accumulating, gradient_uses(network))
+    shared = Shared(settings.accumulating, gradient_uses(network), fused_update=network.fused_update)
     forward: list[tuple[Segment, int]] = []
     walks: list[tuple[Run, Walk]] = []
     held = held_embeddings(network)
@@ -154,6 +154,8 @@ def carried(network: Network) -> tuple[list[Storage], list[Storage]]:
         for index, storage in enumerate(run.block.carried):
             held = checkpointed or id(storage) in saved or index < run.block.batch
             (late if held else early).append(storage)
+        pinned = {id(storage): storage for op in run.block.ops for storage in op.pinned}
+        late += list(pinned.values()) * run.count
     return early, late
 
 
@@ -209,12 +211,13 @@ def step_memory(
     """
     master = settings.precision == "master-weights"
     parameters = network.parameters
-    states = state_bytes(optimizer, parameters, master)
-    gradients = share(gradient_bytes(parameters), sharding.gradient_ranks)
+    updated = [] if network.fused_update else parameters
+    states = state_bytes(optimizer, updated, master)
+    gradients = share(gradient_bytes(updated), sharding.gradient_ranks)
     base = _EMPTY.copy()
     base[WEIGHTS] = share(weight_bytes(parameters), sharding.weight_ranks)
     base[OPTIMIZER_STATES] = share(states.device, sharding.state_ranks)
-    buckets = bucket_bytes(sharding, gradient_bytes(parameters))
+    buckets = bucket_bytes(sharding, gradient_bytes(updated))
     base[GRADIENTS] = buckets + (gradients if settings.accumulating else 0)
     if settings.keep_outputs:
         for run in network.runs:
@@ -230,7 +233,7 @@ def step_memory(
         "load": _load(parameters, settings, sharding),
         "forward": _phase(computing, forward),
         "backward": _phase(after_forward.delta, backward),
-        "optimizer_step": _phase(held, _update(parameters, optimizer, master, sharding)),
+        "optimizer_step": _phase(held, _update(updated, optimizer, master, sharding)),
     }
     highest = max(phases, key=lambda name: _first(phases[name].peak_bytes))
     return StepMemory(phases, share(states.host, sharding.state_ranks), highest)

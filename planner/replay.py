@@ -14,7 +14,7 @@ from tuneplan.planner.graph.ledger import Shared, Walk
 from tuneplan.planner.graph.meter import Meter
 from tuneplan.planner.graph.tensor import BITS, GRADIENTS, elements, round_block
 from tuneplan.planner.memory import carried, gradient_uses, held_embeddings, step_memory
-from tuneplan.planner.methods.formats import BLOCK_FORMATS
+from tuneplan.planner.methods.formats import BLOCK_FORMATS, QUANTIZED
 from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network
 from tuneplan.planner.training.optimizers import Optimizer, state_bytes, step_scratch
@@ -186,7 +186,8 @@ def replay(
         for backward in recorded[id(net)].backwards:
             recorded[id(net)].play(stage, backward, before, layers, empties)
             before = net if settings.keep_outputs else None
-        _update(stage.allocator, net, optimizer, settings, first=step == 0)
+        if not net.fused_update:
+            _update(stage.allocator, net, optimizer, settings, first=step == 0)
         stage.zero_grad()
     a = stage.allocator
     return Replay(
@@ -213,7 +214,7 @@ def _record(network: Network, settings: Settings) -> list[list[list[_Event]]]:
             walk.release(settings.keep_outputs)
         recorded[1] = sink.copy()
         sink.clear()
-        shared = Shared(accumulating, gradient_uses(network))
+        shared = Shared(accumulating, gradient_uses(network), fused_update=network.fused_update)
         for run, walk in zip(reversed(network.runs), reversed(walks), strict=True):
             if run.checkpointed:
                 Walk(run.block, meter).backward(shared, settings.gradient_checkpointing)
@@ -316,9 +317,13 @@ def _load(allocator: CachingAllocator, network: Network, settings: Settings, pro
     for p in _unrolled(sorted([p for p in network.parameters if not p.adapter], key=lambda p: p.name)):
         if p.storage in BLOCK_FORMATS:
             _quantize(allocator, p)
+        elif p.storage in QUANTIZED:
+            whole = allocator.malloc(elements(p.shape) * width)
+            allocator.malloc(p.stored_bytes)
+            allocator.free(whole)
         else:
             dense.setdefault(id(p), []).append(allocator.malloc(elements(p.shape) * width))
-    cast = [p for p in base if p.storage not in (*BLOCK_FORMATS, settings.dtype)]
+    cast = [p for p in base if p.storage not in (*QUANTIZED, settings.dtype)]
     for p in cast:
         allocator.malloc(p.stored_bytes)
         allocator.free(dense[id(p)].pop(0))

@@ -248,6 +248,8 @@ class Search:
         job = self.job
         base = job.settings_for(method, target)
         for checkpointing in job.checkpointing:
+            if not all(part.allows(replace(base, gradient_checkpointing=checkpointing)) for part in method.parts):
+                continue
             for optimizer in job.optimizers:
                 states: int = 0
                 for stage in job.zero_stages if count > 1 else (0,):

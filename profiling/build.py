@@ -1,7 +1,6 @@
 """What a training script builds: model, PEFT's adapters, gradient checkpointing, optimizer, batch; named as the planner does."""
 
 import copy
-import inspect
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ from torch import nn
 from transformers import AutoConfig
 
 from tuneplan.planner.errors import InputError
-from tuneplan.planner.methods.method import Method
 from tuneplan.planner.methods.quantized_base import QuantizedBase
+from tuneplan.profiling.methods import refuse_what_no_library_has, with_adapter, with_method
 from tuneplan.profiling.optimizers import make_optimizer
-from tuneplan.profiling.quantize import quantize_4bit
+from tuneplan.profiling.quantize import quantize
 from tuneplan.profiling.subject import Subject
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -54,13 +53,14 @@ class Built:
     notes: tuple[str, ...] = ()
 
 
-def build(subject: Subject, implementation: str, device: str) -> Built:
+def build(subject: Subject, implementation: str, device: str, adapt: Callable[[Any], None] | None = None) -> Built:
     """Everything of a subject on a device.
 
     Args:
         subject: what to build.
         implementation: of attention, a name that transformers knows.
         device: "meta" for no values at all; elsewhere weights are random.
+        adapt: changes the model in place before it gets its optimizer, for a method that PEFT does not have.
 
     Raises:
         InputError: transformers refuses the config, or PEFT the method.
@@ -68,6 +68,8 @@ def build(subject: Subject, implementation: str, device: str) -> Built:
     settings = subject.settings
     quantized = next((part for part in subject.method.parts if isinstance(part, QuantizedBase)), None)
     dtype = DTYPES[settings.dtype]
+    if adapt is None:
+        refuse_what_no_library_has(subject.method)
     start = "meta" if quantized is not None else device
     notes: tuple[str, ...] = ()
     task = task_of(subject)
@@ -79,7 +81,7 @@ def build(subject: Subject, implementation: str, device: str) -> Built:
         model = transformers_model(subject.config, task, "eager", dtype, start, settings.use_cache)
         notes = ("this architecture has no sdpa attention in transformers; eager attention was used, as transformers does",)
     if quantized is not None:
-        quantize_4bit(model, DTYPES[settings.dtype], quantized.quant_type, quantized.double_quant, device)
+        quantize(model, quantized, DTYPES[settings.dtype], device)
         materialize(model, device)
         if quantized.prepare_kbit:
             from peft import prepare_model_for_kbit_training
@@ -90,6 +92,8 @@ def build(subject: Subject, implementation: str, device: str) -> Built:
     if subject.peft_config is not None:
         model = with_adapter(model, subject.peft_config)
     materialize(model, device)
+    if adapt is not None:
+        adapt(model)
     checkpoint_layers(model, settings.gradient_checkpointing)
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
@@ -165,53 +169,6 @@ def materialize(model: nn.Module, device: str) -> None:
         for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.device.type == "meta":
                 module.register_buffer(name, torch.ones_like(buffer, device=device), persistent=False)
-
-
-def with_adapter(model: nn.Module, config: Mapping[str, Any], autocast_adapter_dtype: bool = True) -> nn.Module:
-    """The model with an adapter of PEFT.
-
-    Args:
-        model: to be adapted in place.
-        config: contents of an adapter_config.json; `peft_type` names the method.
-        autocast_adapter_dtype: keep adapters of a 16-bit model in fp32, as PEFT does by default.
-
-    Raises:
-        InputError: PEFT does not know the type, an option of it, or cannot adapt this model.
-    """
-    import peft
-
-    known = {kind.value: made for kind, made in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    name = str(config.get("peft_type"))
-    if name not in known:
-        raise InputError(f"peft_type {name!r} is not known to peft {peft.__version__}; it knows {', '.join(sorted(known))}")
-    taken = inspect.signature(known[name]).parameters
-    ignored = {"peft_type", "auto_mapping", "base_model_name_or_path", "revision", "peft_version"}
-    given = {k: v for k, v in config.items() if k not in ignored}
-    unknown = sorted(k for k in given if k not in taken)
-    if unknown:
-        raise InputError(f"{name} of peft {peft.__version__} has no option {', '.join(unknown)}; remove it or check its name")
-    try:
-        settings = known[name](**{**given, "inference_mode": False} if "inference_mode" in given else given)
-        adapted: nn.Module = peft.get_peft_model(model, settings, autocast_adapter_dtype=autocast_adapter_dtype)
-    except NotImplementedError:  # it asks a meta tensor for values
-        raise
-    except Exception as error:  # whatever an adapter that does not fit meets first
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"peft {peft.__version__} cannot apply {name} to this model: {reason}") from error
-    return adapted
-
-
-def with_method(model: nn.Module, method: Method) -> nn.Module:
-    """The model with the adapters of the method's parts, as PEFT adds them; storage of the base weights is left as it is."""
-    for part in method.parts:
-        config = part.peft_config()
-        if config is not None:
-            model = with_adapter(model, config, getattr(part, "autocast_adapter_dtype", True))
-        if getattr(part, "freeze_a", False):  # as `create_lorafa_optimizer` of peft does
-            for name, parameter in model.named_parameters():
-                if ".lora_A." in name:
-                    parameter.requires_grad_(False)
-    return model
 
 
 def checkpoint_layers(model: Any, checkpointing: str) -> None:

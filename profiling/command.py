@@ -1,6 +1,5 @@
 """What `plan trace` does, from the words of the command line to a report."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +12,12 @@ from tuneplan.planner.cli.step_words import Asked
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.estimate import estimate
 from tuneplan.planner.methods.method import Method
+from tuneplan.planner.models.config import read_config_file
 from tuneplan.profiling.quiet import quiet
 from tuneplan.profiling.report import trace_report, verification_report
 from tuneplan.profiling.subject import FULL, Subject
 from tuneplan.profiling.trace import Traced, trace
 from tuneplan.profiling.verify import Verification, verify
-
-MOST_CONFIG_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +53,13 @@ class Outcome:
         return Group(*parts)
 
 
-def subject_of(asked: Asked, peft_config: Path | None, task: str) -> Subject:
+def subject_of(asked: Asked, task: str) -> Subject:
     """The real step that was asked for. Raises InputError for what a single process cannot run, and a broken PEFT config."""
     if asked.sharding.data_parallel > 1 or asked.sharding.zero_stage:
         raise InputError(f"{asked.sharding.label} cannot be traced in one process; trace one GPU's step, without sharding")
     method, adapter = asked.method, None
-    if peft_config is not None:
-        adapter = read_adapter(peft_config)
+    if asked.peft_config is not None:
+        adapter = read_config_file(asked.peft_config, "adapter_config.json")
         kept = tuple(part for part in method.parts if part.peft_config() is None)
         method = Method("+".join(part.label for part in kept), kept) if kept else FULL
     return Subject(
@@ -79,32 +77,11 @@ def subject_of(asked: Asked, peft_config: Path | None, task: str) -> Subject:
     )
 
 
-def read_adapter(path: Path) -> dict[str, Any]:
-    """The contents of an adapter_config.json, or of the one in a folder. Raises InputError."""
-    file = path / "adapter_config.json" if path.is_dir() else path
-    try:
-        if file.stat().st_size > MOST_CONFIG_BYTES:
-            raise InputError(f"{file} is larger than 1 MiB, which no adapter_config.json is; check the path")
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"{file} cannot be read: {error.strerror or error}; give an adapter_config.json or its folder"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not JSON: {error}; give an adapter_config.json") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} holds no JSON object; give an adapter_config.json")
-    return content
-
-
-def run_trace(
-    asked: Asked, peft_config: Path | None, task: str, side_by_side: bool, timeline: Path | None, snapshot: Path | None
-) -> Outcome:
+def run_trace(asked: Asked, task: str, side_by_side: bool, timeline: Path | None, snapshot: Path | None) -> Outcome:
     """Trace what was asked for.
 
     Args:
         asked: the configuration.
-        peft_config: an adapter_config.json, instead of the method's own adapters.
         task: as in `Subject`.
         side_by_side: also estimate it, and compare.
         timeline: where to write live bytes over the step (.png, .svg or .pickle).
@@ -119,9 +96,9 @@ def run_trace(
         from tuneplan.profiling.plot import writer
 
         write = writer(timeline, snapshot)
-    if side_by_side and (peft_config is not None or task not in ("", "causal-lm")):
-        raise InputError("--verify compares with an estimate, which knows neither --peft-config nor --task; leave them out")
-    subject = subject_of(asked, peft_config, task)
+    if side_by_side and task not in ("", "causal-lm"):
+        raise InputError(f"--verify compares with an estimate, which is of causal language models; leave --task {task} out")
+    subject = subject_of(asked, task)
     estimated = estimate(asked.request(), advice=False) if side_by_side else None
     gpu = asked.gpu
     traced = trace(subject, gpu.compute_capability if gpu else None, gpu.vendor if gpu else "nvidia")

@@ -67,9 +67,7 @@ class Outcome:
         return measured_report(self.measured, self.origin)
 
 
-def run_profile(
-    asked: Asked, device: str, warmup_steps: int, steps: int, peft_config: Path | None, task: str, out: Path | None
-) -> Outcome:
+def run_profile(asked: Asked, device: str, warmup_steps: int, steps: int, task: str, out: Path | None) -> Outcome:
     """Measure what was asked for.
 
     Args:
@@ -77,7 +75,6 @@ def run_profile(
         device: auto, cuda or cpu.
         warmup_steps: before anything is timed.
         steps: timed.
-        peft_config: an adapter_config.json, instead of the method's own adapters.
         task: as in `Subject`.
         out: file for the JSON document.
 
@@ -89,12 +86,12 @@ def run_profile(
         check_writable(out)
     ranks = from_environment()
     chosen = devices.choose(device, ranks)
-    subject = subject_of(replace(asked, sharding=SINGLE), peft_config, task)
+    subject = subject_of(replace(asked, sharding=SINGLE), task)
     subject = replace(subject, gradient_accumulation_steps=asked.gradient_accumulation_steps)
     if chosen.type == "cuda":
         card = torch.cuda.get_device_capability(chosen)
         asked = replace(asked, settings=replace(asked.settings, compute_capability=card))
-    known = None if peft_config is not None or task not in ("", "causal-lm") else beside(asked)
+    known = None if task not in ("", "causal-lm") else beside(asked)
     if chosen.type == "cpu" and known is not None:
         refuse_what_cannot_fit(known["peak"]["allocated_bytes"] * ranks.count)
     with progress(ranks.first) as told:

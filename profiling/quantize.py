@@ -6,9 +6,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.formats import BLOCK_FORMATS
+from tuneplan.planner.methods.quantized_base import QuantizedBase
 
 _FORMAT = BLOCK_FORMATS["nf4-double"]
+
+
+def quantize(model: Any, base: QuantizedBase, compute_dtype: torch.dtype, device: str) -> None:
+    """Give the linear layers the storage that a quantized base has. Raises InputError for int8 layers on a real device."""
+    if base.quant_type != "int8":
+        quantize_4bit(model, compute_dtype, base.quant_type, base.double_quant, device)
+        return
+    if device != "meta":
+        raise InputError("LLM.int8 layers are only traced; use nf4 or fp4 to run a step for real, or plan trace")
+    from tuneplan.profiling.quantize_8bit import quantize_8bit
+
+    quantize_8bit(model)
 
 
 def quantize_4bit(

@@ -17,7 +17,6 @@ from typing import Any
 
 from tuneplan.planner.memory import step_memory
 from tuneplan.planner.methods.compose import parse
-from tuneplan.planner.methods.method import Method
 from tuneplan.planner.methods.registry import names
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.lookup import find as find_model
@@ -27,12 +26,13 @@ from tuneplan.planner.training.optimizers import OPTIMIZERS
 from tuneplan.planner.training.optimizers import find as find_optimizer
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.units import GIB
+from tuneplan.profiling.methods import has_real_code
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "granite")
 STEP_PHASES = ("forward", "backward", "optimizer_step")
 REFUSES_CHECKPOINTING = ("prefix_tuning",)
 TABLES = ("small", "large")
-_BUILT_WITHOUT_PEFT = ("full", "quantized_base")
+NOT_ALONE = ("quantized_base",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +105,9 @@ def small(model_type: str) -> dict[str, Any]:
     }
 
 
-def built_by_peft(method: Method) -> bool:
-    """Whether transformers and PEFT can build the method, so that its estimate can be traced."""
-    return all(part.peft_config() is not None or part.label in _BUILT_WITHOUT_PEFT for part in method.parts)
-
-
 def small_cases() -> list[Case]:
     """Every method that PEFT builds on two families, the common ones on all, and each other option once or twice."""
-    methods = [name for name in names() if name != "quantized_base" and built_by_peft(parse(name))]
+    methods = [name for name in names() if name not in NOT_ALONE and all(map(has_real_code, parse(name).parts))]
     cases = [
         Case(family, method, gradient_checkpointing=checkpointing)
         for method in methods

@@ -6,7 +6,8 @@ import click
 
 from tuneplan.planner.cli.options import json_option
 from tuneplan.planner.methods.compose import explicit, parse
-from tuneplan.planner.methods.part import Part, options
+from tuneplan.planner.methods.part import FAMILIES, Part, options
+from tuneplan.planner.methods.patterns import PATTERNS
 from tuneplan.planner.methods.registry import PARTS, PRESETS
 from tuneplan.planner.report import document
 
@@ -22,10 +23,14 @@ def command(ctx: click.Context, as_json: bool) -> int:
         body = {"parts": [_part(part()) for part in PARTS.values()], "presets": PRESETS}
         click.echo(document.text({**body}))
         return 0
-    for name, part in PARTS.items():
-        click.echo(f"{name}: {_summary(part)} [{part.paper}]")
-    for name, text in PRESETS.items():
-        click.echo(f"{name}: = {text}")
+    for family in FAMILIES:
+        click.echo(f"{family}:")
+        for name, part in PARTS.items():
+            if part.family == family:
+                click.echo(f"  {name}: {_summary(part)} [{part.paper}]")
+        for name, pattern in PATTERNS.items():
+            if pattern.family == family:
+                click.echo(f"  {name} = {pattern.text} [{pattern.paper}]")
     return 0
 
 
@@ -35,11 +40,18 @@ def command(ctx: click.Context, as_json: bool) -> int:
 def show(name: str, as_json: bool) -> int:
     """One method: what it expands to, its options, and what it follows."""
     method = parse(name)
+    pattern = PATTERNS.get(name.strip().lower().replace("-", "_"))
     if as_json:
         body = {"name": method.name, "in_full": explicit(method), "mergeable": method.mergeable}
+        if pattern is not None:
+            body |= {"family": pattern.family, "paper": pattern.paper, "leaves_out": pattern.leaves_out}
         click.echo(document.text({**body, "parts": [_part(p) for p in method.parts]}))
         return 0
     click.echo(f"{method.name} = {explicit(method)}")
+    if pattern is not None:
+        click.echo(f"{pattern.family}; {pattern.paper}")
+        if pattern.leaves_out:
+            click.echo(f"leaves out: {pattern.leaves_out}")
     click.echo(f"merges into the base weights: {'yes' if method.mergeable else 'no'}")
     for part in method.parts:
         click.echo(f"{part.label}: {_summary(type(part))}")

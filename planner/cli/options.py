@@ -48,6 +48,10 @@ lora_options = stack(
     ),
 )
 
+peft_config_option = click.option(
+    "--peft-config", "peft_config", default=None, metavar="FILE", help="Your own PEFT adapter_config.json, instead of --method."
+)
+
 step_options = stack(
     click.option("--seq-len", type=int, default=2048, show_default=True, help="Tokens of a sequence."),
     click.option("--attention", default="sdpa", show_default=True, metavar="eager|sdpa|flash", help="Attention implementation."),
@@ -129,6 +133,23 @@ def load_model(name: str) -> tuple[str, ConfigReader]:
 def read_model(name: str) -> ModelSpec:
     """The spec of `--model`. Raises InputError."""
     return read_spec(*load_model(name))
+
+
+def refuse_short_forms(own: bool, rank: int | None, target_modules: str | None) -> None:
+    """Raise InputError where `--rank` or `--target-modules` is given beside a `--peft-config`."""
+    if own and (rank is not None or target_modules is not None):
+        raise InputError("--peft-config has its own rank and target modules; leave --rank and --target-modules out")
+
+
+def read_own_method(path: str, spec: ModelSpec) -> Method:
+    """The method of `--peft-config`; what is not modelled is said on stderr. Raises InputError."""
+    from tuneplan.planner.methods.peft_config import check_base, read_peft_config
+
+    given = read_peft_config(path)
+    for warning in (*given.warnings, check_base(given, spec.model_type, spec.id)):
+        if warning:
+            click.echo(f"note: {warning}", err=True)
+    return given.method
 
 
 def read_method(text: str, rank: int | None, target_modules: str | None) -> Method:

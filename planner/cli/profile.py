@@ -7,7 +7,7 @@ import click
 
 from tuneplan.planner.cli.options import json_option, stack
 from tuneplan.planner.cli.step_words import asked, request_options
-from tuneplan.planner.cli.trace import trace_options
+from tuneplan.planner.cli.trace import task_option
 from tuneplan.planner.report import document
 
 run_options = stack(
@@ -20,7 +20,7 @@ run_options = stack(
 
 @click.command(name="profile")
 @request_options
-@trace_options
+@task_option
 @run_options
 @json_option
 def command(
@@ -29,7 +29,6 @@ def command(
     warmup_steps: int,
     steps: int,
     out: Path | None,
-    peft_config: Path | None,
     **given: Any,
 ) -> int:
     """One configuration measured here: the real step with random weights, on a GPU or a CPU.
@@ -44,7 +43,7 @@ def command(
 
     with profiling_needs("plan profile"):
         from tuneplan.profiling.profile_command import run_profile
-    outcome = run_profile(asked(given), device, warmup_steps, steps, peft_config, given["task"], out)
+    outcome = run_profile(asked(given), device, warmup_steps, steps, given["task"], out)
     if outcome.reports and as_json:
         click.echo(document.text(outcome.to_json()))
     elif outcome.reports:

@@ -14,8 +14,11 @@ from tuneplan.planner.cli.options import (
     json_option,
     lora_options,
     margin_options,
+    peft_config_option,
     read_methods,
     read_model,
+    read_own_method,
+    refuse_short_forms,
     safety_margin,
     stack,
     step_options,
@@ -49,6 +52,7 @@ search_options = stack(
     click.option("--prices", metavar="FILE", help="Your own prices, a CSV like those of hardware_profiles/prices."),
     click.option("--method", default=",".join(DEFAULT_METHODS), show_default=True, metavar="NAMES", help="Methods to consider."),
     lora_options,
+    peft_config_option,
     click.option("--gpus", default=AUTO, show_default=True, metavar="N|auto", help="Numbers of GPUs, comma-separated."),
     step_options,
     click.option("--global-batch-size", type=int, default=64, show_default=True, help="Sequences of one update."),
@@ -144,9 +148,14 @@ def job_of(given: dict[str, Any]) -> Job:
     checkpointing: tuple[str, ...] = CHECKPOINTING[:2]
     if given["gradient_checkpointing"] is not None:
         checkpointing = (CHECKPOINTING[1] if given["gradient_checkpointing"] else CHECKPOINTING[0],)
+    refuse_short_forms(given["peft_config"] is not None, given["rank"], given["target_modules"])
+    if given["peft_config"] is None:
+        methods = read_methods(_methods(given["method"]), given["rank"], given["target_modules"])
+    else:
+        methods = (read_own_method(given["peft_config"], spec),)
     return Job(
         spec=spec,
-        methods=read_methods(_methods(given["method"]), given["rank"], given["target_modules"]),
+        methods=methods,
         targets=tuple({target.label: target for target in _targets(given)}.values()),
         tokens=_tokens(given, step.seq_len),
         global_batch_size=given["global_batch_size"],

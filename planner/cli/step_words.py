@@ -12,7 +12,10 @@ from tuneplan.planner.cli.options import (
     lora_options,
     margin_options,
     model_option,
+    peft_config_option,
     read_method,
+    read_own_method,
+    refuse_short_forms,
     safety_margin,
     stack,
     step_options,
@@ -37,6 +40,7 @@ request_options = stack(
     model_option,
     click.option("--method", default="lora", show_default=True, metavar="NAME", help="Method, such as qlora(r=16)."),
     lora_options,
+    peft_config_option,
     step_options,
     click.option("--micro-batch-size", type=int, default=1, show_default=True, help="Sequences of one forward."),
     click.option("--gradient-accumulation-steps", type=int, default=1, show_default=True, help="Micro-batches of an update."),
@@ -78,11 +82,13 @@ request_options = stack(
 class Asked:
     """One configuration as it was asked for, checked but for the model's own config, which `request` reads.
 
-    Attributes are those of `Request`; `id` and `config` stand for the model.
+    Attributes are those of `Request`; `id` and `config` stand for the model, `peft_config` is the path of an adapter_config.json
+    that takes the place of the method's adapters.
     """
 
     id: str
     config: ConfigReader
+    peft_config: str | None
     method: Method
     settings: Settings
     optimizer: Optimizer
@@ -95,10 +101,11 @@ class Asked:
     empty_cache_steps: int
 
     def request(self) -> Request:
-        """The planner's request. Raises InputError for a config that the planner cannot read."""
+        """The planner's request. Raises InputError for a config, or a PEFT config, that the planner cannot read."""
+        spec = read_spec(self.id, self.config)
         return Request(
-            spec=read_spec(self.id, self.config),
-            method=self.method,
+            spec=spec,
+            method=self.method if self.peft_config is None else read_own_method(self.peft_config, spec),
             settings=self.settings,
             optimizer=self.optimizer,
             sharding=self.sharding,
@@ -114,6 +121,8 @@ class Asked:
 def asked(given: dict[str, Any]) -> Asked:
     """The meaning of the command line's words. Raises InputError and the loader's errors."""
     id, config = load_model(given["model"])
+    own = given["peft_config"] is not None
+    refuse_short_forms(own, given["rank"], given["target_modules"])
     method = read_method(given["method"], given["rank"], given["target_modules"])
     if given["reentrant"] and given["gradient_checkpointing"] is False:
         raise InputError("--reentrant and --no-gradient-checkpointing contradict each other; give one of them")
@@ -153,6 +162,7 @@ def asked(given: dict[str, Any]) -> Asked:
     return Asked(
         id=id,
         config=config,
+        peft_config=given["peft_config"],
         method=method,
         settings=settings,
         optimizer=find_optimizer(given["optimizer"]),

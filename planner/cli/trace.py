@@ -5,28 +5,25 @@ from typing import Any
 
 import click
 
-from tuneplan.planner.cli.options import json_option, stack
+from tuneplan.planner.cli.options import json_option
 from tuneplan.planner.cli.step_words import asked, request_options
 from tuneplan.planner.report import document
 
-trace_options = stack(
-    click.option("--peft-config", type=click.Path(path_type=Path), default=None, help="Any adapter_config.json of PEFT."),
-    click.option("--task", default="", metavar="TASK", help="causal-lm, seq2seq-lm, masked-lm, sequence-classification, ..."),
+task_option = click.option(
+    "--task", default="", metavar="TASK", help="causal-lm, seq2seq-lm, masked-lm, sequence-classification, ..."
 )
 
 
 @click.command(name="trace")
 @request_options
-@trace_options
+@task_option
 @click.option("--verify", "side_by_side", is_flag=True, help="Beside the estimate of the same step: the gap, piece by piece.")
 @click.option(
     "--timeline", type=click.Path(path_type=Path), default=None, help="Live bytes over the step: .png, .svg or .pickle."
 )
 @click.option("--snapshot", type=click.Path(path_type=Path), default=None, help="A snapshot of a real run to lay beside it.")
 @json_option
-def command(
-    as_json: bool, side_by_side: bool, timeline: Path | None, snapshot: Path | None, peft_config: Path | None, **given: Any
-) -> int:
+def command(as_json: bool, side_by_side: bool, timeline: Path | None, snapshot: Path | None, **given: Any) -> int:
     """One configuration by running the real code on the meta device: no GPU, no weights.
 
     \b
@@ -38,7 +35,7 @@ def command(
 
     with profiling_needs("plan trace"):
         from tuneplan.profiling.command import run_trace
-    outcome = run_trace(asked(given), peft_config, given["task"], side_by_side, timeline, snapshot)
+    outcome = run_trace(asked(given), given["task"], side_by_side, timeline, snapshot)
     if as_json:
         click.echo(document.text(outcome.to_json()))
     else:

@@ -22,7 +22,8 @@ class Block:
         outputs: storages of the model's output object, which the training loop drops when the forward is over, or keeps.
         cached: storages that autocast holds until the forward, or a recomputed region, ends.
         leaves: activations that were made to require a gradient, and that gradient; they live as long as the loss's graph.
-        side: tensors made here whose gradients come from other blocks, and the bytes of those gradients.
+        side: tensors made here whose gradients come from other blocks, bytes of such a gradient, and their number.
+        repeated: parameters of the layers (by id) that the block uses several times, and how often.
     """
 
     name: str
@@ -36,7 +37,8 @@ class Block:
     outputs: tuple[Storage, ...] = ()
     cached: tuple[Storage, ...] = ()
     leaves: tuple[Storage, ...] = ()
-    side: tuple[tuple[Tensor, Size], ...] = ()
+    side: tuple[tuple[Tensor, Size, int], ...] = ()
+    repeated: dict[int, int] = field(default_factory=dict)
 
 
 def close(
@@ -84,4 +86,14 @@ def close(
         cached=tuple(tape.cached),
         leaves=leaves,
         side=tuple(tape.side),
+        repeated=_repeated(tape.ops),
     )
+
+
+def _repeated(ops: list[Op]) -> dict[int, int]:
+    uses: dict[int, int] = {}
+    for op in ops:
+        for gradient in op.gradients:
+            if gradient.of.name and "*" in gradient.of.name:
+                uses[id(gradient.of)] = uses.get(id(gradient.of), 0) + 1
+    return {key: count for key, count in uses.items() if count > 1}

@@ -16,11 +16,12 @@ from tuneplan.planner.graph.tensor import GRADIENTS, LOGITS, TEMPORARY, Size, St
 
 @dataclass(slots=True)
 class _Pending:
-    """A gradient on its way: its bytes and category, and how many tensors share its storage."""
+    """A gradient on its way: its bytes and category, how many tensors share its storage, and of how many pieces it is."""
 
     nbytes: Size
     category: int
     users: int = 1
+    pieces: int = 1
 
 
 @dataclass(slots=True)
@@ -32,11 +33,13 @@ class Shared:
         uses: how many gradients each parameter (by id) will still receive; more than one for a tied embedding, whose node
             waits for all of them.
         waiting: parameters (by id) that received some of them already, and whether their sum is still a view.
+        fused_update: a gradient is used and freed when it is complete.
     """
 
     accumulating: bool
     uses: dict[int, int]
     waiting: dict[int, bool] = field(default_factory=dict)
+    fused_update: bool = False
 
 
 class Walk:
@@ -83,9 +86,14 @@ class Walk:
         reentrant = checkpointing == "reentrant"
         pending: dict[int, _Pending] = {}
         start = block.exit if block.exit is not None else _last_output(block)
-        for tensor, nbytes in block.side:
-            pending[id(tensor)] = _Pending(nbytes, TEMPORARY)
+        for key, count in block.repeated.items():
+            shared.uses[key] = count
+            shared.waiting.pop(key, None)
+        for tensor, nbytes, pieces in block.side:
+            pending[id(tensor)] = _Pending(nbytes * pieces, TEMPORARY, pieces=pieces)
         if start is None or not (start.requires_grad or block.side):
+            if checkpointing != "off" and block.entry is not None:
+                meter.drop(block.entry.storage.nbytes, block.entry.storage.category)
             return meter.segment()
         incoming = _Pending(round_block(start.nbytes), TEMPORARY, users=2 if reentrant else 1)
         if block.exit is None:
@@ -135,6 +143,8 @@ class Walk:
                 self._unreference(op.allocates, meter)
         for op in ops[stop:]:
             self._release(op.discards, meter)
+        for op in ops[:stop]:
+            self._release(op.pinned, meter)
 
     def _run(self, stop: int, keep: bool, meter: Meter) -> None:
         saved = self._saved
@@ -150,6 +160,8 @@ class Walk:
                     saved[id(storage)] = saved.get(id(storage), 0) + 1
                 if op.discards:
                     self._release(op.discards, meter)
+            for storage in op.pinned:
+                saved[id(storage)] = saved.get(id(storage), 0) + 1
             for storage in frees[index]:
                 self._unreference(storage, meter)
 
@@ -230,7 +242,7 @@ def _to_parameter(gradient: Gradient, new: _Pending, shared: Shared, meter: Mete
             meter.drop(new.nbytes, GRADIENTS)
             shared.waiting[key] = False
         _leave(new, meter)
-        if shared.accumulating and shared.uses[key] <= 0:
+        if (shared.accumulating or shared.fused_update) and shared.uses[key] <= 0:
             meter.drop(new.nbytes, GRADIENTS)
         return
     if shared.uses[key] > 0:
@@ -241,12 +253,15 @@ def _to_parameter(gradient: Gradient, new: _Pending, shared: Shared, meter: Mete
     if new.category != GRADIENTS:
         meter.drop(new.nbytes, new.category)
         meter.add(new.nbytes, GRADIENTS)
+    if shared.fused_update and shared.uses[key] <= 0:
+        meter.drop(new.nbytes, GRADIENTS)
 
 
 def _leave(grad: _Pending, meter: Meter) -> None:
     grad.users -= 1
     if grad.users == 0:
-        meter.drop(grad.nbytes, grad.category)
+        for _ in range(grad.pieces):
+            meter.drop(grad.nbytes // grad.pieces, grad.category)
 
 
 def _last_output(block: Block) -> Tensor | None:

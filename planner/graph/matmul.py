@@ -71,6 +71,40 @@ def linear_4bit(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, comp
     return cast(tape, out, given)
 
 
+def linear_8bit(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, pins: bool) -> Tensor:
+    """A frozen LLM.int8 layer: the input is quantized row by row; it is kept as it came if it needs a gradient.
+
+    `pins`: non-reentrant checkpointing cannot free the input, because the operator keeps it in its context and not among the
+    saved tensors.
+
+    Mirrors `MatMul8bitLt` of bitsandbytes 0.50 autograd/_functions.py and backends/cuda/ops.py with a threshold: the input in
+    fp16, its magnitudes and a mask of outliers, then the 32-bit product and its fp16 copy; the backward makes the weight dense
+    in the input's dtype. Not counted: the columns with outliers, which depend on values.
+
+    Shapes: x `(..., in)`, weight `(out, in)`.
+    """
+    out_features, in_features = weight.shape
+    tokens = elements(x.shape[:-1])
+    out = tape.fresh((*x.shape[:-1], out_features), x.dtype, x.requires_grad)
+    row = tokens * in_features
+    quantized = round_block(row) + round_block(4 * tokens)
+    first = quantized + round_block(row) + round_block(2 * row) * (1 if x.dtype == "fp16" else 2) - out.storage.nbytes
+    product = round_block(4 * tokens * out_features)
+    second = quantized + product + (0 if x.dtype == "fp16" else round_block(2 * tokens * out_features))
+    flops: Size = 2 * tokens * out_features * in_features
+    moved = x.nbytes + elements(weight.shape) + out.nbytes
+    dense = round_block(weight.nbytes if x.dtype != "fp32" else 2 * weight.nbytes)
+    gradient = Gradient(x, round_block(x.nbytes), scratch=dense, flops=flops, moved=moved)
+    scratch = second + (first > second) * (first - second)
+    inputs = (x,) if bias is None else (x, bias)
+    saved = () if pins else (x,)
+    tape.record("linear_8bit", inputs, out, saved=saved, gradients=(gradient,), scratch=scratch, flops=flops, moved=moved)
+    tape.ops[-1].saves = False
+    if pins and x.requires_grad:
+        tape.ops[-1].pinned = (x.storage,)
+    return out
+
+
 def scales_bytes(count: Size) -> Size:
     """Bytes of the fp32 scales of `count` weights, which double quantization restores before each use."""
     return round_block(-(-count // ABSMAX_BLOCK) * 4)

@@ -72,19 +72,21 @@ def scale(tape: Tape, x: Tensor, kind: str = "scale") -> Tensor:
 def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     """`a * b`, `b` of the same shape or broadcast; each is saved if the other needs a gradient.
 
-    The gradient of a broadcast factor is a full-size product that is then summed.
+    The gradient of a broadcast factor is a full-size product that is summed when both gradients are there.
     """
     shape = a.shape if len(a.shape) >= len(b.shape) else b.shape
     dtype = a.dtype if a.dtype in {b.dtype, "fp32"} else b.dtype
     out = tape.fresh(shape, dtype, a.requires_grad or b.requires_grad)
     full = round_block(out.nbytes)
     gradients = []
+    workspace = None
     for this in (a, b):
         broadcast = not same_shape(this.shape, shape)
-        scratch = full if broadcast or this.dtype != dtype else None
+        scratch = full if this.dtype != dtype and not broadcast else None
+        workspace = full if broadcast and this.requires_grad else workspace
         gradients.append(Gradient(this, round_block(this.nbytes), scratch=scratch, moved=3 * out.nbytes))
     saved = ((a,) if b.requires_grad else ()) + ((b,) if a.requires_grad else ())
-    return tape.record("mul", (a, b), out, saved=saved, gradients=tuple(gradients))
+    return tape.record("mul", (a, b), out, saved=saved, gradients=tuple(gradients), workspace=workspace)
 
 
 def activation(tape: Tape, x: Tensor, kind: str) -> Tensor:

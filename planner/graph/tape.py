@@ -50,6 +50,7 @@ class Op:
         launches: kernels that the forward starts; 0 for views.
         workspace: bytes held only while its backward runs, whichever gradient is being computed.
         discards: storages saved by ops whose graph goes here, before any backward.
+        pinned: storages that it keeps by itself, so that checkpointing does not free them: to the end of the backward.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Op:
     launches: int = 1
     workspace: Size | None = None
     discards: tuple[Storage, ...] = ()
+    pinned: tuple[Storage, ...] = ()
 
 
 class Tape:
@@ -77,7 +79,7 @@ class Tape:
         outputs: storages that the model's output object holds: logits, key/value cache.
         autocast: dtype to which CUDA autocast casts the inputs of matrix products; "" without autocast.
         cached: storages that autocast's cache holds until the forward ends: casts of trained fp32 weights.
-        side: tensors made here whose gradients come from other blocks, and the bytes of those gradients.
+        side: tensors made here whose gradients come from other blocks, bytes of such a gradient, and their number.
         held: storages that a variable of the code around the model holds until the forward is over.
     """
 
@@ -89,7 +91,7 @@ class Tape:
         self.outputs: list[Storage] = []
         self.autocast = autocast
         self.cached: list[Storage] = []
-        self.side: list[tuple[Tensor, Size]] = []
+        self.side: list[tuple[Tensor, Size, int]] = []
         self.held: list[Storage] = []
 
     def fresh(self, shape: tuple[Size, ...], dtype: str, requires_grad: bool) -> Tensor:

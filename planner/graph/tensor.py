@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 Size: TypeAlias = int
 
-BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "int64": 64, "uint8": 8, "bool": 8, "complex64": 64}
+BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "int64": 64, "int32": 32, "uint8": 8, "bool": 8, "complex64": 64}
 
 WEIGHTS, GRADIENTS, OPTIMIZER_STATES, ACTIVATIONS, LOGITS, TEMPORARY, KV_CACHE = range(7)
 CATEGORIES = ("weights", "gradients", "optimizer_states", "activations", "logits", "temporary", "kv_cache")

@@ -36,8 +36,9 @@ def parse(text: str, overrides: Mapping[str, Any] | None = None) -> Method:
         parts += _term(term, text)
     if overrides:
         parts = _override(parts, overrides, text)
-    _check(parts, text)
-    return Method(describe(parts), tuple(parts))
+    check_parts(parts, text)
+    own = text.strip().lower().replace("-", "_")
+    return Method(own if own in PRESETS and not overrides else describe(parts), tuple(parts))
 
 
 def describe(parts: list[Part]) -> str:
@@ -52,11 +53,17 @@ def describe(parts: list[Part]) -> str:
         agree = all(getattr(b, f) == getattr(a, f) for a, b in zip(own, parts, strict=True) for c, f in fixed if c is a)
         if agree and len(fixed) > most:
             best, most = name, len(fixed)
-    if not best:
+    if not best or _ambiguous(expand(best), parts):
         given = [_options(part) for part in parts]
         return "+".join(f"{part.label}({o})" if o else part.label for part, o in zip(parts, given, strict=True))
     joined = ",".join(o for a, b in zip(expand(best), parts, strict=True) if (o := _options(b, a)))
     return f"{best}({joined})" if joined else best
+
+
+def _ambiguous(own: list[Part], parts: list[Part]) -> bool:
+    """Whether an option that differs from the preset's belongs to several of its parts, so that a short form cannot say it."""
+    changed = [f.name for a, b in zip(own, parts, strict=True) for f in fields(b) if getattr(a, f.name) != getattr(b, f.name)]
+    return any(sum(name in {f.name for f in fields(part)} for part in parts) > 1 for name in changed)
 
 
 def expand(name: str) -> list[Part]:
@@ -156,7 +163,8 @@ def _override(parts: list[Part], overrides: Mapping[str, Any], text: str) -> lis
     return parts
 
 
-def _check(parts: list[Part], text: str) -> None:
+def check_parts(parts: list[Part], text: str) -> None:
+    """Raise InputError for a part given twice, parts that clash, and options that make no sense."""
     labels = [part.label for part in parts]
     for label in labels:
         if labels.count(label) > 1:

@@ -38,8 +38,56 @@ BLOCK_FORMATS = {
 }
 
 
-def stored_bytes(count: Size, storage: str) -> Size:
+@dataclass(frozen=True, slots=True)
+class RowFormat:
+    """Whole numbers with a scale for each row, or for each group of a row's entries.
+
+    Attributes:
+        bits: of a weight.
+        scale_bytes: of a scale.
+        group: weights of a row that share a scale; 0 for the whole row.
+        zero_bits: of a zero point beside each scale.
+        index_bytes: of an index beside each column.
+        kernel: the module that multiplies by it, "8bit" (bitsandbytes) or "packed" (dequantized for each product).
+        source: whose layout it is.
+    """
+
+    bits: int
+    scale_bytes: int
+    group: int
+    zero_bits: int
+    index_bytes: int
+    kernel: str
+    source: str
+
+    def stored_bytes(self, count: Size, rows: Size) -> Size:
+        """Bytes of a matrix, each tensor rounded as the allocator does."""
+        columns = count // rows
+        scales = rows * (1 if self.group == 0 else -(-columns // self.group))
+        total = round_block(-(-count * self.bits // 8)) + round_block(scales * self.scale_bytes)
+        total = total + (round_block(-(-scales * self.zero_bits // 8)) if self.zero_bits else 0)
+        return total + (round_block(columns * self.index_bytes) if self.index_bytes else 0)
+
+
+ROW_FORMATS = {
+    "int8": RowFormat(8, 4, 0, 0, 0, "8bit", "bitsandbytes 0.50 nn/modules.py Int8Params: CB and SCB"),
+    "gptq-4bit": RowFormat(4, 2, 128, 4, 4, "packed", "GPTQModel: qweight, qzeros, fp16 scales in groups of 128, g_idx"),
+    "awq-4bit": RowFormat(4, 2, 128, 4, 0, "packed", "AutoAWQ: qweight, qzeros, fp16 scales in groups of 128"),
+}
+QUANTIZED = {*BLOCK_FORMATS, *ROW_FORMATS}
+
+
+def kernel(storage: str) -> str:
+    """The kind of module that holds a weight: "4bit", "8bit", "packed", or "" for a dense one."""
+    if storage in ROW_FORMATS:
+        return ROW_FORMATS[storage].kernel
+    return "4bit" if storage in BLOCK_FORMATS else ""
+
+
+def stored_bytes(count: Size, storage: str, rows: Size = 1) -> Size:
     """Bytes of `count` weights of one tensor in a format or a plain dtype, as the allocator counts them."""
     if storage in BLOCK_FORMATS:
         return BLOCK_FORMATS[storage].stored_bytes(count)
+    if storage in ROW_FORMATS:
+        return ROW_FORMATS[storage].stored_bytes(count, rows)
     return round_block(count * BITS[storage] // 8)

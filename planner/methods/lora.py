@@ -29,6 +29,8 @@ class Lora(Targeted):
         use_rslora: scaling by sqrt(r) (Kalajdzievski 2023, rsLoRA, theorem 3.2); no effect on memory or time.
         use_dora: a trained magnitude for each output (Liu et al. 2024, DoRA).
         freeze_a: only B is trained (Zhang et al. 2023, LoRA-FA).
+        gate: a trained factor for each rank between A and B (Ding et al. 2023, SoRA, equation 3); its pruning is not modelled.
+        frozen_tasks: adapters of earlier tasks that stay beside the new one, frozen (Wang et al. 2023, O-LoRA, section 3).
         rank_pattern: other ranks for modules whose path ends in a name, written name:rank.
     """
 
@@ -46,6 +48,8 @@ class Lora(Targeted):
     use_rslora: bool = False
     use_dora: bool = False
     freeze_a: bool = False
+    gate: bool = False
+    frozen_tasks: int = 0
     rank_pattern: tuple[str, ...] = ()
 
     def check(self) -> None:
@@ -120,9 +124,16 @@ class Lora(Targeted):
             given = None if self.lora_dropout else y
             product = dora.record(model, site, dropped, given, a, b, dtype)
         else:
-            product = pw.scale(tape, linear(tape, linear(tape, dropped, a), b))
+            low = linear(tape, dropped, a)
+            if self.gate:
+                low = pw.multiply(tape, low, model.adapter(f"{site.module}.lora_gate", (rank,), dtype))
+            product = pw.scale(tape, linear(tape, low, b))
             if site.form:
                 product = pw.cast(tape, product, y.dtype)
         result = pw.add(tape, y, product)
+        for task in range(self.frozen_tasks):
+            a = model.adapter(f"{site.module}.task{task}.lora_A.weight", (rank, in_features), dtype, trained=False, saved=False)
+            b = model.adapter(f"{site.module}.task{task}.lora_B.weight", (out_features, rank), dtype, trained=False, saved=False)
+            result = pw.add(tape, result, pw.scale(tape, linear(tape, linear(tape, dropped, a), b)))
         tape.hold(wide)
         return pw.cast(tape, result, y.dtype)

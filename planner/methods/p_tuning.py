@@ -67,11 +67,11 @@ class PTuning(Part):
         return {"peft_type": "P_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": self.num_virtual_tokens, **width}
 
     def embedded(self, model: "Assembly", hidden: Tensor) -> Tensor:
-        """Run the prompt through the network, once for each sequence of the batch."""
+        """Run the prompt through the network, once for all sequences."""
         tape, count, width = model.tape, self.num_virtual_tokens, hidden.shape[-1]
         inner = self.encoder_hidden_size or width
         table = model.common("prompt_encoder.embedding.weight", (count, width), "fp32", saved=False)
-        x = embedding(tape, (hidden.shape[0], count), table)
+        x = embedding(tape, (1, count), table)
         for index, shape in ((0, (inner, width)), (2, (inner, inner)), (4, (width, inner))):
             name = f"prompt_encoder.mlp_head.{index}"
             weight = model.common(f"{name}.weight", shape, "fp32", saved=False)

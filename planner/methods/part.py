@@ -25,12 +25,14 @@ class Weight:
         kind: "linear", "bias", "norm", "embedding" or "head".
         module: name of its module within its block, such as "self_attn.q_proj".
         layer: index of its decoder layer, None outside the layers.
+        layers: how many decoder layers the model has.
     """
 
     name: str
     kind: str
     module: str
     layer: int | None = None
+    layers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,14 @@ class Part:
         """Whether the base weights are frozen unless a part trains them."""
         return True
 
+    def fuses_update(self) -> bool:
+        """Whether each weight is updated when its gradient is made, so that no gradients and states are kept."""
+        return False
+
+    def state_shape(self, shape: tuple[int, ...], kind: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """For a trained base weight: the shape of its optimizer states, and of one more tensor that the optimizer keeps."""
+        return shape, ()
+
     def trains(self, weight: Weight) -> bool:
         """Whether this part trains a base weight."""
         return False
@@ -120,6 +130,10 @@ class Part:
     def embedded(self, model: "Assembly", hidden: Tensor) -> Tensor:
         """The embeddings that enter the first layer. Shapes: `(batch, length, hidden)`, longer by virtual tokens."""
         return hidden
+
+    def embedding_weight(self, model: "Assembly", weight: Tensor) -> Tensor:
+        """The matrix that embeds tokens, and that is the head where that is tied to it."""
+        return weight
 
     def linear(self, model: "Assembly", site: "Site", x: Tensor, base: "Base") -> Tensor:
         """The output of a linear module.

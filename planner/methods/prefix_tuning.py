@@ -92,12 +92,12 @@ class PrefixTuning(Part):
         size = round_block(narrow.nbytes)
         tape.record("cache", (narrow,), cached, gradients=(Gradient(narrow, size),))
         # A layer's gradients stay as they come, views of those of its keys and values, until every layer's are there.
-        gradient = spec.num_hidden_layers * tensor_bytes(self._joined(model, model.settings.seq_len), hidden.dtype)
+        gradient = tensor_bytes(self._joined(model, model.settings.seq_len), hidden.dtype)
         halves = []
         for fresh in (size, 0):
             halves.append(tape.view("half", cached, cached.shape))
             tape.ops[-1].gradients = (Gradient(cached, fresh),)
-            tape.side.append((halves[-1], gradient))
+            tape.side.append((halves[-1], gradient, spec.num_hidden_layers))
         tape.held.append(cached.storage)
         model.prefix = (halves[0], halves[1])
         return hidden

@@ -7,7 +7,7 @@ from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.matmul import embedding
 from tuneplan.planner.graph.tape import Gradient
-from tuneplan.planner.graph.tensor import Tensor
+from tuneplan.planner.graph.tensor import Tensor, round_block
 from tuneplan.planner.methods.part import Part
 
 if TYPE_CHECKING:
@@ -30,10 +30,12 @@ def check_tokens(label: str, count: int, spec: "ModelSpec", settings: "Settings"
 
 
 def prepend(model: "Assembly", prompts: Tensor, hidden: Tensor) -> Tensor:
-    """The prompts before the embeddings of the tokens; shapes `(batch, n, hidden)` and `(batch, length, hidden)`."""
+    """The prompts before the embeddings of the tokens; once for each sequence; shapes `(1, n, hidden)` and `(batch, length, hidden)`."""
     tape = model.tape
     batch, length, width = hidden.shape
-    narrow = pw.cast(tape, prompts, hidden.dtype)
+    repeated = tape.fresh((batch, *prompts.shape[1:]), prompts.dtype, prompts.requires_grad)
+    tape.record("repeat", (prompts,), repeated, gradients=(Gradient(prompts, round_block(prompts.nbytes)),))
+    narrow = pw.cast(tape, repeated, hidden.dtype)
     out = tape.fresh((batch, length + prompts.shape[1], width), hidden.dtype, narrow.requires_grad or hidden.requires_grad)
     joined = tape.record("prompt", (narrow, hidden), out, gradients=(Gradient(narrow, None), Gradient(hidden, None)))
     labels = tape.fresh(out.shape[:2], "int64", False)
@@ -87,4 +89,4 @@ class PromptTuning(Part):
         """Put the prompt before the embeddings."""
         shape = (self.num_virtual_tokens, hidden.shape[-1])
         table = model.common("prompt_encoder.embedding.weight", shape, "fp32")
-        return prepend(model, embedding(model.tape, (hidden.shape[0], self.num_virtual_tokens), table), hidden)
+        return prepend(model, embedding(model.tape, (1, self.num_virtual_tokens), table), hidden)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 
 from tuneplan.planner.methods.part import Part
+from tuneplan.planner.methods.patterns import PATTERNS
 
 _CLASSES = {
     "full": "Full",
@@ -22,6 +23,25 @@ _CLASSES = {
     "fourierft": "FourierFt",
     "oft": "Oft",
     "boft": "Boft",
+    "adaption_prompt": "AdaptionPrompt",
+    "bitfit": "BitFit",
+    "shira": "Shira",
+    "modules_to_save": "ModulesToSave",
+    "trainable_tokens": "TrainableTokens",
+    "bottleneck_adapter": "BottleneckAdapter",
+    "compacter": "Compacter",
+    "ssf": "Ssf",
+    "lomo": "Lomo",
+    "galore": "GaLore",
+    "lisa": "Lisa",
+    "bitdelta": "BitDelta",
+    "intrinsic_said": "IntrinsicSaid",
+    "xattn": "Xattn",
+    "partial_layers": "PartialLayers",
+    "trained_kinds": "TrainedKinds",
+    "qa_lora": "QaLora",
+    "peqa": "Peqa",
+    "diff_pruning": "DiffPruning",
     "prompt_tuning": "PromptTuning",
     "p_tuning": "PTuning",
     "prefix_tuning": "PrefixTuning",
@@ -47,12 +67,7 @@ class _Parts(Mapping[str, type[Part]]):
 
 PARTS: Mapping[str, type[Part]] = _Parts()
 
-PRESETS: dict[str, str] = {
-    "qlora": "quantized_base+lora",
-    "rslora": "lora(use_rslora=true)",
-    "dora": "lora(use_dora=true)",
-    "lora_fa": "lora(freeze_a=true)",
-}
+PRESETS: dict[str, str] = {name: pattern.text for name, pattern in PATTERNS.items()}
 
 
 def names() -> list[str]:

@@ -6,10 +6,10 @@ from functools import partial
 from typing import TypeAlias
 
 from tuneplan.planner.graph import pointwise as pw
-from tuneplan.planner.graph.matmul import linear, linear_4bit, scales_bytes
+from tuneplan.planner.graph.matmul import linear, linear_4bit, linear_8bit, scales_bytes
 from tuneplan.planner.graph.tape import Tape
 from tuneplan.planner.graph.tensor import WEIGHTS, Size, Storage, Tensor, elements
-from tuneplan.planner.methods.formats import BLOCK_FORMATS, stored_bytes
+from tuneplan.planner.methods.formats import QUANTIZED, kernel, stored_bytes
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.methods.part import Part, Weight
 from tuneplan.planner.models.spec import ModelSpec
@@ -31,6 +31,8 @@ class Parameter:
         tensor: the tensor of the graph.
         saved: whether a checkpoint has it.
         buffer: it is no parameter of the model and not counted as one.
+        state_shape: of its optimizer states, where that is not its own.
+        state_beside: shape of one more tensor that the optimizer keeps for it.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Parameter:
     tensor: Tensor
     saved: bool = True
     buffer: bool = False
+    state_shape: tuple[int, ...] = ()
+    state_beside: tuple[int, ...] = ()
 
     @property
     def numel(self) -> int:
@@ -58,7 +62,7 @@ class Site:
         module: name within its block, such as "self_attn.q_proj".
         weight: `(out_features, in_features)`.
         bias: `(out_features,)` or None.
-        form: "4bit" or "8bit" where bitsandbytes keeps the weight, "" where it is dense.
+        form: the kind of module that keeps the weight quantized (`formats.kernel`), "" where it is dense.
         stored_bytes: device bytes of the weight with its scales.
     """
 
@@ -121,10 +125,26 @@ class Assembly:
         known = self.parameters.get(name)
         if known is not None:
             return known.tensor
-        weight = Weight(name, kind, module, self.layer)
+        weight = Weight(name, kind, module, self.layer, self.spec.num_hidden_layers)
         dtype = self.settings.dtype
         storage = self.method.storage(weight, dtype)
-        return self._declare(name, shape, storage, self.method.trains(weight))
+        tensor = self._declare(name, shape, storage, self.method.trains(weight))
+        for part in self.method.parts:
+            changed, beside = part.state_shape(shape, kind)
+            if beside:
+                self.parameters[name].state_shape, self.parameters[name].state_beside = changed, beside
+        return tensor
+
+    def embedding_weight(self, module: str) -> Tensor:
+        """The matrix that embeds tokens, with whatever the method does to it. Shape: `(vocabulary, hidden)`."""
+        weight = self.weight(module, (self.spec.vocab_size, self.spec.hidden_size), "embedding")
+        for part in self.method.parts:
+            weight = part.embedding_weight(self, weight)
+        return weight
+
+    def weight_of(self, module: str) -> Tensor:
+        """The weight of a module that the block being recorded has met already."""
+        return self.parameters[f"{self._prefix}{module}.weight"].tensor
 
     def adapter(self, name: str, shape: tuple[int, ...], dtype: str, *, trained: bool = True, saved: bool = True) -> Tensor:
         """A weight that the method adds to the block being recorded.
@@ -148,6 +168,11 @@ class Assembly:
         """A weight or buffer that the method adds once, for all blocks; see `adapter`."""
         return self._added(name, shape, dtype, trained, 1, saved, buffer)
 
+    def copy_frozen(self, parameter: Parameter) -> None:
+        """Declare a frozen copy of a weight, in all layers that have it."""
+        name = f"{parameter.name}.original"
+        self._added(name, parameter.shape, parameter.storage, False, parameter.count, saved=False)
+
     def _added(
         self, name: str, shape: tuple[int, ...], dtype: str, trained: bool, count: int, saved: bool, buffer: bool = False
     ) -> Tensor:
@@ -160,8 +185,8 @@ class Assembly:
         return tensor
 
     def _declare(self, name: str, shape: tuple[int, ...], storage: str, trainable: bool) -> Tensor:
-        size = stored_bytes(elements(shape), storage)
-        dtype = self.settings.dtype if storage in BLOCK_FORMATS else storage
+        size = stored_bytes(elements(shape), storage, shape[0])
+        dtype = self.settings.dtype if storage in QUANTIZED else storage
         tensor = Tensor(Storage(size, WEIGHTS), shape, dtype, trainable, name)
         self.parameters[name] = Parameter(name, shape, storage, trainable, False, size, self._count, tensor)
         return tensor
@@ -174,7 +199,7 @@ class Assembly:
         weight = self.weight(module, (out_features, x.shape[-1]), kind)
         offset = self.weight(module, (out_features,), "bias", "bias") if bias else None
         parameter = self.parameters[f"{self._prefix}{module}.weight"]
-        site = Site(module, weight, offset, "4bit" if parameter.storage in BLOCK_FORMATS else "", parameter.stored_bytes)
+        site = Site(module, weight, offset, kernel(parameter.storage), parameter.stored_bytes)
         run: Base = partial(self._plain, site)
         if kind == "linear":
             self.linears.add(module)
@@ -205,6 +230,14 @@ class Assembly:
     def _plain(self, site: Site, x: Tensor, weight: Tensor | None = None) -> Tensor:
         if weight is None and site.form == "4bit":
             return linear_4bit(self.tape, x, site.weight, site.bias, self.settings.dtype, site.stored_bytes)
+        if weight is None and site.form == "8bit":
+            pins = self.settings.gradient_checkpointing == "non-reentrant"
+            return linear_8bit(self.tape, x, site.weight, site.bias, pins)
+        if weight is None and site.form == "packed":
+            weight = self.dense_weight(site, x.dtype)
+            y = linear(self.tape, x, pw.detached(site.weight), site.bias)
+            self.tape.hold(weight)
+            return y
         return linear(self.tape, x, site.weight if weight is None else weight, site.bias)
 
     def _adapted(self, part: Part, site: Site, base: Base, x: Tensor, weight: Tensor | None = None) -> Tensor:

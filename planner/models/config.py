@@ -18,28 +18,29 @@ MAXIMUM_INTEGER = 2**24
 CONFIG_NAME = "config.json"
 
 
-def read_config_file(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The top-level object of a config.json.
+def read_config_file(path: str | os.PathLike[str], name: str = CONFIG_NAME) -> dict[str, Any]:
+    """The top-level object of a config.json, or of another small JSON file that a model's folder has.
 
     Args:
-        path: a config.json, or a folder with one (as `huggingface-cli download` leaves it).
+        path: the file, or a folder with one (as `huggingface-cli download` leaves it).
+        name: of the file in a folder, and in error messages.
 
     Raises:
         InputError: the file cannot be read, is not a regular file, is larger than 1 MiB, or is not one JSON object.
     """
     given = shown_path(path)
     try:
-        data = _read_regular_file(path, given)
+        data = _read_regular_file(path, given, name)
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"Cannot read {given}: {reason}. Check the path and its permissions.") from error
     if len(data) > MAXIMUM_FILE_BYTES:
-        raise InputError(f"{given} is larger than 1 MiB, but a config.json is a few KB. Give the model's config.json.")
+        raise InputError(f"{given} is larger than 1 MiB, but a {name} is a few KB. Give the {name}.")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{given} is not UTF-8 text (byte {error.start}). Give a config.json, not a weights file.") from error
-    return _parse_object(text, given)
+        raise InputError(f"{given} is not UTF-8 text (byte {error.start}). Give a {name}, not a weights file.") from error
+    return _parse_object(text, given, name)
 
 
 def shown_path(path: str | os.PathLike[str]) -> str:
@@ -48,34 +49,34 @@ def shown_path(path: str | os.PathLike[str]) -> str:
     return quoted if len(quoted) <= 200 else f"{quoted[:98]}...{quoted[-98:]}"
 
 
-def _read_regular_file(path: str | os.PathLike[str], given: str) -> bytes:
+def _read_regular_file(path: str | os.PathLike[str], given: str, name: str) -> bytes:
     """At most one byte more than the limit; a FIFO or device is refused before it is opened, since that could hang."""
     full_path = os.path.expanduser(path)
     is_folder = os.path.isdir(full_path)
     if is_folder:
-        full_path = os.path.join(full_path, CONFIG_NAME)
+        full_path = os.path.join(full_path, name)
     try:
         mode = os.stat(full_path).st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
-            f"The folder {given} has no {CONFIG_NAME}. Give the folder of a downloaded model, or the file itself."
+            f"The folder {given} has no {name}. Give the folder of a downloaded model, or the file itself."
             if is_folder
-            else f"{given} does not exist. Give a downloaded {CONFIG_NAME}, or a name that plan models lists."
+            else f"{given} does not exist. Give a downloaded {name}, or a name that plan models lists."
         ) from error
     if not stat.S_ISREG(mode):
-        raise InputError(f"{given} is not a regular file. Give the path of a downloaded {CONFIG_NAME}.")
+        raise InputError(f"{given} is not a regular file. Give the path of a downloaded {name}.")
     with open(full_path, "rb") as file:
         return file.read(MAXIMUM_FILE_BYTES + 1)
 
 
-def _parse_object(text: str, given: str) -> dict[str, Any]:
+def _parse_object(text: str, given: str, wanted: str) -> dict[str, Any]:
     def constant(name: str) -> float:
         if name == "Infinity":  # Nemotron-H's time_step_limit has it, and Python's json writes it
             return float("inf")
         raise InputError(f"{given} holds {name}, which is not a JSON number. Replace it with a finite number or null.")
 
     if not text.strip():
-        raise InputError(f"{given} is empty. Download the config.json again.")
+        raise InputError(f"{given} is empty. Download the {wanted} again.")
     try:
         content = json.loads(text, parse_constant=constant)
     except json.JSONDecodeError as error:
@@ -84,11 +85,11 @@ def _parse_object(text: str, given: str) -> dict[str, Any]:
             "Correct it, or download it again if it is cut off."
         ) from error
     except RecursionError as error:
-        raise InputError(f"{given} is nested too deeply for a config.json. Give the model's config.json.") from error
+        raise InputError(f"{given} is nested too deeply for a {wanted}. Give the right file.") from error
     except ValueError as error:  # an integer of thousands of digits
         raise InputError(f"{given} holds a number that is too long to be read. Correct it.") from error
     if not isinstance(content, dict):
-        raise InputError(f"{given} holds {_shown(content)}, but a config.json is one JSON object. Give the model's config.json.")
+        raise InputError(f"{given} holds {_shown(content)}, but a {wanted} is one JSON object. Give the right file.")
     return content
 
 

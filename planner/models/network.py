@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tuneplan.planner.graph.block import Block
-from tuneplan.planner.methods.formats import BLOCK_FORMATS
+from tuneplan.planner.methods.formats import QUANTIZED
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.assembly import Assembly, Parameter
 from tuneplan.planner.models.registry import family
@@ -30,6 +30,7 @@ class Network:
         notes: facts for the report.
         extra_saved_bytes: what a checkpoint has that is no parameter.
         embeddings_passed: the model is called with embeddings instead of token ids, so that its caller holds them.
+        fused_update: weights are updated as their gradients are made.
     """
 
     runs: list[Run]
@@ -37,6 +38,7 @@ class Network:
     notes: dict[str, str]
     extra_saved_bytes: int = 0
     embeddings_passed: bool = False
+    fused_update: bool = False
 
     @property
     def total_parameters(self) -> int:
@@ -51,7 +53,7 @@ class Network:
     @property
     def quantized(self) -> bool:
         """Whether any weight is kept in a block format."""
-        return any(p.storage in BLOCK_FORMATS for p in self.parameters)
+        return any(p.storage in QUANTIZED for p in self.parameters)
 
 
 def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
@@ -90,7 +92,9 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
     runs.append(Run(builder.finish(model, spec, entry), 1, checkpointed=False))
     for part in method.parts:
         part.check_model(model.linears, layers)
-    return Network(runs, list(model.parameters.values()), model.notes, model.extra_saved_bytes, method.virtual_tokens > 0)
+    fused = any(part.fuses_update() for part in method.parts)
+    passed = method.virtual_tokens > 0
+    return Network(runs, list(model.parameters.values()), model.notes, model.extra_saved_bytes, passed, fused)
 
 
 def _prefix(layers: str, forms: list[tuple[object, ...]], index: int) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tuneplan.planner.estimate import Estimate
 from tuneplan.planner.graph.tensor import BITS, CATEGORIES, elements
 from tuneplan.planner.memory import gradient_bytes, weight_bytes
-from tuneplan.planner.methods.formats import BLOCK_FORMATS
+from tuneplan.planner.methods.formats import BLOCK_FORMATS, ROW_FORMATS
 from tuneplan.planner.training.optimizers import state_bytes, step_scratch
 from tuneplan.planner.units import format_gib
 
@@ -46,8 +46,9 @@ def _weights(estimate: Estimate) -> Explanation:
         by_storage[p.storage] = (count + p.numel, size + p.stored_bytes * p.count)
     lines = []
     for storage, (count, size) in by_storage.items():
-        bits = BLOCK_FORMATS[storage].bits if storage in BLOCK_FORMATS else BITS[storage]
-        scales = " plus scales and tables" if storage in BLOCK_FORMATS else ""
+        widths = BITS | {name: form.bits for name, form in BLOCK_FORMATS.items()} | {n: f.bits for n, f in ROW_FORMATS.items()}
+        bits = widths[storage]
+        scales = "" if storage in BITS else " plus scales and tables"
         lines.append(f"{count:,} parameters in {storage} ({bits} bits{scales}) = {format_gib(size)}")
     return Explanation(
         "weights",

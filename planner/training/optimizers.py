@@ -93,7 +93,9 @@ def state_bytes(optimizer: Optimizer, parameters: Iterable[Parameter], master: b
     for p in parameters:
         if not p.trainable:
             continue
-        on_device, on_host = _one(optimizer, p.shape, p.storage, master)
+        on_device, on_host = _one(optimizer, p.state_shape or p.shape, p.storage, master)
+        if p.state_beside:
+            on_device += round_block(elements(p.state_beside) * BITS["fp32" if master else p.storage] // 8)
         device += on_device * p.count
         host += on_host * p.count
     return StateBytes(device, host)
@@ -122,9 +124,10 @@ def step_scratch(optimizer: Optimizer, parameters: Sequence[Parameter], master: 
     if not trained:
         return 0
     gradients = sum(round_block(4 * elements(p.shape)) * p.count for p in trained if p.storage != "fp32") if master else 0
-    if optimizer.scratch == "foreach":
+    projected = any(p.state_beside for p in trained)  # such an optimizer goes weight by weight
+    if optimizer.scratch == "foreach" and not projected:
         return gradients + _foreach(trained, master)
-    if optimizer.scratch == "loop":
+    if optimizer.scratch == "loop" or projected:
         return gradients + _pairs(trained, 2, 1, master)
     if optimizer.scratch == "adafactor":
         return gradients + _adafactor(trained, master)

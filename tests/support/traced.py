@@ -10,6 +10,8 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
+import reference  # noqa: E402
+
 from tuneplan.planner.memory import StepMemory, step_memory  # noqa: E402
 from tuneplan.planner.methods.compose import parse  # noqa: E402
 from tuneplan.planner.models.config import ConfigReader  # noqa: E402
@@ -40,12 +42,21 @@ def estimated(case: Case) -> tuple[Network, StepMemory]:
     return network, step_memory(network, case.settings, OPTIMIZERS[case.optimizer])
 
 
-def traced(case: Case) -> tuple[Any, StepTrace]:
-    """The real code's answer."""
+def traced(case: Case, device: str = "meta") -> tuple[Any, StepTrace]:
+    """The real code's answer; what PEFT does not have is put in as plain PyTorch.
+
+    `device`: "cpu" for code that asks for values.
+    """
     attention.register()
     method = parse(case.method)
+
+    def adapt(model: Any) -> None:
+        reference.install(model, method)
+        if any(part.fuses_update() for part in method.parts):
+            reference.update_in_backward(model)
+
     subject = Subject("test", case.config, method, settings=case.settings, optimizer=OPTIMIZERS[case.optimizer])
-    built = build_real(subject, attention.NAMES[case.settings.attention], "meta")
+    built = build_real(subject, attention.NAMES[case.settings.attention], device, adapt)
     trace = trace_step(built, case.settings, accumulation=2 if case.settings.accumulating else 1)
     return built.model, trace
 

@@ -141,7 +141,7 @@ def start(model: Assembly, spec: LlamaSpec) -> tuple[Block, tuple[Tensor, ...]]:
     tape.record("token_ids", (), ids)
     labels = tape.fresh((batch, length), "int64", False)
     tape.record("labels", (), labels)
-    hidden = embedding(tape, (batch, length), model.weight(EMBEDDING, (spec.vocab_size, spec.hidden_size), "embedding"))
+    hidden = embedding(tape, (batch, length), model.embedding_weight(EMBEDDING))
     leaf: tuple[Tensor, ...] = ()
     leaves: tuple[Storage, ...] = ()
     if model.settings.gradient_checkpointing != "off" and model.method.inputs_need_grad():
@@ -301,7 +301,7 @@ def finish(model: Assembly, spec: LlamaSpec, entry: Tensor) -> Block:
     hidden = model.rms_norm(entry, "model.norm")
     tape.hold(entry)
     shape = (spec.vocab_size, spec.hidden_size)
-    head = model.weight(EMBEDDING, shape, "embedding") if spec.tie_word_embeddings else model.weight("lm_head", shape, "head")
+    head = model.embedding_weight(EMBEDDING) if spec.tie_word_embeddings else model.weight("lm_head", shape, "head")
     tape.scope = "lm_head"
     loss = losses.LOSSES[model.settings.loss](tape, hidden, head, None, spec.multipliers)
     for part in model.method.parts:

@@ -1,0 +1,101 @@
+"""Bottleneck adapters: small two-layer networks after, or beside, attention and the MLP."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from tuneplan.planner.errors import InputError
+from tuneplan.planner.graph import pointwise as pw
+from tuneplan.planner.graph.matmul import linear
+from tuneplan.planner.graph.tape import Gradient
+from tuneplan.planner.graph.tensor import Tensor, round_block
+from tuneplan.planner.methods.part import Part
+
+if TYPE_CHECKING:
+    from tuneplan.planner.models.assembly import Assembly
+    from tuneplan.planner.models.spec import ModelSpec
+    from tuneplan.planner.training.settings import Settings
+
+NON_LINEARITIES = ("relu", "swish", "gelu")
+
+
+@dataclass(frozen=True, slots=True)
+class BottleneckAdapter(Part):
+    """y + s U f(D y), or y + s U f(D h) beside the module, h being the residual stream.
+
+    Attributes:
+        reduction_factor: the model's width over the adapter's.
+        mh_adapter: one after attention.
+        output_adapter: one after the MLP.
+        is_parallel: beside the module instead of after it.
+        non_linearity: relu, swish or gelu.
+        skip_layers: how many of the lowest layers have none (AdapterDrop, Rueckle et al. 2021, section 3).
+    """
+
+    label: ClassVar[str] = "bottleneck_adapter"
+    family: ClassVar[str] = "additive"
+    paper: ClassVar[str] = (
+        "Houlsby et al. 2019, Parameter-Efficient Transfer Learning for NLP; Pfeiffer et al. 2021, AdapterFusion; "
+        "He et al. 2022, Towards a Unified View of Parameter-Efficient Transfer Learning"
+    )
+    source: ClassVar[str] = (
+        "Houlsby section 2.1; He table 1; adapters 1.3 methods/bottleneck.py and methods/adapter_layer_base.py"
+    )
+    not_modelled: ClassVar[str] = "AdapterFusion's attention over adapters, dropout, layer norms inside the adapter"
+    mergeable: ClassVar[bool] = False
+    code_changes: ClassVar[str] = "adapters.init(model) of the adapters library, or a module in every layer"
+    effort: ClassVar[str] = "model code"
+    batchable: ClassVar[bool] = True
+
+    reduction_factor: float = 16
+    mh_adapter: bool = True
+    output_adapter: bool = True
+    is_parallel: bool = False
+    non_linearity: str = "relu"
+    skip_layers: int = 0
+
+    def check(self) -> None:
+        """Raise InputError where an option makes no sense."""
+        if self.reduction_factor <= 0:
+            raise InputError(f"bottleneck_adapter: reduction_factor={self.reduction_factor} is no ratio; use such as 16")
+        if self.non_linearity not in NON_LINEARITIES:
+            known = ", ".join(NON_LINEARITIES)
+            raise InputError(f"bottleneck_adapter: non_linearity={self.non_linearity!r} is not known; choose one of {known}")
+        if not (self.mh_adapter or self.output_adapter) or self.skip_layers < 0:
+            raise InputError("bottleneck_adapter: nothing is adapted; turn mh_adapter or output_adapter on, skip_layers from 0")
+
+    def check_spec(self, spec: "ModelSpec", settings: "Settings") -> None:
+        """Raise InputError where no layer is left."""
+        if self.skip_layers >= spec.num_hidden_layers:
+            raise InputError(f"bottleneck_adapter: skip_layers={self.skip_layers} leaves none of {spec.num_hidden_layers} layers")
+        if spec.hidden_size < self.reduction_factor:
+            raise InputError(f"bottleneck_adapter: reduction_factor={self.reduction_factor} leaves nothing of {spec.hidden_size}")
+
+    def layer_form(self, index: int, count: int) -> object:
+        """Whether the layer has adapters."""
+        return index >= self.skip_layers
+
+    def submodule(self, model: "Assembly", name: str, x: Tensor, residual: Tensor, y: Tensor) -> Tensor:
+        """Run the network on the module's output, or on the residual stream, and add."""
+        wanted = self.mh_adapter if name == "self_attn" else self.output_adapter
+        if not wanted or model.layer is None or model.layer < self.skip_layers:
+            return y
+        tape = model.tape
+        tape.scope = f"{name}.adapter"
+        width = model.spec.hidden_size
+        inner = max(int(width // self.reduction_factor), 1)
+        dtype = y.dtype
+        low = self.dense(model, f"{name}.adapter_down", residual if self.is_parallel else y, inner, dtype)
+        if self.non_linearity == "relu":
+            active = tape.fresh(low.shape, low.dtype, True)
+            tape.record("relu", (low,), active, saved=(active,), gradients=(Gradient(low, round_block(low.nbytes)),))
+        else:
+            active = pw.activation(tape, low, self.non_linearity)
+        out = pw.add(tape, pw.scale(tape, self.dense(model, f"{name}.adapter_up", active, width, dtype)), y)
+        tape.hold(y)
+        tape.scope = ""
+        return out
+
+    def dense(self, model: "Assembly", name: str, x: Tensor, width: int, dtype: str) -> Tensor:
+        """One layer of the network, with its bias."""
+        weight = model.adapter(f"{name}.weight", (width, int(x.shape[-1])), dtype)
+        return linear(model.tape, x, weight, model.adapter(f"{name}.bias", (width,), dtype))

@@ -1,0 +1,155 @@
+"""Compositions with a name of their own: what they are made of, where they come from, and what the composition leaves out.
+
+A pattern is data: parts joined by `+`, as on the command line.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A named composition.
+
+    Attributes:
+        text: parts with options.
+        family: of the survey's taxonomy.
+        paper: authors, year and title.
+        leaves_out: what the method does besides, or "".
+    """
+
+    text: str
+    family: str
+    paper: str
+    leaves_out: str = ""
+
+
+_QKVO = "target_modules=q_proj,k_proj,v_proj,o_proj"
+_SCHEDULE = "its search or schedule: this is one candidate"
+
+PATTERNS: dict[str, Pattern] = {
+    "qlora": Pattern("quantized_base+lora", "quantized", "Dettmers et al. 2023, QLoRA"),
+    "rslora": Pattern("lora(use_rslora=true)", "reparameterized", "Kalajdzievski 2023, rsLoRA"),
+    "dora": Pattern("lora(use_dora=true)", "reparameterized", "Liu et al. 2024, DoRA"),
+    "lora_fa": Pattern("lora(freeze_a=true)", "memory-efficient", "Zhang et al. 2023, LoRA-FA, section 3"),
+    "llm_int8": Pattern("quantized_base(quant_type=int8)+lora", "quantized", "Dettmers et al. 2022, LLM.int8()"),
+    "gptq_lora": Pattern("quantized_base(quant_type=gptq,prepare_kbit=false)+lora", "quantized", "Frantar et al. 2023, GPTQ"),
+    "awq_lora": Pattern("quantized_base(quant_type=awq,prepare_kbit=false)+lora", "quantized", "Lin et al. 2024, AWQ"),
+    "lq_lora": Pattern(
+        f"quantized_base+lora(r=64,{_QKVO})", "quantized", "Guo et al. 2024, LQ-LoRA", "bits that differ from matrix to matrix"
+    ),
+    "sora": Pattern(
+        "lora(gate=true)", "reparameterized", "Ding et al. 2023, SoRA, equation 3", "ranks that are pruned while training"
+    ),
+    "o_lora": Pattern(
+        f"lora(frozen_tasks=4,{_QKVO})", "reparameterized", "Wang et al. 2023, O-LoRA, section 3", "the orthogonality loss"
+    ),
+    "krona": Pattern("lokr(r=512)", "reparameterized", "Edalati et al. 2022, KronA, equation 4", "the residual of KronA_res"),
+    "lora_plus": Pattern("lora", "reparameterized", "Hayou et al. 2024, LoRA+", "its two learning rates, which cost nothing"),
+    "dylora": Pattern(
+        "lora", "reparameterized", "Valipour et al. 2023, DyLoRA", "ranks below r that are drawn: r sets the memory"
+    ),
+    "bi_adapter": Pattern(
+        "bottleneck_adapter(mh_adapter=false,reduction_factor=32)",
+        "quantized",
+        "Jie et al. 2023, Bi-Adapter",
+        "the 1-bit checkpoint",
+    ),
+    "sparse_adapter": Pattern(
+        "bottleneck_adapter(reduction_factor=8)",
+        "pruned",
+        "He et al. 2022, SparseAdapter",
+        "masks and the sparse checkpoint: this is dense",
+    ),
+    "propetl": Pattern(
+        "bottleneck_adapter",
+        "pruned",
+        "Zeng, Zhang and Lu 2023, ProPETL",
+        "one adapter under a mask for each layer: here one a layer",
+    ),
+    "splora": Pattern(
+        "lora", "pruned", "Hedegaard et al. 2022, Structured Pruning Adapters", "channels that are pruned while training"
+    ),
+    "loraprune": Pattern("lora", "pruned", "Zhang et al. 2024, LoRAPrune", "the base shrinks while training; this is its start"),
+    "houlsby": Pattern(
+        "bottleneck_adapter(mh_adapter=true,output_adapter=true,non_linearity=swish)", "additive", "Houlsby et al. 2019"
+    ),
+    "pfeiffer": Pattern("bottleneck_adapter(mh_adapter=false)", "additive", "Pfeiffer et al. 2021, AdapterFusion"),
+    "parallel_adapter": Pattern(
+        "bottleneck_adapter(is_parallel=true,mh_adapter=false,reduction_factor=2)", "additive", "He et al. 2022, table 1"
+    ),
+    "adapter_drop": Pattern(
+        "bottleneck_adapter(mh_adapter=false,skip_layers=5)",
+        "additive",
+        "Rueckle et al. 2021, AdapterDrop",
+        "drops that vary by step",
+    ),
+    "compacter_plus": Pattern("compacter(mh_adapter=false)", "reparameterized", "Karimi Mahabadi et al. 2021, Compacter++"),
+    "xprompt": Pattern(
+        "prompt_tuning(num_virtual_tokens=50)",
+        "additive",
+        "Ma et al. 2022, XPrompt",
+        "pruning of tokens and pieces, and the retraining",
+    ),
+    "cpt_prompts": Pattern(
+        "prompt_tuning(num_virtual_tokens=100)",
+        "additive",
+        "Zhu et al. 2022, Continual Prompt Tuning",
+        "prompts of earlier tasks on disk",
+    ),
+    "adapter_cl": Pattern(
+        "bottleneck_adapter(mh_adapter=false,reduction_factor=32)",
+        "additive",
+        "Madotto et al. 2021, AdapterCL",
+        "one adapter a task",
+    ),
+    "s_diff_pruning": Pattern("diff_pruning(structured=true)", "selective", "Guo, Rush and Kim 2021, section 3.2"),
+    "fishmask": Pattern("shira(r=64)", "selective", "Sung et al. 2021, FISH Mask", "the pass over data that scores the weights"),
+    "pafi": Pattern("shira(r=64)", "selective", "Liao et al. 2023, PaFi", "choosing the weights of least magnitude, done once"),
+    "longlora": Pattern(
+        f"lora({_QKVO})+trained_kinds(kinds=embedding,norm)",
+        "memory-efficient",
+        "Chen et al. 2024, LongLoRA, sections 3.2 and 3.3",
+        "shifted sparse attention: attention is counted whole, so its time is an upper bound",
+    ),
+    "longqlora": Pattern(
+        f"quantized_base+lora(r=64,{_QKVO})",
+        "quantized",
+        "Yang 2023, LongQLoRA",
+        "shifted sparse attention, position interpolation",
+    ),
+    "mam": Pattern(
+        "prefix_tuning(num_virtual_tokens=30,prefix_projection=true,encoder_hidden_size=512)"
+        "+bottleneck_adapter(is_parallel=true,mh_adapter=false,reduction_factor=2)",
+        "hybrid",
+        "He et al. 2022, Towards a Unified View of Parameter-Efficient Transfer Learning, section 4.6",
+    ),
+    "unipelt": Pattern(
+        "lora(target_modules=q_proj,v_proj)+prefix_tuning(num_virtual_tokens=10)"
+        "+bottleneck_adapter(mh_adapter=false,non_linearity=swish)",
+        "hybrid",
+        "Mao et al. 2022, UniPELT, section 3",
+        "the gates: a linear layer to one number for each part and layer",
+    ),
+    "llm_adapters_series": Pattern(
+        "bottleneck_adapter(mh_adapter=false,reduction_factor=16)", "hybrid", "Hu et al. 2023, LLM-Adapters, section 3"
+    ),
+    "llm_adapters_parallel": Pattern(
+        "bottleneck_adapter(mh_adapter=false,is_parallel=true,reduction_factor=16)",
+        "hybrid",
+        "Hu et al. 2023, LLM-Adapters, section 3",
+    ),
+    "llm_adapters_lora": Pattern("lora(r=32)", "hybrid", "Hu et al. 2023, LLM-Adapters, section 3"),
+    "autopeft": Pattern(
+        "lora+bottleneck_adapter(mh_adapter=false)",
+        "hybrid",
+        "Zhou et al. 2024, AutoPEFT",
+        _SCHEDULE,
+    ),
+    "noah": Pattern(
+        "lora(target_modules=q_proj,v_proj)+prompt_tuning+bottleneck_adapter(mh_adapter=false)",
+        "hybrid",
+        "Zhang et al. 2022, NOAH",
+        _SCHEDULE,
+    ),
+    "s3pet": Pattern("lora+ln_tuning", "hybrid", "Hu et al. 2022, Sparse Structure Search for Delta Tuning", _SCHEDULE),
+}

@@ -1,0 +1,207 @@
+"""Methods that PEFT does not have, in plain PyTorch as their papers write them, put into a model of transformers.
+
+Each class is written from the paper; the tracker then sees what autograd keeps. B batch, S length, H width.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tuneplan.planner.methods.method import Method
+
+ACTIVATIONS = {"relu": nn.functional.relu, "swish": nn.functional.silu, "gelu": nn.functional.gelu}
+
+
+class Bottleneck(nn.Module):
+    """Houlsby et al. 2019, figure 2; He et al. 2022, table 1 for the parallel form."""
+
+    def __init__(self, width: int, part: Any, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        inner = max(int(width // part.reduction_factor), 1)
+        self.adapter_down = nn.Linear(width, inner, dtype=dtype, device=device)
+        self.adapter_up = nn.Linear(inner, width, dtype=dtype, device=device)
+        self.function = ACTIVATIONS[part.non_linearity]
+
+    def forward(self, x_BSH: torch.Tensor, y_BSH: torch.Tensor) -> torch.Tensor:
+        return self.adapter_up(self.function(self.adapter_down(x_BSH))) * 1.0 + y_BSH
+
+
+class Phm(nn.Module):
+    """Karimi Mahabadi et al. 2021, equation 5: a sum of Kronecker products with low-rank factors."""
+
+    def __init__(self, rows: int, columns: int, part: Any, rule: nn.Parameter) -> None:
+        super().__init__()
+        n, r, kind = part.phm_dim, part.phm_rank, {"dtype": rule.dtype, "device": rule.device}
+        self.rule = rule
+        self.W_left = nn.Parameter(torch.zeros(n, rows // n, r, **kind))
+        self.W_right = nn.Parameter(torch.zeros(n, r, columns // n, **kind))
+        self.bias = nn.Parameter(torch.zeros(columns, **kind))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        factors = torch.bmm(self.W_left, self.W_right)
+        n, rows, columns = factors.shape
+        products = self.rule[:, :, None, :, None] * factors[:, None, :, None, :]
+        weight = products.reshape(n, self.rule.shape[1] * rows, self.rule.shape[2] * columns).sum(0)
+        return torch.matmul(x, weight) + self.bias
+
+
+class CompacterAdapter(nn.Module):
+    """Karimi Mahabadi et al. 2021, section 3.2."""
+
+    def __init__(self, width: int, part: Any, rule: nn.Parameter) -> None:
+        super().__init__()
+        inner = int(width // part.reduction_factor)
+        self.adapter_down = Phm(width, inner, part, rule)
+        self.adapter_up = Phm(inner, width, part, rule)
+
+    def forward(self, x_BSH: torch.Tensor, y_BSH: torch.Tensor) -> torch.Tensor:
+        return self.adapter_up(nn.functional.gelu(self.adapter_down(x_BSH))) + y_BSH
+
+
+class After(nn.Module):
+    """A module followed by an adapter of its output; `beside` gives the adapter another input."""
+
+    def __init__(self, inner: nn.Module, adapter: nn.Module, beside: dict[str, torch.Tensor] | None) -> None:
+        super().__init__()
+        self.inner, self.adapter, self.beside = inner, adapter, beside
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = self.inner(*args, **kwargs)
+        first = out[0] if isinstance(out, tuple) else out
+        first = self.adapter(first if self.beside is None else self.beside.pop("x"), first)
+        return (first, *out[1:]) if isinstance(out, tuple) else first
+
+
+class ScaleShift(nn.Module):
+    """Lian et al. 2022, equation 2."""
+
+    def __init__(self, inner: Any, size: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.inner = inner
+        self.ssf_scale = nn.Parameter(torch.ones(size, dtype=dtype, device=inner.weight.device))
+        self.ssf_shift = nn.Parameter(torch.zeros(size, dtype=dtype, device=inner.weight.device))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.inner(x) * self.ssf_scale + self.ssf_shift
+        return out
+
+
+class Gated(nn.Module):
+    """Ding et al. 2023, equation 3: LoRA with a factor for each rank; adapters in fp32 as PEFT keeps them."""
+
+    def __init__(self, inner: nn.Linear, part: Any) -> None:
+        super().__init__()
+        kind: Any = {"dtype": torch.float32, "device": inner.weight.device}
+        self.inner = inner
+        self.a = nn.Linear(inner.in_features, part.r, bias=False, **kind)
+        self.b = nn.Linear(part.r, inner.out_features, bias=False, **kind)
+        self.gate = nn.Parameter(torch.ones(part.r, **kind))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.inner(x)
+        x = x.float()
+        return (y + self.b(self.a(x) * self.gate) * 2.0).to(y.dtype)
+
+
+class Pooled(nn.Module):
+    """Xu et al. 2024, algorithm 1."""
+
+    def __init__(self, inner: nn.Linear, part: Any) -> None:
+        super().__init__()
+        kind: Any = {"dtype": torch.float32, "device": inner.weight.device}
+        self.inner, self.group = inner, part.group_size
+        self.a = nn.Linear(inner.in_features // part.group_size, part.r, bias=False, **kind)
+        self.b = nn.Linear(part.r, inner.out_features, bias=False, **kind)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.inner(x)
+        x = x.float()
+        pooled = x.view(*x.shape[:-1], -1, self.group).mean(-1)
+        return (y + self.b(self.a(pooled)) * 2.0).to(y.dtype)
+
+
+class MaskedChange(nn.Module):
+    """Guo, Rush and Kim 2021, equations 1 and 3: a stretched and clamped sigmoid as the mask."""
+
+    def __init__(self, inner: nn.Linear, part: Any) -> None:
+        super().__init__()
+        self.inner = inner
+        self.diff = nn.Parameter(torch.zeros_like(inner.weight))
+        self.log_alpha = nn.Parameter(torch.zeros_like(inner.weight))
+        self.group_alpha = nn.Parameter(torch.ones_like(inner.weight[0, :1])) if part.structured else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        soft = torch.sigmoid(self.log_alpha + torch.rand_like(self.log_alpha))
+        mask = (soft * 3.0 - 1.5).clamp(0.0, 1.0)
+        del soft
+        if self.group_alpha is not None:
+            mask = mask * self.group_alpha
+        weight = self.inner.weight + mask * self.diff
+        return nn.functional.linear(x, weight, self.inner.bias)
+
+
+LINEAR = {"qa_lora": Pooled, "diff_pruning": MaskedChange}
+
+
+def install(model: Any, method: Method) -> None:
+    """Put the parts that have a class here into a model of transformers."""
+    for part in method.parts:
+        if part.label == "bottleneck_adapter":
+            _adapters(model, part)
+        elif part.label == "compacter":
+            config = model.config
+            weight = model.model.embed_tokens.weight
+            rule = nn.Parameter(torch.zeros(part.phm_dim, part.phm_dim, part.phm_dim, dtype=weight.dtype, device=weight.device))
+            for layer in model.model.layers:
+                for name in ("self_attn", "mlp") if part.mh_adapter else ("mlp",):
+                    adapter = CompacterAdapter(config.hidden_size, part, rule)
+                    setattr(layer, name, After(getattr(layer, name), adapter, None))
+        elif part.label == "ssf":
+            _linear(model, lambda inner: ScaleShift(inner, inner.out_features, inner.weight.dtype))
+            for layer in model.model.layers:
+                for name in ("input_layernorm", "post_attention_layernorm"):
+                    norm = getattr(layer, name)
+                    setattr(layer, name, ScaleShift(norm, norm.weight.shape[0], norm.weight.dtype))
+        elif part.label in LINEAR:
+            _linear(model, lambda inner, part=part: LINEAR[part.label](inner, part))
+
+
+def update_in_backward(model: Any) -> None:
+    """Lv et al. 2024, algorithm 1: SGD on each weight as soon as its gradient is there."""
+
+    def update(parameter: torch.Tensor) -> None:
+        with torch.no_grad():
+            assert parameter.grad is not None
+            parameter.add_(parameter.grad, alpha=-0.1)
+        parameter.grad = None
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(update)
+
+
+def gate(model: Any, part: Any) -> None:
+    """SoRA's gated adapters on every linear layer."""
+    _linear(model, lambda inner: Gated(inner, part))
+
+
+def _adapters(model: Any, part: Any) -> None:
+    wanted = [name for name, use in (("self_attn", part.mh_adapter), ("mlp", part.output_adapter)) if use]
+    for layer in list(model.model.layers)[part.skip_layers :]:
+        for name in wanted:
+            weight = model.model.embed_tokens.weight
+            adapter = Bottleneck(model.config.hidden_size, part, weight.dtype, weight.device)
+            beside: dict[str, torch.Tensor] | None = None
+            if part.is_parallel:
+                beside = {}
+                norm = layer.input_layernorm if name == "self_attn" else layer.post_attention_layernorm
+                norm.register_forward_pre_hook(lambda _, args, beside=beside: beside.update(x=args[0]))
+            setattr(layer, name, After(getattr(layer, name), adapter, beside))
+
+
+def _linear(model: Any, wrap: Any) -> None:
+    for layer in model.model.layers:
+        for name, module in list(layer.named_modules()):
+            if isinstance(module, nn.Linear):
+                parent = layer.get_submodule(name.rpartition(".")[0])
+                setattr(parent, name.rpartition(".")[2], wrap(module))
