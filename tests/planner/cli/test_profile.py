@@ -70,7 +70,7 @@ def test_file_and_report(plan: Any, write_config: Any, tmp_path: Path) -> None:
 def test_any_tuner_of_peft(plan: Any, write_config: Any, tmp_path: Path) -> None:
     """An adapter_config.json is measured as it is; without a part for it there is no estimate beside it."""
     adapter = tmp_path / "adapter_config.json"
-    adapter.write_text(json.dumps({"peft_type": "IA3", "task_type": "CAUSAL_LM"}), encoding="utf-8")
+    adapter.write_text(json.dumps({"peft_type": "ROAD", "task_type": "CAUSAL_LM", "target_modules": ["q_proj"]}), encoding="utf-8")
     document = profile(plan, write_config(), "--peft-config", str(adapter), "--json").json()
 
     assert document["estimated"] is None

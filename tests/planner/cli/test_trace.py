@@ -77,7 +77,7 @@ def test_an_adapter_config(plan: Any, config: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--peft-config", "/no/such/file"], "cannot be read"),
+        (["--peft-config", "/no/such/file"], "does not exist"),
         (["--timeline", "step.gif"], "neither .png, .svg nor .pickle"),
         (["--timeline", "/no/such/folder/step.png"], "does not exist"),
         (["--snapshot", "/no/such/file"], "cannot be read"),
@@ -99,13 +99,13 @@ def test_bad_input(plan: Any, config: str, arguments: list[str], message: str) -
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "not JSON"),
-        ("[1]", "no JSON object"),
+        ("", "is empty"),
+        ("[1]", "one JSON object"),
         ('{"peft_type": "MAGIC"}', "'MAGIC' is not known"),
         ("{}", "is not known"),
         ('{"peft_type": "LORA", "ranks": 3}', "no option ranks"),
         ('{"peft_type": "LORA", "target_modules": ["nothing"]}', "cannot apply LORA"),
-        ("[" * 5000, "not JSON"),
+        ("[" * 50000, "nested too deeply"),
     ],
 )
 def test_broken_adapter_configs(plan: Any, config: str, tmp_path: Path, content: str, message: str) -> None:
