@@ -19,6 +19,7 @@ from tuneplan.planner.report import document
 from tuneplan.planner.training.sharding import SINGLE
 from tuneplan.planner.units import format_gib
 from tuneplan.profiling import devices
+from tuneplan.profiling.build import build
 from tuneplan.profiling.command import subject_of
 from tuneplan.profiling.files import check_writable, write_atomic
 from tuneplan.profiling.measure import Told, measure, nobody
@@ -28,6 +29,8 @@ from tuneplan.profiling.meters import available_bytes
 from tuneplan.profiling.provenance import provenance
 from tuneplan.profiling.quiet import quiet
 from tuneplan.profiling.ranks import Ranks, from_environment
+from tuneplan.profiling.subject import Subject
+from tuneplan.profiling.trace import count
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +95,9 @@ def run_profile(asked: Asked, device: str, warmup_steps: int, steps: int, task: 
         card = torch.cuda.get_device_capability(chosen)
         asked = replace(asked, settings=replace(asked.settings, compute_capability=card))
     known = None if task not in ("", "causal-lm") else beside(asked)
-    if chosen.type == "cpu" and known is not None:
-        refuse_what_cannot_fit(known["peak"]["allocated_bytes"] * ranks.count)
+    if chosen.type == "cpu":
+        needed = known["peak"]["allocated_bytes"] if known is not None else weight_bytes(subject)
+        refuse_what_cannot_fit(needed * ranks.count)
     with progress(ranks.first) as told:
         seen = measure(subject, chosen, warmup_steps, steps, asked.sharding, ranks, told)
     outcome = Outcome(replace(seen, estimated=known), provenance(chosen), asked.capacity_bytes, ranks)
@@ -105,12 +109,30 @@ def run_profile(asked: Asked, device: str, warmup_steps: int, steps: int, task: 
 
 
 def beside(asked: Asked) -> dict[str, Any] | None:
-    """The planner's peak and phases of the same step; None where it does not know the model or the method."""
+    """The planner's peak and phases of the same step; None where it does not know the model or the PEFT config.
+
+    Raises:
+        InputError: it knows the model, and the method, given in its own words, does not fit it.
+    """
     try:
-        found = estimate(asked.request(), advice=False).to_json()
+        request = asked.request()
     except InputError:
         return None
+    try:
+        found = estimate(request, advice=False).to_json()
+    except InputError:
+        if asked.peft_config is None:
+            raise
+        return None
     return {name: found[name] for name in ("peak", "phases", "components", "step_seconds", "tokens_per_second", "basis")}
+
+
+def weight_bytes(subject: Subject) -> int:
+    """Bytes of the weights, which a step needs at least; 0 where they cannot be known without values."""
+    try:
+        return count(build(subject, "eager", "meta").model).weight_bytes
+    except (NotImplementedError, RuntimeError):
+        return 0
 
 
 def refuse_what_cannot_fit(needed_bytes: int) -> None:

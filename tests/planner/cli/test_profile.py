@@ -70,7 +70,7 @@ def test_file_and_report(plan: Any, write_config: Any, tmp_path: Path) -> None:
 def test_any_tuner_of_peft(plan: Any, write_config: Any, tmp_path: Path) -> None:
     """An adapter_config.json is measured as it is; without a part for it there is no estimate beside it."""
     adapter = tmp_path / "adapter_config.json"
-    adapter.write_text(json.dumps({"peft_type": "ROAD", "task_type": "CAUSAL_LM", "target_modules": ["q_proj"]}), encoding="utf-8")
+    adapter.write_text(json.dumps({"peft_type": "HRA", "r": 4, "target_modules": ["q_proj"]}), encoding="utf-8")
     document = profile(plan, write_config(), "--peft-config", str(adapter), "--json").json()
 
     assert document["estimated"] is None
@@ -110,6 +110,11 @@ def test_more_than_the_host_has(plan: Any, write_config: Any, monkeypatch: pytes
     refuse(profile(plan, write_config()), "1000 B of memory free", "plan trace")
 
 
+def test_more_than_the_host_has_of_a_model_that_is_not_known(plan: Any, write_config: Any) -> None:
+    """Without an estimate the weights alone are held against the memory."""
+    refuse(profile(plan, write_config(model_type="gemma2", head_dim=16, vocab_size=10**10)), "of memory free")
+
+
 def test_a_card_that_is_too_small(plan: Any, write_config: Any) -> None:
     """Held against a named size of memory, what does not fit is exit code 1."""
     assert 1 == profile(plan, write_config(), "--gpu-memory", "1GiB", "--safety-margin", "0.9999").code
@@ -131,6 +136,9 @@ def test_a_card_that_is_too_small(plan: Any, write_config: Any) -> None:
         (("--data-parallel", "2"), "torchrun --nproc-per-node 2"),
         (("--zero-stage", "3"), "--data-parallel"),
         (("--task", "juggling"), "juggling"),
+        (("--rank", "1000000000"), "1000000000"),
+        (("--target-modules", "nothing"), "nothing"),
+        (("--micro-batch-size", "0"), "0"),
         (("--out", "/nowhere/at/all/step.json"), "/nowhere/at/all"),
         (("--out", "/"), "folder"),
         (("--peft-config", "/nowhere/adapter_config.json"), "/nowhere"),
