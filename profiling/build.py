@@ -88,7 +88,7 @@ def build(subject: Subject, implementation: str, device: str, adapt: Callable[[A
 
             use = settings.gradient_checkpointing != "off"
             model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=use)
-    model = with_method(model, subject.method)
+    model = with_method(model, subject.method, task)
     if subject.peft_config is not None:
         model = with_adapter(model, subject.peft_config)
     materialize(model, device)

@@ -25,6 +25,8 @@ _REWRITES = (
     "storage",
 )
 """What a part can change beyond choosing the weights that are trained."""
+TASK_TYPES = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM", "sequence-classification": "SEQ_CLS"}
+"""PEFT's name of a task; the others have none."""
 _KINDS = (("bias", "bias"), ("norm", "norm"), ("embed", "embedding"), ("lm_head", "head"))
 
 
@@ -78,14 +80,16 @@ def with_adapter(model: nn.Module, config: Mapping[str, Any], autocast_adapter_d
     return adapted
 
 
-def with_method(model: nn.Module, method: Method) -> nn.Module:
+def with_method(model: nn.Module, method: Method, task: str = "causal-lm") -> nn.Module:
     """The model with the adapters of the method's parts, as PEFT adds them, and its weights frozen as the parts say.
 
-    Storage of the base weights is left as it is.
+    Storage of the base weights is left as it is. `task`: a name of subject.TASKS, which decides PEFT's own.
     """
     configs = [part.peft_config() for part in method.parts]
     for part, config in zip(method.parts, configs, strict=True):
         if config is not None:
+            if "task_type" in config:
+                config = {**config, "task_type": TASK_TYPES.get(task)}
             model = with_adapter(model, config, getattr(part, "autocast_adapter_dtype", True))
         if getattr(part, "freeze_a", False):  # as `create_lorafa_optimizer` of peft does
             for name, parameter in model.named_parameters():

@@ -213,3 +213,11 @@ def test_what_cannot_be_traced(subject: Any, message: str) -> None:
     """What the libraries refuse is one line that names them."""
     with pytest.raises(InputError, match=message):
         trace(subject())
+
+
+@pytest.mark.parametrize("task", ["sequence-classification", "masked-lm"])
+def test_lora_on_an_encoder(task: str) -> None:
+    """PEFT is told the task, so that a planner's method fits a classifier too."""
+    real = traced("lora(target_modules=query,value)", {"model_type": "bert", "num_hidden_layers": 2}, task=task)
+
+    assert 0 < real.counts.trainable < real.counts.total / 10

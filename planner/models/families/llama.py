@@ -30,6 +30,7 @@ class _Variant:
         head_norm: RMS norm of queries and keys, head by head (Qwen3).
         multipliers: embeddings, residuals and logits are scaled (Granite).
         window: the config's `sliding_window` may limit attention.
+        head_dim: where the config does not say; None is hidden_size / num_attention_heads.
     """
 
     qkv_bias: bool = False
@@ -37,13 +38,14 @@ class _Variant:
     head_norm: bool = False
     multipliers: bool = False
     window: bool = False
+    head_dim: int | None = None
 
 
 _VARIANTS = {
     "llama": _Variant(reads_attention_bias=True),
     "mistral": _Variant(window=True),
     "qwen2": _Variant(qkv_bias=True, window=True),
-    "qwen3": _Variant(reads_attention_bias=True, head_norm=True, window=True),
+    "qwen3": _Variant(reads_attention_bias=True, head_norm=True, window=True, head_dim=128),
     "granite": _Variant(reads_attention_bias=True, multipliers=True),
 }
 MODEL_TYPES = tuple(_VARIANTS)
@@ -80,12 +82,12 @@ def read(id: str, config: ConfigReader) -> LlamaSpec:
         raise InputError(
             f"{config.origin}: num_attention_heads={heads} is not a multiple of num_key_value_heads={key_heads}; check the config"
         )
-    if not config.has("head_dim") and hidden % heads:
+    if not config.has("head_dim") and variant.head_dim is None and hidden % heads:
         raise InputError(
             f"{config.origin}: hidden_size={hidden} is not a multiple of num_attention_heads={heads} and there is no "
             "head_dim; check the config"
         )
-    head_dim = config.integer("head_dim", hidden // heads or None, maximum=2**14)
+    head_dim = config.integer("head_dim", variant.head_dim or hidden // heads or None, maximum=2**14)
     if head_dim % 2:
         raise InputError(f"{config.origin}: head_dim={head_dim} is odd, which rotary positions cannot be; check the config")
     bias = variant.reads_attention_bias and config.boolean("attention_bias", False)
