@@ -111,25 +111,27 @@ def plan(ctx: click.Context, /, **given: Any) -> int:
     if given["model"] is None:
         raise InputError("name a model: plan --model 70b --gpu a100-80g (plan --help)")
     job = job_of(given)
+    from tuneplan.planner.savings import plan_savings
     from tuneplan.planner.search import find
 
     answer = find(job, date.today())
+    found = plan_savings(answer.plans[0]) if answer.plans else ()
     if given["html"] is not None:
         from tuneplan.planner.report.answer import render
         from tuneplan.planner.report.terminal import console
 
         page = console(record=True, quiet=True)
-        page.print(render(answer, given["model"]))
+        page.print(render(answer, given["model"], found))
         _write(given["html"], page.export_html())
     if given["as_json"]:
         from tuneplan.planner.report.json_report import answer_json
 
-        click.echo(document.text(answer_json(answer)))
+        click.echo(document.text(answer_json(answer, found)))
     else:
         from tuneplan.planner.report.answer import render
         from tuneplan.planner.report.terminal import console
 
-        console().print(render(answer, given["model"]))
+        console().print(render(answer, given["model"], found))
     return 0 if answer.plans else 1
 
 
