@@ -10,6 +10,7 @@ import click
 
 COMMANDS = {
     "estimate": "One configuration, in full.",
+    "compare": "Methods side by side on every dimension.",
     "models": "The models that are known by name.",
     "gpus": "The GPUs and instances that are known by name.",
     "methods": "The fine-tuning methods.",

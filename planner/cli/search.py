@@ -42,13 +42,12 @@ Examples:
 
 DEFAULT_TOKENS = "10M"
 
-search_options = stack(
+job_options = stack(
     click.option("--model", metavar="M", help="Alias (70b), hub id of the catalog, or path to a config.json or its folder."),
     click.option("--gpu", "gpus_named", metavar="G", help="GPU ids or instance types, comma-separated; any; local."),
     click.option("--gpu-memory", metavar="SIZE", help="Memory of a card that is not known, such as 24GiB: no time, no price."),
     click.option("--gpu-file", metavar="FILE", help="Your own card, a TOML file like those of hardware_profiles/gpus."),
     click.option("--prices", metavar="FILE", help="Your own prices, a CSV like those of hardware_profiles/prices."),
-    click.option("--method", default=",".join(DEFAULT_METHODS), show_default=True, metavar="NAMES", help="Methods to consider."),
     lora_options,
     peft_config_option,
     click.option("--gpus", default=AUTO, show_default=True, metavar="N|auto", help="Numbers of GPUs, comma-separated."),
@@ -90,9 +89,12 @@ search_options = stack(
         show_default=True,
         help="Share of the card's memory to keep free.",
     ),
-    click.option("--html", metavar="FILE", help="Also write the report as HTML."),
-    json_option,
 )
+
+method_option = click.option(
+    "--method", default=",".join(DEFAULT_METHODS), show_default=True, metavar="NAMES", help="Methods to consider."
+)
+html_option = click.option("--html", metavar="FILE", help="Also write the report as HTML.")
 
 
 @click.group(
@@ -101,7 +103,10 @@ search_options = stack(
     epilog=EXAMPLES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@search_options
+@method_option
+@job_options
+@html_option
+@json_option
 @click.version_option(__version__, prog_name="plan", message="%(prog)s %(version)s")
 @click.pass_context
 def plan(ctx: click.Context, /, **given: Any) -> int:
@@ -155,7 +160,7 @@ def job_of(given: dict[str, Any]) -> Job:
     if given["gradient_checkpointing"] is not None:
         checkpointing = (CHECKPOINTING[1] if given["gradient_checkpointing"] else CHECKPOINTING[0],)
     if given["peft_config"] is None:
-        methods = read_methods(_methods(given["method"]), given["rank"], given["target_modules"])
+        methods = read_methods(method_names(given["method"]), given["rank"], given["target_modules"])
     else:
         methods = (read_own_method(given["peft_config"], given["rank"], given["target_modules"], spec),)
     return Job(
@@ -179,7 +184,7 @@ def job_of(given: dict[str, Any]) -> Job:
     )
 
 
-def _methods(text: str) -> list[str]:
+def method_names(text: str) -> list[str]:
     """Methods separated by commas outside parentheses."""
     names, depth, start = [], 0, 0
     for index, character in enumerate(text):
@@ -194,7 +199,7 @@ def _targets(given: dict[str, Any]) -> list[Target]:
     counts = _counts(given["gpus"])
     result: list[Target] = []
     for option in ("gpu_file", "prices", "gpu_memory", "html"):
-        if given[option] is not None and not given[option].strip():
+        if given.get(option) is not None and not given[option].strip():
             raise InputError(f"--{option.replace('_', '-')} is empty; give a value or leave it out")
     own = load_gpu_file(given["gpu_file"]) if given["gpu_file"] else None
     extra = load_price_file(given["prices"], [own] if own else []) if given["prices"] else []

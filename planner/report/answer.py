@@ -24,7 +24,7 @@ _WORDS = {"cost": "cheapest", "time": "fastest", "memory": "smallest"}
 
 def render(answer: Answer, asked: str, savings: Sequence[Saving] = ()) -> RenderableType:
     """The whole answer. `asked`: the model as the user named it; `savings`: switches of the recommended plan."""
-    parts: list[RenderableType] = [_header(answer.job, asked), Text()]
+    parts: list[RenderableType] = [header(answer.job, asked), Text()]
     if answer.plans:
         parts += _recommendation(answer.plans[0], answer)
         parts += savings_lines(best(savings))
@@ -38,7 +38,8 @@ def render(answer: Answer, asked: str, savings: Sequence[Saving] = ()) -> Render
     return Group(*parts)
 
 
-def _header(job: Job, asked: str) -> Table:
+def header(job: Job, asked: str, methods: str | None = None) -> Table:
+    """What was asked, every default included. `methods`: in place of every method with its options."""
     s = job.settings
     arrow = f"{asked} -> {job.spec.id}" if asked != job.spec.id else job.spec.id
     targets = ", ".join(target.label for target in job.targets)
@@ -49,7 +50,7 @@ def _header(job: Job, asked: str) -> Table:
     return facts(
         [
             ("model", arrow),
-            ("methods", "; ".join(explicit(method, ", ") for method in job.methods)),
+            ("methods", methods or "; ".join(explicit(method, ", ") for method in job.methods)),
             ("GPUs", f"{targets if len(targets) < 200 else f'{len(job.targets)} kinds'} x {counts}"),
             (
                 "training",
@@ -76,7 +77,7 @@ def _recommendation(plan: Plan, answer: Answer) -> list[RenderableType]:
     others = len(answer.plans) - 1
     why = f"the {_WORDS[objective]} of {others + 1} plans that fit" if others else "the only plan that fits"
     lines = [
-        Text(f"Recommended: {plan.request.method.name} on {_cards(plan)}", style="bold green"),
+        Text(f"Recommended: {plan.request.method.name} on {cards(plan)}", style="bold green"),
         Text(
             f"micro-batch {settings.micro_batch_size} x {plan.request.gradient_accumulation_steps} accumulated, "
             f"{plan.request.optimizer.name}, checkpointing {settings.gradient_checkpointing}, "
@@ -96,7 +97,7 @@ def _recommendation(plan: Plan, answer: Answer) -> list[RenderableType]:
     return [*lines, breakdown(plan_levels(plan), plan.usable_bytes)]
 
 
-def _cards(plan: Plan) -> str:
+def cards(plan: Plan) -> str:
     """How many of which card, and in which instance where one was named."""
     if plan.target.instance is not None:
         return f"{plan.gpu_count} x {plan.target.instance.gpu} ({plan.target.instance.id})"
@@ -156,7 +157,7 @@ def _rejected(rejected: tuple[Rejected, ...]) -> list[RenderableType]:
         short = item.plan.short_by_bytes
         missing = f", short by {format_gib(short)}" if short > 0 else ""
         help = f"; smallest change: {item.remedy}" if item.remedy else ""
-        where = f"{item.plan.request.method.name} on {_cards(item.plan)}"
+        where = f"{item.plan.request.method.name} on {cards(item.plan)}"
         lines.append(Text(f"- {where}: {item.reason}{missing}{help}"))
     return lines
 
