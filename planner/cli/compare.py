@@ -9,7 +9,7 @@ import click
 from tuneplan.planner.cli.options import json_option, read_methods
 from tuneplan.planner.cli.search import job_of, job_options, method_names
 from tuneplan.planner.errors import InputError
-from tuneplan.planner.methods.registry import trainable_names
+from tuneplan.planner.methods.compose import standing_alone
 from tuneplan.planner.report import document
 
 ALL = "all"
@@ -65,7 +65,7 @@ def command(as_json: bool, plot: str | None, **given: Any) -> int:
         raise InputError(f"--plot {plot!r} is no kind of picture that is drawn here; end it in {' or '.join(PLOTS)}")
     everything = given["method"].strip().lower() == ALL
     if everything:
-        given["method"] = ",".join(trainable_names())
+        given["method"] = ",".join(standing_alone())
     filters = Filters(given["mergeable"], given["max_inference_overhead"], given["unmerged"], given["min_quality"])
     job = job_of(given)
     if given["peft_config"] is not None:

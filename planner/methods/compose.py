@@ -71,6 +71,19 @@ def expand(name: str) -> list[Part]:
     return [part for inner in _split(PRESETS[name], "+") for part in _term(inner, name)]
 
 
+def standing_alone() -> list[str]:
+    """Names that are a method as they are: they train something, and need no option."""
+    return [name for name in names() if _is_method(name)]
+
+
+def _is_method(name: str) -> bool:
+    try:
+        parse(name)
+    except InputError:
+        return False
+    return True
+
+
 def explicit(method: Method, separator: str = ",") -> str:
     """The method with every option written out, for report headers: no default is silent."""
     texts = []

@@ -73,8 +73,3 @@ PRESETS: dict[str, str] = {name: pattern.text for name, pattern in PATTERNS.item
 def names() -> list[str]:
     """Every name that starts a method: parts and presets."""
     return sorted({*PARTS, *PRESETS})
-
-
-def trainable_names() -> list[str]:
-    """Those of them that train something by themselves."""
-    return [name for name in names() if name != "quantized_base"]
