@@ -15,11 +15,12 @@ from tuneplan.planner.timing.decoding import Decoding
 from tuneplan.planner.units import GIGA, KILO, SECONDS_PER_HOUR, format_count, format_gib, format_seconds, format_usd
 
 MOST_FINDINGS = 3
-NAME_WIDTH = 13
+NAME_WIDTH = 16
 NO_EVIDENCE = "no evidence"
 NOTES = (
     "Memory, FLOPs and checkpoints are counted from the ops; times and costs are modelled. Peak: device memory of one GPU, "
-    "nothing sharded. States: gradients and optimizer. Other: fragmentation and runtime.",
+    "nothing sharded. States: gradients and optimizer. Activ.: activations, logits and temporary. Other: fragmentation and "
+    "runtime. GFLOP: of forward and backward for a token of the data; again: recomputed by checkpointing.",
     "Time and cost: the best plan of each method for the same tokens, which may use other micro-batches and more GPUs.",
     "A decoded token: batch 1, empty cache. Captured: kernels in a CUDA graph; eager: started one by one, as plain "
     "transformers does. Unmerged: every adapter beside the base, with PEFT's own ops.",
@@ -71,9 +72,8 @@ def _table(names: Sequence[str], left: int, folded: Sequence[int] = (0,)) -> Tab
 
 
 def _training(rows: Sequence[Row], checkpointing: str) -> Table:
-    table = _table(
-        ("method", "trained", "share", "GFLOP/token", "again", "peak", "weights", "states", "activations", "other", "fits"), 1
-    )
+    names = ("method", "trained", "share %", "GFLOP", "again", "peak", "weights", "states", "activ.", "other", "fits")
+    table = _table(names, 1)
     for row in rows:
         found, levels = row.estimate, row.estimate.components
         other = found.device_bytes - found.allocated_bytes
@@ -81,7 +81,7 @@ def _training(rows: Sequence[Row], checkpointing: str) -> Table:
         table.add_row(
             f"{row.method.name}{' *' if alone else ''}",
             format_count(found.network.trainable_parameters),
-            f"{100 * row.trained_share:.3g} %",
+            f"{100 * row.trained_share:.3g}",
             f"{row.flops_per_token / GIGA:.1f}",
             f"{row.recomputed_flops_per_token / GIGA:.1f}",
             format_gib(found.device_bytes),
@@ -122,7 +122,7 @@ def _plans(rows: Sequence[Row]) -> Table:
 
 
 def _serving(rows: Sequence[Row]) -> Table:
-    names = ("method", "merged", "unmerged", "captured ms", "eager ms", "overhead", "MFLOP", "checkpoint", "per model")
+    names = ("method", "merged", "unmerged", "captured ms", "eager ms", "overhead", "checkpoint", "per model")
     table = _table(names, 1)
     for row in rows:
         merged = "-" if row.merged_bytes is None else format_gib(row.merged_bytes)
@@ -133,7 +133,6 @@ def _serving(rows: Sequence[Row]) -> Table:
             _pair(row, lambda time: time.device_seconds),
             _pair(row, lambda time: time.eager_seconds),
             "-" if row.overhead is None else f"+{100 * row.overhead:.0f} %",
-            f"+{row.serving.flops / GIGA * KILO:,.0f}",
             format_gib(row.estimate.checkpoint_bytes),
             f"{row.adapters_per_model:,}",
         )
