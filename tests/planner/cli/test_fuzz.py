@@ -209,3 +209,11 @@ def test_price_and_card_files(plan: Any, tmp_path_factory: Any, content: bytes) 
     path.write_bytes(content)
     for option in ("--prices", "--gpu-file"):
         assert 3 == plan("--model", "7b", "--gpu", "a100-80g", option, str(path)).code
+
+
+@settings(FUZZ, max_examples=25)
+@given(words=pairs([o for o in SEARCH if o not in ("--method", "--gpu", "--model")]), methods=METHODS, flags=FLAGS)
+def test_compare(plan: Any, words: list[str], methods: str, flags: list[str]) -> None:
+    """Random methods and options of a comparison."""
+    arguments = ["--model", "7b", "--gpu", "a100-80g", "--global-batch-size", "4", "--methods", methods, *words, *flags]
+    check(plan("compare", *arguments), "--json" in flags)
