@@ -16,7 +16,7 @@ from tuneplan.planner.job import Job
 from tuneplan.planner.methods import evidence
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.methods.evidence import Finding, Quality
-from tuneplan.planner.methods.inference import Inference, inference
+from tuneplan.planner.methods.inference import BASE, Inference, inference
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.methods.part import EFFORTS
 from tuneplan.planner.models.network import build
@@ -25,8 +25,6 @@ from tuneplan.planner.search import Plan, Rejected, find
 from tuneplan.planner.timing.decoding import Decoding, decoding
 from tuneplan.planner.timing.work import network_work
 from tuneplan.planner.training.settings import Settings
-
-QUANTIZED = "quantized"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +107,7 @@ class Row:
     @property
     def batchable(self) -> bool:
         """Whether requests with different such adapters can share a batch; a quantized base changes nothing of that."""
-        return all(part.batchable for part in self.method.parts if part.family != QUANTIZED)
+        return all(part.batchable for part in self.method.parts if part.label != BASE)
 
     @property
     def effort(self) -> str:
@@ -131,7 +129,7 @@ class Row:
         """Whether the served model has its own weights and modules and nothing else: prompts and prefixes do."""
         parameters = self.estimate.network.parameters
         own = any(p.trainable and not p.adapter for p in parameters)
-        return not own and all(part.at_inference() is None for part in self.method.parts if part.family != QUANTIZED)
+        return not own and all(part.at_inference() is None for part in self.method.parts if part.label != BASE)
 
 
 @dataclass(frozen=True, slots=True)

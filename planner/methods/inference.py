@@ -17,6 +17,8 @@ from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.timing.work import DEQUANTIZED_BYTES, Work, network_work
 from tuneplan.planner.training.settings import Settings
 
+BASE = "quantized_base"
+"""The part that is the base itself, not something beside it."""
 RESTORING_KERNELS = 2
 
 
@@ -56,7 +58,7 @@ def inference(spec: ModelSpec, method: Method, dtype: str = "bf16") -> Inference
     settings = Settings(micro_batch_size=1, seq_len=1, dtype=dtype, gradient_checkpointing="off", attention="flash")
     parts = tuple([part for p in method.parts if (part := p.at_inference()) is not None])
     served = _network(spec, parts, settings)
-    plain = _network(spec, tuple([p for p in parts if p.family == "quantized"]), settings)
+    plain = _network(spec, tuple([p for p in parts if p.label == BASE]), settings)
     tokens = sum(part.cached_tokens() for part in method.parts)
     token_bytes = _cached_bytes(served, dtype)
     cached = tokens * token_bytes

@@ -15,7 +15,7 @@ from tuneplan.planner.timing.decoding import Decoding
 from tuneplan.planner.units import GIGA, KILO, SECONDS_PER_HOUR, format_count, format_gib, format_seconds, format_usd
 
 MOST_FINDINGS = 3
-NAME_WIDTH = 16
+NAME_WIDTH = 18
 NO_EVIDENCE = "no evidence"
 NOTES = (
     "Memory, FLOPs and checkpoints are counted from the ops; times and costs are modelled. Peak: device memory of one GPU, "
@@ -81,7 +81,7 @@ def _training(rows: Sequence[Row], checkpointing: str) -> Table:
         table.add_row(
             f"{row.method.name}{' *' if alone else ''}",
             format_count(found.network.trainable_parameters),
-            f"{100 * row.trained_share:.3g}",
+            _share(row.trained_share),
             f"{row.flops_per_token / GIGA:.1f}",
             f"{row.recomputed_flops_per_token / GIGA:.1f}",
             format_gib(found.device_bytes),
@@ -94,6 +94,11 @@ def _training(rows: Sequence[Row], checkpointing: str) -> Table:
     if any(row.estimate.request.settings.gradient_checkpointing != checkpointing for row in rows):
         table.caption, table.caption_justify = "* without checkpointing, which it cannot have", "left"
     return table
+
+
+def _share(share: float) -> str:
+    """A percentage with two digits."""
+    return f"{100 * share:.0f}" if share > 0.1 else f"{100 * share:.2g}"
 
 
 def _plans(rows: Sequence[Row]) -> Table:

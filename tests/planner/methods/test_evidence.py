@@ -61,6 +61,12 @@ def test_options_do_not_matter_but_other_parts_do() -> None:
     assert () == of(parse("lora+ia3"))
 
 
+def test_a_bottleneck_adapter_is_that_of_houlsby_unless_it_is_placed_otherwise() -> None:
+    """After attention and MLP it is Houlsby's; beside the module, or in one place alone, it is another method."""
+    assert {"houlsby_adapter"} == {found.method for found in of(parse("bottleneck_adapter(reduction_factor=8)"))}
+    assert () == of(parse("bottleneck_adapter(is_parallel=true)")) == of(parse("bottleneck_adapter(mh_adapter=false)"))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
