@@ -126,10 +126,8 @@ class Row:
 
     @property
     def leaves_model_alone(self) -> bool:
-        """Whether the served model has its own weights and modules and nothing else: prompts and prefixes do."""
-        parameters = self.estimate.network.parameters
-        own = any(p.trainable and not p.adapter for p in parameters)
-        return not own and all(part.at_inference() is None for part in self.method.parts if part.label != BASE)
+        """Whether the served model keeps its own weights and modules: prompts and prefixes lie in the cache alone."""
+        return not self.method.mergeable and all(part.at_inference() is None for part in self.method.parts if part.label != BASE)
 
 
 @dataclass(frozen=True, slots=True)

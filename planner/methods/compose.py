@@ -50,9 +50,11 @@ def describe(parts: list[Part]) -> str:
             continue
         own = expand(name)
         fixed = [(a, f.name) for a, b in zip(own, parts, strict=True) for f in fields(a) if getattr(a, f.name) != f.default]
-        if all(getattr(b, f) == getattr(a, f) for a, b in zip(own, parts, strict=True) for c, f in fixed if c is a):
-            if len(fixed) > most:
-                best, most = name, len(fixed)
+        plain = len(own) == 1 and not fixed  # another name for a part as it is
+        sized = any(not isinstance(getattr(part, option), bool | str) for part, option in fixed)  # a size makes no new method
+        same = all(getattr(b, f) == getattr(a, f) for a, b in zip(own, parts, strict=True) for c, f in fixed if c is a)
+        if same and not plain and not sized and len(fixed) > most:
+            best, most = name, len(fixed)
     if not best or _ambiguous(expand(best), parts):
         given = [_options(part) for part in parts]
         return "+".join(f"{part.label}({o})" if o else part.label for part, o in zip(parts, given, strict=True))

@@ -28,8 +28,6 @@ COLUMNS = (
     "source",
     "note",
 )
-_STRUCTURE = {"bottleneck_adapter": ("houlsby_adapter", ("mh_adapter", "output_adapter", "is_parallel", "skip_layers"))}
-"""Parts that are known under another name unless one of these options says otherwise."""
 _NAME = re.compile(r"([a-z0-9_]+)(?:\([^()]*\))?")
 
 
@@ -102,13 +100,8 @@ def findings() -> tuple[Finding, ...]:
 
 def of(method: Method) -> tuple[Finding, ...]:
     """Findings on a method, whatever its options; a composition without a name of its own has none."""
-    match = _NAME.fullmatch(method.name)
-    if match is None:
-        return ()
-    name = match.group(1)
-    other, options = _STRUCTURE.get(name, (name, ()))
-    names = (name,) if any(option in method.name for option in options) else (name, other)
-    return tuple([f for f in findings() if f.method in names])
+    name = _NAME.fullmatch(method.name)
+    return () if name is None else tuple([f for f in findings() if f.method == name.group(1)])
 
 
 def quality(found: tuple[Finding, ...]) -> Quality | None:

@@ -77,7 +77,7 @@ def _recommendation(plan: Plan, answer: Answer) -> list[RenderableType]:
     others = len(answer.plans) - 1
     why = f"the {_WORDS[objective]} of {others + 1} plans that fit" if others else "the only plan that fits"
     lines = [
-        Text(f"Recommended: {plan.request.method.name} on {cards(plan)}", style="bold green"),
+        Text(f"Recommended: {plan.request.method.name} on {_cards(plan)}", style="bold green"),
         Text(
             f"micro-batch {settings.micro_batch_size} x {plan.request.gradient_accumulation_steps} accumulated, "
             f"{plan.request.optimizer.name}, checkpointing {settings.gradient_checkpointing}, "
@@ -97,7 +97,7 @@ def _recommendation(plan: Plan, answer: Answer) -> list[RenderableType]:
     return [*lines, breakdown(plan_levels(plan), plan.usable_bytes)]
 
 
-def cards(plan: Plan) -> str:
+def _cards(plan: Plan) -> str:
     """How many of which card, and in which instance where one was named."""
     if plan.target.instance is not None:
         return f"{plan.gpu_count} x {plan.target.instance.gpu} ({plan.target.instance.id})"
@@ -157,7 +157,7 @@ def _rejected(rejected: tuple[Rejected, ...]) -> list[RenderableType]:
         short = item.plan.short_by_bytes
         missing = f", short by {format_gib(short)}" if short > 0 else ""
         help = f"; smallest change: {item.remedy}" if item.remedy else ""
-        where = f"{item.plan.request.method.name} on {cards(item.plan)}"
+        where = f"{item.plan.request.method.name} on {_cards(item.plan)}"
         lines.append(Text(f"- {where}: {item.reason}{missing}{help}"))
     return lines
 

@@ -9,7 +9,7 @@ from rich.text import Text
 from tuneplan.planner.compare import Comparison, Row
 from tuneplan.planner.guide import guide
 from tuneplan.planner.methods.evidence import Finding
-from tuneplan.planner.report.answer import cards, header
+from tuneplan.planner.report.answer import header
 from tuneplan.planner.report.terminal import facts
 from tuneplan.planner.timing.decoding import Decoding
 from tuneplan.planner.units import GIGA, KILO, SECONDS_PER_HOUR, format_count, format_gib, format_seconds, format_usd
@@ -43,7 +43,9 @@ def render(comparison: Comparison, asked: str) -> RenderableType:
         parts.append(Text("No method is left.", style="bold red"))
     else:
         parts += _titled(training, _training(rows, common.gradient_checkpointing))
-        parts += _titled(f"Time and cost of {format_count(comparison.job.tokens)} tokens", _plans(rows))
+        parts += _titled(
+            f"Time and cost of {format_count(comparison.job.tokens)} tokens on {comparison.job.targets[0].label}", _plans(rows)
+        )
         parts += _titled("Inference and storage", _serving(rows))
         parts += _titled("Integration and quality", _integration(rows))
         parts += _titled("Published results, beside full fine-tuning", _evidence(rows))
@@ -60,19 +62,19 @@ def _titled(title: str, table: RenderableType) -> list[RenderableType]:
     return [Text(title, style="bold"), table, Text()]
 
 
-def _table(names: Sequence[str], left: int, folded: Sequence[int] = (0,)) -> Table:
-    """A table whose first columns are words and whose others are figures."""
+def _table(names: Sequence[str], left: int) -> Table:
+    """A table whose first columns are words and whose others are figures; long names are folded."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for index, name in enumerate(names):
-        if index in folded:
-            table.add_column(name, overflow="fold", min_width=NAME_WIDTH if index == 0 else None)
+        if index == 0:
+            table.add_column(name, overflow="fold", min_width=NAME_WIDTH, max_width=NAME_WIDTH)
         else:
             table.add_column(name, justify="left" if index < left else "right", no_wrap=True)
     return table
 
 
 def _training(rows: Sequence[Row], checkpointing: str) -> Table:
-    names = ("method", "trained", "share %", "GFLOP", "again", "peak", "weights", "states", "activ.", "other", "fits")
+    names = ("method", "trained", "share %", "GFLOP", "again", "peak", "weights", "states", "activ.", "other")
     table = _table(names, 1)
     for row in rows:
         found, levels = row.estimate, row.estimate.components
@@ -84,16 +86,24 @@ def _training(rows: Sequence[Row], checkpointing: str) -> Table:
             _share(row.trained_share),
             f"{row.flops_per_token / GIGA:.1f}",
             f"{row.recomputed_flops_per_token / GIGA:.1f}",
-            format_gib(found.device_bytes),
+            f"{format_gib(found.device_bytes)}{'' if _fits(row) else ' !'}",
             format_gib(levels["weights"]),
             format_gib(levels["gradients"] + levels["optimizer_states"]),
             format_gib(levels["activations"] + levels["logits"] + levels["temporary"]),
             format_gib(other),
-            "yes" if found.request.capacity_bytes is None or found.device_bytes <= found.request.capacity_bytes else "no",
         )
+    marks = []
     if any(row.estimate.request.settings.gradient_checkpointing != checkpointing for row in rows):
-        table.caption, table.caption_justify = "* without checkpointing, which it cannot have", "left"
+        marks.append("* without checkpointing, which it cannot have")
+    if not all(_fits(row) for row in rows):
+        marks.append("! does not fit one GPU")
+    table.caption, table.caption_justify = "; ".join(marks) or None, "left"
     return table
+
+
+def _fits(row: Row) -> bool:
+    capacity = row.estimate.request.capacity_bytes
+    return capacity is None or row.estimate.device_bytes <= capacity
 
 
 def _share(share: float) -> str:
@@ -101,20 +111,20 @@ def _share(share: float) -> str:
     return f"{100 * share:.0f}" if share > 0.1 else f"{100 * share:.2g}"
 
 
-def _plans(rows: Sequence[Row]) -> Table:
-    table = _table(("method", "GPUs", "layout", "batch", "ckpt", "optimizer", "peak", "tokens/s", "time", "cost"), 6, (0, 1))
+def _plans(rows: Sequence[Row]) -> RenderableType:
+    table = _table(("method", "GPUs", "batch", "ckpt", "optimizer", "peak", "tokens/s", "time", "cost"), 5)
+    misses: list[Text] = []
     for row in rows:
         plan = row.plan
         if plan is None:
             reason = row.refused.reason if row.refused else "nothing fits"
-            table.add_row(row.method.name, Text(f"no plan: {reason}", style="red"))
+            misses.append(Text(f"- {row.method.name}: no plan: {reason}", style="red"))
             continue
         s, steps = plan.request.settings, plan.request.gradient_accumulation_steps
         rate = plan.time.tokens_per_second if plan.time else None
         table.add_row(
             row.method.name,
-            cards(plan),
-            plan.request.sharding.label if plan.gpu_count > 1 else "single",
+            plan.request.sharding.label,
             f"{s.micro_batch_size} x {steps}",
             "on" if s.gradient_checkpointing != "off" else "off",
             plan.request.optimizer.name,
@@ -123,7 +133,7 @@ def _plans(rows: Sequence[Row]) -> Table:
             format_seconds(plan.hours * SECONDS_PER_HOUR) if plan.hours is not None else "-",
             format_usd(plan.usd) if plan.usd is not None else "-",
         )
-    return table
+    return Group(table, *misses)
 
 
 def _serving(rows: Sequence[Row]) -> Table:

@@ -10,6 +10,7 @@ from tuneplan.planner.errors import DataFileError
 from tuneplan.planner.methods import evidence
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.methods.evidence import COLUMNS, Finding, findings, of, quality
+from tuneplan.planner.methods.registry import names
 
 ROWS = Path(__file__).parents[4] / "shared" / "ground_truth" / "peft_metamathqa.csv"
 
@@ -61,10 +62,11 @@ def test_options_do_not_matter_but_other_parts_do() -> None:
     assert () == of(parse("lora+ia3"))
 
 
-def test_a_bottleneck_adapter_is_that_of_houlsby_unless_it_is_placed_otherwise() -> None:
-    """After attention and MLP it is Houlsby's; beside the module, or in one place alone, it is another method."""
-    assert {"houlsby_adapter"} == {found.method for found in of(parse("bottleneck_adapter(reduction_factor=8)"))}
-    assert () == of(parse("bottleneck_adapter(is_parallel=true)")) == of(parse("bottleneck_adapter(mh_adapter=false)"))
+def test_every_result_is_of_a_method_that_is_known() -> None:
+    """A result under a name that nobody can type would never be shown."""
+    assert {found.method for found in findings()} <= set(names())
+    assert {"houlsby"} == {found.method for found in of(parse("houlsby(reduction_factor=8)"))}
+    assert () == of(parse("pfeiffer"))
 
 
 @pytest.mark.parametrize(
