@@ -6,11 +6,10 @@ from typing import Any
 from tuneplan.planner.estimate import Estimate
 from tuneplan.planner.memory import step_memory, step_segments, walk
 from tuneplan.planner.methods.full import Full
-from tuneplan.planner.methods.lora import Lora
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import build
 from tuneplan.planner.request import Request
-from tuneplan.planner.training.attention_kernel import AMPERE
+from tuneplan.planner.switches import flash_runs, narrow_adapters
 from tuneplan.planner.training.optimizers import OPTIMIZERS
 from tuneplan.planner.units import GIB, format_gib
 
@@ -63,7 +62,7 @@ def _kernel(estimate: Estimate) -> list[str]:
     request, notes = estimate.request, estimate.network.notes
     if request.settings.attention != "sdpa" or notes.get("attention_kernel") == "flash":
         return []
-    runs = request.settings.dtype != "fp32" and request.settings.compute_capability >= AMPERE
+    runs = flash_runs(request.settings)
     saved = estimate.allocated_bytes - peak_of(_with(request, attention="flash")) if runs else 0
     cost = f" FlashAttention-2 would save {format_gib(saved)}." if saved > WORTH_SAYING else ""
     kernel = {"math": "unfused math", "efficient": "memory-efficient"}[notes["attention_kernel"]]
@@ -73,12 +72,10 @@ def _kernel(estimate: Estimate) -> list[str]:
 def _adapter_inputs(estimate: Estimate) -> list[str]:
     """PEFT's fp32 adapters make a fp32 copy of the input of every adapted module."""
     request = estimate.request
-    if request.settings.dtype == "fp32":
+    narrow = narrow_adapters(request.method, request.settings)
+    if narrow is None:
         return []
-    parts = [replace(part, autocast_adapter_dtype=False) if isinstance(part, Lora) else part for part in request.method.parts]
-    if tuple(parts) == request.method.parts:
-        return []
-    saved = estimate.allocated_bytes - peak_of(replace(request, method=Method(request.method.name, tuple(parts))))
+    saved = estimate.allocated_bytes - peak_of(replace(request, method=narrow))
     if saved < WORTH_SAYING:
         return []
     text = (

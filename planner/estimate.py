@@ -1,7 +1,7 @@
 """The estimate of one configuration: memory from the ledger, reserved and process memory, time, checkpoint, warnings."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuneplan.planner.device_memory import RuntimeMemory, checkpoint_bytes, host_bytes, runtime_bytes
 from tuneplan.planner.fragmentation import allowance
@@ -13,6 +13,9 @@ from tuneplan.planner.request import Request
 from tuneplan.planner.timing.request_time import time_of
 from tuneplan.planner.timing.step_time import StepTime
 from tuneplan.planner.uncertainty import Interval, interval
+
+if TYPE_CHECKING:
+    from tuneplan.planner.savings import Saving
 
 STACK = "transformers 5.23, peft 0.21, bitsandbytes 0.50, torch 2.13 (plain, Trainer order of calls)"
 
@@ -31,6 +34,7 @@ class Estimate:
         checkpoint_bytes: of what is saved.
         time: of a whole step (all micro-batches and the update), None without a GPU.
         warnings: what the user should know, most important first.
+        savings: what each switch would save or cost, the one that gains most first.
     """
 
     request: Request
@@ -42,6 +46,7 @@ class Estimate:
     checkpoint_bytes: int
     time: StepTime | None
     warnings: tuple[str, ...] = ()
+    savings: "tuple[Saving, ...]" = ()
 
     @property
     def allocated_bytes(self) -> int:
@@ -83,6 +88,7 @@ class Estimate:
             "tokens_per_second": time.tokens_per_second if time else None,
             "interval": self.interval.to_json(),
             "basis": self.basis(),
+            "savings": [saving.to_json() for saving in self.savings],
             "warnings": list(self.warnings),
         }
 
@@ -142,7 +148,7 @@ def estimate(request: Request, advice: bool = True) -> Estimate:
 
     Args:
         request: checked options.
-        advice: also work out warnings, which walk the ledger a few more times.
+        advice: also work out warnings and savings, which walk the ledger a few more times.
 
     Raises:
         InputError: the method does not fit the model.
@@ -176,5 +182,7 @@ def estimate(request: Request, advice: bool = True) -> Estimate:
     if not advice:
         return result
     from tuneplan.planner.advice import warnings
+    from tuneplan.planner.savings import savings
 
-    return replace(result, warnings=warnings(result))
+    found = savings(request, fragmentation, replayed=not request.sharding.zero_stage)
+    return replace(result, warnings=warnings(result), savings=found)

@@ -8,16 +8,14 @@ from tuneplan.planner.graph.tensor import GRADIENTS, OPTIMIZER_STATES, WEIGHTS
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.methods.lora import Lora
 from tuneplan.planner.methods.method import Method
+from tuneplan.planner.switches import NARROW_ADAPTERS, SHORTEST, flash_runs, narrow_adapters
 from tuneplan.planner.target import NODE_COUNTS
-from tuneplan.planner.training.attention_kernel import AMPERE
 from tuneplan.planner.training.optimizers import OPTIMIZERS
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
 
 if TYPE_CHECKING:
     from tuneplan.planner.search import Plan, Search
-
-SHORTEST = 256
 
 
 def smallest_change(search: "Search", plan: "Plan") -> str:
@@ -67,12 +65,11 @@ def _activations(search: "Search", plan: "Plan") -> Iterator[tuple[str, "Plan"]]
         yield "turn gradient checkpointing on", _try(search, plan, method, changed, sharding)
     if settings.loss == "eager":
         yield "use --loss liger", _try(search, plan, method, replace(settings, loss="liger"), sharding)
-    if settings.attention == "sdpa" and settings.dtype != "fp32" and settings.compute_capability >= AMPERE:
+    if settings.attention == "sdpa" and flash_runs(settings):
         yield "use --attention flash", _try(search, plan, method, replace(settings, attention="flash"), sharding)
-    narrow = tuple([replace(p, autocast_adapter_dtype=False) if isinstance(p, Lora) else p for p in method.parts])
-    if narrow != method.parts:
-        lighter = Method(f"{method.name} with 16-bit adapters", narrow)
-        yield "keep adapters in 16 bits (autocast_adapter_dtype=false)", _try(search, plan, lighter, settings, sharding)
+    narrow = narrow_adapters(method, settings)
+    if narrow is not None:
+        yield NARROW_ADAPTERS, _try(search, plan, narrow, settings, sharding)
     length = settings.seq_len // 2
     while length >= SHORTEST:
         yield f"use --seq-len {length}", _try(search, plan, method, replace(settings, seq_len=length), sharding)

@@ -123,7 +123,8 @@ class _Stage:
                 if kind == _BIRTH:
                     blocks.append(malloc(size))
                 elif kind == _DEATH:
-                    free(blocks.pop())
+                    for block in [blocks.pop()] if blocks else self._together(size, blocks):
+                        free(block)
                 elif kind == _SCRATCH:
                     free(malloc(size))
                 elif kind == _RENAME:
@@ -131,6 +132,15 @@ class _Stage:
                 elif thread not in self._threads:
                     self._threads.add(thread)
                     malloc(self._workspace)
+
+    def _together(self, size: int, blocks: list[Block]) -> list[Block]:
+        """Equal live blocks of the same category that make up a size: what layers left one by one and is let go at once."""
+        category = next(category for (_, category), known in self._live.items() if known is blocks)
+        for (part, kind), live in self._live.items():
+            count = size // part if part and size % part == 0 else 0
+            if kind == category and 1 < count <= len(live):
+                return [live.pop() for _ in range(count)]
+        raise IndexError(f"no live blocks of category {category} make up {size} bytes")
 
     def zero_grad(self) -> None:
         """Free all gradients, in the order of birth within a size (`set_to_none=True`)."""

@@ -248,7 +248,7 @@ class Search:
         job = self.job
         base = job.settings_for(method, target)
         for checkpointing in job.checkpointing:
-            if not all(part.allows(replace(base, gradient_checkpointing=checkpointing)) for part in method.parts):
+            if not method.allows(replace(base, gradient_checkpointing=checkpointing)):
                 continue
             for optimizer in job.optimizers:
                 states: int = 0

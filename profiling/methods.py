@@ -88,9 +88,8 @@ def with_method(model: nn.Module, method: Method, task: str = "causal-lm") -> nn
     configs = [part.peft_config() for part in method.parts]
     for part, config in zip(method.parts, configs, strict=True):
         if config is not None:
-            if "task_type" in config:
-                config = {**config, "task_type": TASK_TYPES.get(task)}
-            model = with_adapter(model, config, getattr(part, "autocast_adapter_dtype", True))
+            told = {**config, "task_type": TASK_TYPES.get(task)} if "task_type" in config else config
+            model = with_adapter(model, told, getattr(part, "autocast_adapter_dtype", True))
         if getattr(part, "freeze_a", False):  # as `create_lorafa_optimizer` of peft does
             for name, parameter in model.named_parameters():
                 if ".lora_A." in name:

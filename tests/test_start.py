@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "transformers", "numpy", "pydantic", "peft", "triton", "pandas", "yaml")
+HEAVY = ("torch", "transformers", "matplotlib", "numpy", "pydantic", "peft", "triton", "pandas", "yaml")
 REPORT = "; import sys, json; sys.stderr.write(json.dumps(sorted(sys.modules)))"
 
 
@@ -41,6 +41,7 @@ def call(*arguments: str) -> str:
         call("--model", "70b", "--gpu", "a100-80g", "--json"),
         call("estimate", "--model", "7b", "--gpu", "a100-80g"),
         call("explain", "all", "--model", "7b"),
+        call("compare", "--model", "7b", "--gpu", "a100-80g", "--methods", "lora,ia3"),
         call("models"),
         call("gpus"),
         call("methods"),
@@ -49,7 +50,7 @@ def call(*arguments: str) -> str:
     ],
 )
 def test_planning_imports_nothing_heavy(code: str) -> None:
-    """No torch, transformers, numpy or pydantic on the planning path."""
+    """No torch, transformers, matplotlib, numpy or pydantic on the planning path."""
     found = modules_after(code)
     assert [] == [name for name in HEAVY if name in found]
 
@@ -67,4 +68,4 @@ def test_json_needs_no_terminal_library() -> None:
 def test_other_commands_are_not_imported() -> None:
     """A command is imported when it is called."""
     found = modules_after(call("methods"))
-    assert not any(f"tuneplan.planner.cli.{name}" in found for name in ("estimate", "explain", "gpus", "models"))
+    assert not any(f"tuneplan.planner.cli.{name}" in found for name in ("compare", "estimate", "explain", "gpus", "models"))

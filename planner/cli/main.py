@@ -12,6 +12,7 @@ COMMANDS = {
     "estimate": "One configuration, in full.",
     "trace": "The same from the real code, without a GPU.",
     "profile": "The same measured: the real step on this machine.",
+    "compare": "Methods side by side on every dimension.",
     "models": "The models that are known by name.",
     "gpus": "The GPUs and instances that are known by name.",
     "methods": "The fine-tuning methods.",

@@ -44,13 +44,12 @@ Examples:
 
 DEFAULT_TOKENS = "10M"
 
-search_options = stack(
+job_options = stack(
     click.option("--model", metavar="M", help="Alias (70b), hub id of the catalog, or path to a config.json or its folder."),
     click.option("--gpu", "gpus_named", metavar="G", help="GPU ids or instance types, comma-separated; any; local."),
     click.option("--gpu-memory", metavar="SIZE", help="Memory of a card that is not known, such as 24GiB: no time, no price."),
     click.option("--gpu-file", metavar="FILE", help="Your own card, a TOML file like those of hardware_profiles/gpus."),
     click.option("--prices", metavar="FILE", help="Your own prices, a CSV like those of hardware_profiles/prices."),
-    click.option("--method", default=",".join(DEFAULT_METHODS), show_default=True, metavar="NAMES", help="Methods to consider."),
     lora_options,
     peft_config_option,
     click.option("--gpus", default=AUTO, show_default=True, metavar="N|auto", help="Numbers of GPUs, comma-separated."),
@@ -86,9 +85,12 @@ search_options = stack(
     click.option("--max-hours", type=float, default=None, help="Leave out slower plans."),
     click.option("--max-usd", default=None, help="Leave out dearer plans."),
     margin_options,
-    click.option("--html", metavar="FILE", help="Also write the report as HTML."),
-    json_option,
 )
+
+method_option = click.option(
+    "--method", default=",".join(DEFAULT_METHODS), show_default=True, metavar="NAMES", help="Methods to consider."
+)
+html_option = click.option("--html", metavar="FILE", help="Also write the report as HTML.")
 
 
 @click.group(
@@ -97,7 +99,10 @@ search_options = stack(
     epilog=EXAMPLES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@search_options
+@method_option
+@job_options
+@html_option
+@json_option
 @click.version_option(__version__, prog_name="plan", message="%(prog)s %(version)s")
 @click.pass_context
 def plan(ctx: click.Context, /, **given: Any) -> int:
@@ -107,25 +112,27 @@ def plan(ctx: click.Context, /, **given: Any) -> int:
     if given["model"] is None:
         raise InputError("name a model: plan --model 70b --gpu a100-80g (plan --help)")
     job = job_of(given)
+    from tuneplan.planner.savings import plan_savings
     from tuneplan.planner.search import find
 
     answer = find(job, date.today())
+    found = plan_savings(answer.plans[0]) if answer.plans else ()
     if given["html"] is not None:
         from tuneplan.planner.report.answer import render
         from tuneplan.planner.report.terminal import console
 
         page = console(record=True, quiet=True)
-        page.print(render(answer, given["model"]))
+        page.print(render(answer, given["model"], found))
         write_file(given["html"], page.export_html())
     if given["as_json"]:
         from tuneplan.planner.report.json_report import answer_json
 
-        click.echo(document.text(answer_json(answer)))
+        click.echo(document.text(answer_json(answer, found)))
     else:
         from tuneplan.planner.report.answer import render
         from tuneplan.planner.report.terminal import console
 
-        console().print(render(answer, given["model"]))
+        console().print(render(answer, given["model"], found))
     return 0 if answer.plans else 1
 
 
@@ -150,7 +157,7 @@ def job_of(given: dict[str, Any]) -> Job:
         checkpointing = (CHECKPOINTING[1] if given["gradient_checkpointing"] else CHECKPOINTING[0],)
     refuse_short_forms(given["peft_config"] is not None, given["rank"], given["target_modules"])
     if given["peft_config"] is None:
-        methods = read_methods(_methods(given["method"]), given["rank"], given["target_modules"])
+        methods = read_methods(method_names(given["method"]), given["rank"], given["target_modules"])
     else:
         methods = (read_own_method(given["peft_config"], spec),)
     return Job(
@@ -174,7 +181,7 @@ def job_of(given: dict[str, Any]) -> Job:
     )
 
 
-def _methods(text: str) -> list[str]:
+def method_names(text: str) -> list[str]:
     """Methods separated by commas outside parentheses."""
     names, depth, start = [], 0, 0
     for index, character in enumerate(text):
@@ -189,7 +196,7 @@ def _targets(given: dict[str, Any]) -> list[Target]:
     counts = _counts(given["gpus"])
     result: list[Target] = []
     for option in ("gpu_file", "prices", "gpu_memory", "html"):
-        if given[option] is not None and not given[option].strip():
+        if given.get(option) is not None and not given[option].strip():
             raise InputError(f"--{option.replace('_', '-')} is empty; give a value or leave it out")
     own = load_gpu_file(given["gpu_file"]) if given["gpu_file"] else None
     extra = load_price_file(given["prices"], [own] if own else []) if given["prices"] else []

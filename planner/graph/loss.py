@@ -94,17 +94,16 @@ def liger(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, divid
     losses = tape.fresh(hidden.shape[:-1], "fp32", False)
     tape.record("loss_per_token", (), losses)
     logits = tape.fresh((chunk, vocabulary), hidden.dtype, False)
-    tape.record("logits", (), logits)
+    # the products are those of the logits' dtype, so the clock must not see them at the fp32 loss
+    tape.record("logits", (), logits, flops=products * flops, moved=products * (hidden.nbytes + weight.nbytes))
     loss = tape.fresh((1,), "fp32", hidden.requires_grad or weight.requires_grad)
-    moved = products * (hidden.nbytes + weight.nbytes) + 2 * tokens * vocabulary * 2
     return tape.record(
         "fused_linear_cross_entropy",
         (hidden, weight, losses, logits, *kept),
         loss,
         saved=kept,
         gradients=gradients,
-        flops=products * flops,
-        moved=moved,
+        moved=2 * tokens * vocabulary * 2,
     )
 
 

@@ -50,8 +50,10 @@ def describe(parts: list[Part]) -> str:
             continue
         own = expand(name)
         fixed = [(a, f.name) for a, b in zip(own, parts, strict=True) for f in fields(a) if getattr(a, f.name) != f.default]
-        agree = all(getattr(b, f) == getattr(a, f) for a, b in zip(own, parts, strict=True) for c, f in fixed if c is a)
-        if agree and len(fixed) > most:
+        plain = len(own) == 1 and not fixed  # another name for a part as it is
+        sized = any(not isinstance(getattr(part, option), bool | str) for part, option in fixed)  # a size makes no new method
+        same = all(getattr(b, f) == getattr(a, f) for a, b in zip(own, parts, strict=True) for c, f in fixed if c is a)
+        if same and not plain and not sized and len(fixed) > most:
             best, most = name, len(fixed)
     if not best or _ambiguous(expand(best), parts):
         given = [_options(part) for part in parts]
@@ -69,6 +71,19 @@ def _ambiguous(own: list[Part], parts: list[Part]) -> bool:
 def expand(name: str) -> list[Part]:
     """The parts of a preset."""
     return [part for inner in _split(PRESETS[name], "+") for part in _term(inner, name)]
+
+
+def standing_alone() -> list[str]:
+    """Names that are a method as they are: they train something, and need no option."""
+    return [name for name in names() if _is_method(name)]
+
+
+def _is_method(name: str) -> bool:
+    try:
+        parse(name)
+    except InputError:
+        return False
+    return True
 
 
 def explicit(method: Method, separator: str = ",") -> str:

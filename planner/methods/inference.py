@@ -8,13 +8,18 @@ Not counted: the cache of the tokens before, which is the same with and without;
 from dataclasses import dataclass
 
 from tuneplan.planner.graph.tensor import BITS
+from tuneplan.planner.methods.formats import BLOCK_FORMATS
 from tuneplan.planner.methods.full import Full
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.methods.part import Part
 from tuneplan.planner.models.network import Network, build
 from tuneplan.planner.models.spec import ModelSpec
-from tuneplan.planner.timing.work import Work, network_work
+from tuneplan.planner.timing.work import DEQUANTIZED_BYTES, Work, network_work
 from tuneplan.planner.training.settings import Settings
+
+BASE = "quantized_base"
+"""The part that is the base itself, not something beside it."""
+RESTORING_KERNELS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,7 @@ class Inference:
     Attributes:
         merged: the work where everything that can be folded into the base is; None if a part cannot be.
         unmerged: the work with every part beside the base.
+        base: the work of the base alone.
         flops: FLOPs of a token that the parts add when they are not merged.
         moved_bytes: bytes that they read and write more for a token.
         launches: kernels that they start more.
@@ -31,10 +37,12 @@ class Inference:
         adapter_bytes: of those, what the method brought.
         cached_tokens: virtual tokens in the cache of every request.
         cached_bytes: their keys and values.
+        token_bytes: keys and values of one token of a request.
     """
 
     merged: Work | None
     unmerged: Work
+    base: Work
     flops: int
     moved_bytes: int
     launches: int
@@ -42,6 +50,7 @@ class Inference:
     adapter_bytes: int
     cached_tokens: int
     cached_bytes: int
+    token_bytes: int
 
 
 def inference(spec: ModelSpec, method: Method, dtype: str = "bf16") -> Inference:
@@ -49,9 +58,10 @@ def inference(spec: ModelSpec, method: Method, dtype: str = "bf16") -> Inference
     settings = Settings(micro_batch_size=1, seq_len=1, dtype=dtype, gradient_checkpointing="off", attention="flash")
     parts = tuple([part for p in method.parts if (part := p.at_inference()) is not None])
     served = _network(spec, parts, settings)
-    plain = _network(spec, tuple([p for p in parts if p.family == "quantized"]), settings)
+    plain = _network(spec, tuple([p for p in parts if p.label == BASE]), settings)
     tokens = sum(part.cached_tokens() for part in method.parts)
-    cached = tokens * _cached_bytes(served, dtype)
+    token_bytes = _cached_bytes(served, dtype)
+    cached = tokens * token_bytes
     unmerged = network_work(served, settings).forward
     unmerged.moved = unmerged.moved + cached
     base = network_work(plain, settings).forward
@@ -59,6 +69,7 @@ def inference(spec: ModelSpec, method: Method, dtype: str = "bf16") -> Inference
     return Inference(
         merged=base if method.mergeable else None,
         unmerged=unmerged,
+        base=base,
         flops=unmerged.flops - base.flops,
         moved_bytes=unmerged.total_moved - base.total_moved,
         launches=unmerged.launches - base.launches,
@@ -66,12 +77,25 @@ def inference(spec: ModelSpec, method: Method, dtype: str = "bf16") -> Inference
         adapter_bytes=sum(p.stored_bytes * p.count for p in served.parameters if p.adapter),
         cached_tokens=tokens,
         cached_bytes=cached,
+        token_bytes=token_bytes,
     )
 
 
 def _network(spec: ModelSpec, parts: tuple[Part, ...], settings: Settings) -> Network:
-    method = Method("served", parts or (Full(),))
-    return build(spec, method, settings)
+    """The network of one token.
+
+    A single token goes through a 4-bit layer by `gemv_4bit`, which reads the packed weight and makes no dense copy; scales
+    that are quantized too are restored by two kernels before it (bitsandbytes 0.50 autograd/_functions.py `matmul_4bit`).
+    """
+    network = build(spec, Method("served", parts or (Full(),)), settings)
+    nested = any(BLOCK_FORMATS[p.storage].nested for p in network.parameters if p.storage in BLOCK_FORMATS)
+    for run in network.runs:
+        for op in run.block.ops:
+            if op.name.endswith("linear_4bit") and op.scratch is not None:
+                op.moved = op.moved - 4 * int(op.scratch / DEQUANTIZED_BYTES)
+                op.scratch = None
+                op.launches += RESTORING_KERNELS if nested else 0
+    return network
 
 
 def _cached_bytes(network: Network, dtype: str) -> int:

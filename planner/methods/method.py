@@ -1,8 +1,12 @@
 """A method: parts that act together on one model."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tuneplan.planner.methods.part import Part, Weight
+
+if TYPE_CHECKING:
+    from tuneplan.planner.training.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,10 @@ class Method:
             if storage is not None:
                 return storage
         return dtype
+
+    def allows(self, settings: "Settings") -> bool:
+        """Whether every part can run under these settings."""
+        return all(part.allows(settings) for part in self.parts)
 
     def inputs_need_grad(self) -> bool:
         """Whether embeddings are made to require a gradient when gradient checkpointing is on."""

@@ -1,7 +1,7 @@
 """A frozen base in 4 or 8 bits for every linear layer but the head."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from tuneplan.planner.errors import InputError
@@ -56,3 +56,7 @@ class QuantizedBase(Part):
     def inputs_need_grad(self) -> bool:
         """`prepare_model_for_kbit_training` hooks the embeddings."""
         return True
+
+    def at_inference(self) -> Part:
+        """The same as it is loaded to answer: nothing is widened to fp32."""
+        return replace(self, prepare_kbit=False)

@@ -1,5 +1,7 @@
 """The answer of `plan` at a terminal: header, recommendation with its reason, plans, and what does not fit."""
 
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -7,7 +9,8 @@ from rich.text import Text
 from tuneplan.planner.cost import Price
 from tuneplan.planner.job import AUTO, Job
 from tuneplan.planner.methods.compose import explicit
-from tuneplan.planner.report.terminal import breakdown, facts, plan_levels
+from tuneplan.planner.report.terminal import breakdown, facts, plan_levels, savings_lines
+from tuneplan.planner.savings import Saving, best
 from tuneplan.planner.search import Answer, Plan, Rejected
 from tuneplan.planner.units import SECONDS_PER_HOUR, format_count, format_gib, format_seconds, format_usd
 
@@ -19,11 +22,12 @@ FIRST_FIGURE = 6
 _WORDS = {"cost": "cheapest", "time": "fastest", "memory": "smallest"}
 
 
-def render(answer: Answer, asked: str) -> RenderableType:
-    """The whole answer. `asked`: the model as the user named it."""
-    parts: list[RenderableType] = [_header(answer.job, asked), Text()]
+def render(answer: Answer, asked: str, savings: Sequence[Saving] = ()) -> RenderableType:
+    """The whole answer. `asked`: the model as the user named it; `savings`: switches of the recommended plan."""
+    parts: list[RenderableType] = [header(answer.job, asked), Text()]
     if answer.plans:
         parts += _recommendation(answer.plans[0], answer)
+        parts += savings_lines(best(savings))
         parts += [Text(), _table(answer.plans[:MOST_PLANS]), *_more(len(answer.plans) - MOST_PLANS)]
     else:
         parts.append(Text("Nothing that was asked for fits.", style="bold red"))
@@ -34,7 +38,8 @@ def render(answer: Answer, asked: str) -> RenderableType:
     return Group(*parts)
 
 
-def _header(job: Job, asked: str) -> Table:
+def header(job: Job, asked: str, methods: str | None = None) -> Table:
+    """What was asked, every default included. `methods`: in place of every method with its options."""
     s = job.settings
     arrow = f"{asked} -> {job.spec.id}" if asked != job.spec.id else job.spec.id
     targets = ", ".join(target.label for target in job.targets)
@@ -45,7 +50,7 @@ def _header(job: Job, asked: str) -> Table:
     return facts(
         [
             ("model", arrow),
-            ("methods", "; ".join(explicit(method, ", ") for method in job.methods)),
+            ("methods", methods or "; ".join(explicit(method, ", ") for method in job.methods)),
             ("GPUs", f"{targets if len(targets) < 200 else f'{len(job.targets)} kinds'} x {counts}"),
             (
                 "training",

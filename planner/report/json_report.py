@@ -1,21 +1,27 @@
 """Plans as the JSON document of `plan --json`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.job import Job
 from tuneplan.planner.methods.compose import explicit
+from tuneplan.planner.savings import Saving
 from tuneplan.planner.search import Answer, Plan, Rejected
 
 
-def answer_json(answer: Answer) -> dict[str, Any]:
-    """The whole answer: the request with every default, the plan that is recommended, all plans, and what cannot be."""
+def answer_json(answer: Answer, savings: Sequence[Saving] = ()) -> dict[str, Any]:
+    """The whole answer: the request with every default, the plan that is recommended, all plans, and what cannot be.
+
+    `savings`: what switches would save or cost the recommended plan.
+    """
     plans = [plan_json(plan) for plan in answer.plans]
     return {
         "request": job_json(answer.job),
         "recommended": plans[0] if plans else None,
         "plans": plans,
         "infeasible": [rejected_json(rejected) for rejected in answer.rejected],
+        "savings": [saving.to_json() for saving in savings],
     }
 
 

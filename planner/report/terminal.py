@@ -2,7 +2,8 @@
 
 import io
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -15,6 +16,7 @@ from tuneplan.planner.units import format_count, format_gib, format_seconds
 
 if TYPE_CHECKING:
     from tuneplan.planner.estimate import Estimate
+    from tuneplan.planner.savings import Saving
     from tuneplan.planner.search import Plan
 
 BAR_WIDTH = 32
@@ -108,6 +110,7 @@ def estimate_report(estimate: "Estimate") -> RenderableType:
         Text(),
         facts(_outcome(estimate)),
     ]
+    parts += savings_lines(estimate.savings)
     parts += [Text(f"! {warning}", style="yellow") for warning in estimate.warnings]
     return Group(*parts)
 
@@ -116,6 +119,29 @@ def _interval(estimate: "Estimate") -> str:
     around = estimate.interval
     low, high = format_gib(around.low_bytes), format_gib(around.high_bytes)
     return f"by the errors of published runs: {low} to {high}, with a chance of {100 * around.chance:.0f} % to be above"
+
+
+def savings_lines(savings: "Sequence[Saving]") -> list[RenderableType]:
+    """What switches would do, one a line; those that change nothing are left out."""
+    shown = [s for s in savings if s.saved_bytes or s.saved_seconds]
+    if not shown:
+        return []
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("switches, each alone", overflow="fold")
+    table.add_column("memory", justify="right", no_wrap=True)
+    table.add_column("time of an update", justify="right", no_wrap=True)
+    table.add_column("effect", no_wrap=True)
+    for saving in shown:
+        seconds = "-" if saving.saved_seconds is None else _change(saving.saved_seconds, format_seconds)
+        effect = f"{saving.switch.effect}{', does not fit' if saving.fits is False else ''}"
+        table.add_row(saving.switch.words, _change(saving.saved_bytes, format_gib), seconds, effect)
+    return [Text(), table]
+
+
+def _change(saved: float, shown: Callable[[Any], str]) -> str:
+    """A saving as a change: `-1.2 GiB` where that much is saved."""
+    text = shown(abs(saved))
+    return "0" if text.split()[0].strip("0.") == "" else f"{'-' if saved > 0 else '+'}{text}"
 
 
 def _loop(settings: Settings) -> str:

@@ -94,7 +94,7 @@ def check(outcome: Any, as_json: bool) -> None:
 
 
 def finite(value: Any, where: str) -> None:
-    """Every number of a document is finite and not negative."""
+    """Every number of a document is finite and, but for what a switch saves, not negative."""
     if isinstance(value, dict):
         for key, inner in value.items():
             finite(inner, f"{where}.{key}")
@@ -103,7 +103,7 @@ def finite(value: Any, where: str) -> None:
             finite(inner, where)
     elif isinstance(value, float | int):
         assert math.isfinite(value), where
-        assert value >= 0, where
+        assert value >= 0 or where.startswith(".savings."), where
 
 
 @FUZZ
@@ -248,3 +248,11 @@ def test_capacity(plan: Any, tmp_path_factory: Any, line: int, value: str) -> No
     outcome = plan("capacity", str(path), "--horizon", "2 months")
     assert outcome.code in (0, 1, 2)
     assert (outcome.out == "") == (outcome.code == 2)
+
+
+@settings(FUZZ, max_examples=25)
+@given(words=pairs([o for o in SEARCH if o not in ("--method", "--gpu", "--model")]), methods=METHODS, flags=FLAGS)
+def test_compare(plan: Any, words: list[str], methods: str, flags: list[str]) -> None:
+    """Random methods and options of a comparison."""
+    arguments = ["--model", "7b", "--gpu", "a100-80g", "--global-batch-size", "4", "--methods", methods, *words, *flags]
+    check(plan("compare", *arguments), "--json" in flags)

@@ -62,7 +62,7 @@ def test_json_contract(plan: Any, arguments: tuple[str, ...]) -> None:
     result = plan(*arguments, "--json")
     assert "" == result.err
     document = result.json()
-    assert ["schema_version", "request", "recommended", "plans", "infeasible"] == list(document)
+    assert ["schema_version", "request", "recommended", "plans", "infeasible", "savings"] == list(document)
     assert 1 == document["schema_version"]
     assert document["recommended"] == document["plans"][0]
     for item in document["plans"]:
