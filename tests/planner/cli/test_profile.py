@@ -43,7 +43,7 @@ def test_json_contract(plan: Any, write_config: Any) -> None:
     estimated = plan("estimate", "--model", write_config(), *same, "--json").json()
 
     assert (1, "measured") == (document["schema_version"], document["source"])
-    assert set(estimated) - {"interval"} <= set(document)
+    assert set(estimated) - {"interval", "savings"} <= set(document)
     assert estimated["parameters"] == document["parameters"]
     assert {"load", "forward", "backward", "optimizer_step"} == set(document["phases"])
     assert document["peak"]["allocated_bytes"] == document["phases"][document["peak"]["phase"]]["peak_bytes"]

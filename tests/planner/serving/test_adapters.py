@@ -39,6 +39,10 @@ def test_prefixes_live_in_the_cache() -> None:
     assert (30 * 2 * 4096 * 32 * 2, False) == (adapter.nbytes, adapter.mergeable)
 
 
+NOT_FOR_QWEN2 = ("adaption_prompt", "modules_to_save", "xattn")
+"""Other families, a head or an encoder that Qwen2.5-0.5B does not have."""
+
+
 @pytest.mark.parametrize("method", [name for name in names() if name != "full"])
 def test_every_method_with_an_adapter(method: str) -> None:
     """Bytes are positive, and only methods that train the base alone have none."""
@@ -50,7 +54,8 @@ def test_every_method_with_an_adapter(method: str) -> None:
         refused = ""
         assert adapter.nbytes > 0
         assert adapter.flops_per_token >= 0
-    assert refused == "" or "has no adapter" in refused or "nothing by itself" in refused
+    expected = method in NOT_FOR_QWEN2 or "has no adapter" in refused or "nothing by itself" in refused
+    assert refused == "" or expected
 
 
 def test_full_has_no_adapter() -> None:
