@@ -17,7 +17,6 @@ from typing import Any
 
 from tuneplan.planner.memory import step_memory
 from tuneplan.planner.methods.compose import parse
-from tuneplan.planner.methods.registry import names
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.lookup import find as find_model
 from tuneplan.planner.models.network import build
@@ -26,13 +25,20 @@ from tuneplan.planner.training.optimizers import OPTIMIZERS
 from tuneplan.planner.training.optimizers import find as find_optimizer
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.units import GIB
-from tuneplan.profiling.methods import has_real_code
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "granite")
 STEP_PHASES = ("forward", "backward", "optimizer_step")
 REFUSES_CHECKPOINTING = ("prefix_tuning",)
 TABLES = ("small", "large")
-NOT_ALONE = ("quantized_base",)
+_TWO = ("llama", "qwen2")
+METHODS = {
+    **dict.fromkeys(("full", "lora", "qlora"), FAMILIES),
+    **dict.fromkeys(("dora", "rslora", "lora_fa", "adalora", "vera", "loha", "lokr", "oft", "boft", "fourierft", "miss"), _TWO),
+    **dict.fromkeys(("ia3", "ln_tuning", "prompt_tuning", "p_tuning", "prefix_tuning", "llm_int8", "partial_layers"), _TWO),
+    "bitfit": ("qwen2",),
+    "adaption_prompt(adapter_layers=2)": ("llama", "mistral"),
+}
+"""Methods, by the families that they are checked on: those with biases, those that PEFT adapts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +113,10 @@ def small(model_type: str) -> dict[str, Any]:
 
 def small_cases() -> list[Case]:
     """Every method that PEFT builds on two families, the common ones on all, and each other option once or twice."""
-    methods = [name for name in names() if name not in NOT_ALONE and all(map(has_real_code, parse(name).parts))]
     cases = [
         Case(family, method, gradient_checkpointing=checkpointing)
-        for method in methods
-        for family in (FAMILIES if method in ("full", "lora", "qlora") else ("llama", "qwen2"))
+        for method, families in METHODS.items()
+        for family in families
         for checkpointing in ("off", "non-reentrant")
         if not (checkpointing != "off" and method in REFUSES_CHECKPOINTING)
     ]
