@@ -11,6 +11,7 @@ import click
 COMMANDS = {
     "estimate": "One configuration, in full.",
     "trace": "The same from the real transformers and PEFT code, without a GPU.",
+    "check": "Memory regressions: a repository's cases against its baseline.",
     "models": "The models that are known by name.",
     "gpus": "The GPUs and instances that are known by name.",
     "methods": "The fine-tuning methods.",

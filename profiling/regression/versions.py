@@ -1,0 +1,16 @@
+"""Versions of what allocates: a change of them may change the memory of the same code."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
+
+
+def installed() -> dict[str, str]:
+    """By package, without the local part (`+cpu`), which changes no byte of a trace; those that are missing are left out."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package).split("+")[0]
+        except PackageNotFoundError:
+            continue
+    return found
