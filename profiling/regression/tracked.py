@@ -9,7 +9,7 @@ from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.profiling.regression.reading import Place, Reading
 from tuneplan.profiling.tracker import Allocation, StorageTracker
 
-_OWN = str(Path(__file__).parents[1])
+_OWN = str(Path(__file__).parents[2])
 _LIBRARY_FOLDERS = ("site-packages", "dist-packages")
 Line = tuple[CodeType, int]
 
@@ -46,8 +46,8 @@ class ProjectTracker(StorageTracker):
 def in_project(filename: str, root: Path) -> bool:
     """Whether a file is the user's own: under the root, and no installed library or part of this package."""
     path = Path(filename)
-    own = filename.startswith((_OWN, "<")) or any(folder in path.parts for folder in _LIBRARY_FOLDERS)
-    return not own and path.is_relative_to(root) and not path.is_relative_to(sys.prefix)
+    foreign = filename.startswith((_OWN, "<")) or any(folder in path.parts for folder in _LIBRARY_FOLDERS)
+    return not foreign and path.is_relative_to(root) and not path.is_relative_to(sys.prefix)
 
 
 def short_path(filename: str, root: Path) -> str:
@@ -57,8 +57,6 @@ def short_path(filename: str, root: Path) -> str:
         if folder in path.parts:
             last = len(path.parts) - 1 - path.parts[::-1].index(folder)
             return "/".join(path.parts[last + 1 :])
-    if path.is_relative_to(_OWN):
-        return f"tuneplan/profiling/{path.relative_to(_OWN).as_posix()}"
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
@@ -169,9 +167,14 @@ def _places(
 
 def _function(a: Allocation, root: Path) -> str:
     code, _ = a.site
-    return f"{short_path(code.co_filename, root)}:{code.co_name}" if code is not None else ""
+    return f"{short_path(code.co_filename, root)}:{code.co_name}" if code is not None and not _own(code) else ""
 
 
 def _line(site: tuple[CodeType | None, int], root: Path) -> str:
     code, number = site
-    return f"{short_path(code.co_filename, root)}:{number}" if code is not None else ""
+    return f"{short_path(code.co_filename, root)}:{number}" if code is not None and not _own(code) else ""
+
+
+def _own(code: CodeType) -> bool:
+    """Whether it is this package's: what runs a planned step is not what asks for memory."""
+    return code.co_filename.startswith(_OWN)
