@@ -1,6 +1,6 @@
 """LoRA fine-tuning of a small causal language model, as a script of one's own: model, adapters, loop.
 
-`python train.py` runs it on the CPU with random tokens; `plan check` builds the same step to hold its memory against the baseline.
+`python train.py` runs it on the CPU with random tokens; `plan check` holds the memory of the same step against a baseline.
 """
 
 from collections.abc import Iterator

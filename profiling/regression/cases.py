@@ -128,7 +128,7 @@ class Case:
 
     def asked(self, root: Path) -> tuple[Asked, Path | None, str]:
         """The step, the PEFT config and the task of a case with words. Raises InputError."""
-        given = {p.name: p.get_default(click.Context(_words)) for p in _words.params if p.name is not None}
+        given: dict[str, Any] = {p.name: p.get_default(click.Context(_words)) for p in _words.params if p.name is not None}
         by_word = {_word(p): p for p in _words.params}
         for word, value in self.words.items():
             parameter = by_word[word]
@@ -233,9 +233,10 @@ def read_table(path: Path) -> dict[str, Any]:
         number = text.count("\n", 0, conflict.start()) + 1
         raise InputError(f"{path}:{number} is in the middle of a merge conflict; resolve it, then run plan check --update")
     try:
-        return tomllib.loads(text)
+        table: dict[str, Any] = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}; correct it by hand or from version control") from error
+    return table
 
 
 def complaint(error: ValidationError, known: Iterable[str] = ()) -> str:

@@ -41,9 +41,7 @@ class Outcome:
         return check_report(self.checked)
 
 
-def run_check(
-    names: Sequence[str], config: Path | None, update: bool, junit: Path | None, summary: Path | None
-) -> Outcome:
+def run_check(names: Sequence[str], config: Path | None, update: bool, junit: Path | None, summary: Path | None) -> Outcome:
     """Check or record the cases, and write the files that were asked for; on GitHub Actions its summary and annotations too.
 
     Args:

@@ -151,9 +151,8 @@ def new_bytes(reading: Reading, recorded: Recorded, grown: Sequence[str]) -> lis
                 found.append(NewBytes(place, extra, _how(place, before.get(place.key))))
     if not found:  # no place grew: something lives longer, so that two things that took turns now overlap
         more = {name: size - recorded.at_peak.get(name, 0) for name, size in reading.at_peak.items()}
-        for place in reading.peak_places:
-            if more.get(place.category, 0) > 0:
-                found.append(NewBytes(place, min(place.size_bytes, more[place.category]), "alive at the peak, which it was not"))
+        late = [place for place in reading.peak_places if more.get(place.category, 0) > 0]
+        found = [NewBytes(p, min(p.size_bytes, more[p.category]), "alive at the peak, which it was not") for p in late]
     return sorted(found, key=lambda new: -new.extra_bytes)
 
 
@@ -170,9 +169,7 @@ def _moved(versions: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
     return [f"{name} {old} -> {new}" for name, old, new in pairs if old != new]
 
 
-def _causes(
-    case: Case, reading: Reading, recorded: Recorded, found: Sequence[NewBytes], moved: Sequence[str]
-) -> list[str]:
+def _causes(case: Case, reading: Reading, recorded: Recorded, found: Sequence[NewBytes], moved: Sequence[str]) -> list[str]:
     """What explains the growth: a fact that changed, a loop that keeps things, other versions."""
     causes = []
     for name in sorted({*reading.facts, *recorded.facts}):
@@ -194,7 +191,7 @@ def _causes(
         elif not causes and 2 * own < whole:
             causes.insert(0, f"versions changed: {', '.join(moved)}; the new bytes are in library code: the likely cause")
         else:
-            causes.append(f"versions changed too: {', '.join(moved)}; what is said above explains it first")
+            causes.append(f"versions changed too: {', '.join(moved)}; the first to look at is the code above")
     return causes
 
 

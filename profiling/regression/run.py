@@ -76,7 +76,9 @@ def _on_gpu(subject: Any) -> Reading:
     import torch
 
     if not torch.cuda.is_available():
-        raise InputError("the case is to run on a GPU, and torch sees none here; use device = 'meta' or 'cpu', or another machine")
+        raise InputError(
+            "the case is to run on a GPU, and torch sees none here; use device = 'meta' or 'cpu', or another machine"
+        )
     try:
         measure = import_module("tuneplan.profiling.measure").measure
     except ImportError as error:

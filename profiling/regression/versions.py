@@ -7,10 +7,12 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 def installed() -> dict[str, str]:
     """By package, without the local part (`+cpu`), which changes no byte of a trace; those that are missing are left out."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package).split("+")[0]
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {package: _version(package) for package in PACKAGES}
+    return {package: number for package, number in found.items() if number}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package).split("+")[0]
+    except PackageNotFoundError:
+        return ""

@@ -154,7 +154,7 @@ def _seed() -> None:
 
 
 def _as_on_a_card() -> None:
-    """transformers' sdpa allocates what CUDA's kernels would; the meta device has only the slow one."""
+    """The sdpa of transformers allocates what CUDA's kernels would; the meta device has only the slow one."""
     try:
         from transformers import AttentionInterface
 
