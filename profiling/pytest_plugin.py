@@ -41,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def track_memory(request: pytest.FixtureRequest) -> TrackMemory:
-    """Give the block that tracks: write with track_memory(model) as m, then look at m.peak_bytes.
+    """What a test calls as a context manager: `with` it `as m`, and `m.peak_bytes` is the most that was alive.
 
     Arguments of the block: a model or several (weights count, modules are named), optimizer, device. Without a model only what
     the block allocates counts. Skips the test where torch is missing.

@@ -33,7 +33,7 @@ class Recorded(BaseModel):
     phase: str
     op: str
     kept_per_step_bytes: Annotated[int, Field(strict=True)]
-    settings: dict[str, Value]
+    settings: dict[str, Value] = {}
     facts: dict[str, bool | int | str] = {}
     at_peak: dict[str, Bytes]
     highest: dict[str, Bytes]

@@ -59,7 +59,7 @@ def _run(command: list[str], root: Path, case: Case) -> tuple[int, str]:
         except subprocess.TimeoutExpired:
             raise InputError(
                 f"{case.entry_point} was not done after {case.time_limit_seconds:g} s and was stopped; make the step smaller or "
-                f"raise time_limit_seconds of case {case.name}"
+                f"raise time_limit_seconds"
             ) from None
         finally:
             with suppress(ProcessLookupError, PermissionError):

@@ -70,7 +70,7 @@ def test_broken_files(tmp_path: Path, old: str, new: str, message: str) -> None:
 
 def test_missing(tmp_path: Path) -> None:
     """The first run says how to record."""
-    with pytest.raises(InputError, match="no baseline .* yet; run plan check --update"):
+    with pytest.raises(InputError, match=r"no baseline .* yet; run plan check --update"):
         read(tmp_path / "baseline.toml")
 
 

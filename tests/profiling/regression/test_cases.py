@@ -16,10 +16,10 @@ CASE = '[cases.a]\nentry_point = "train.py:build"\n'
 
 def test_own_file_before_the_shared_one(tmp_path: Path) -> None:
     """tuneplan.toml is found first, then [tool.tuneplan] of pyproject.toml; neither is an error that says what to write."""
-    with pytest.raises(InputError, match="neither a tuneplan.toml nor"):
+    with pytest.raises(InputError, match=r"neither a tuneplan\.toml nor"):
         find(tmp_path)
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "x"\n')
-    with pytest.raises(InputError, match="neither a tuneplan.toml nor"):
+    with pytest.raises(InputError, match=r"neither a tuneplan\.toml nor"):
         find(tmp_path)
     (tmp_path / "pyproject.toml").write_text('[tool.tuneplan.cases.a]\nmodel = "7b"\n')
     assert tmp_path / "pyproject.toml" == find(tmp_path)

@@ -83,7 +83,8 @@ def test_a_component_that_grew_behind_the_peak(tmp_path: Path) -> None:
 def test_what_lives_longer(tmp_path: Path) -> None:
     """Where no place grew but two overlap now, the one that is alive at the peak and was not is named."""
     gradients = place(256, "gradients")
-    before = reading(place(512), highest={"activations": 512, "gradients": 256})
+    apart = {"activations": (place(512),), "gradients": (gradients,)}
+    before = reading(place(512), highest={"activations": 512, "gradients": 256}, places=apart)
     now = reading(place(512), gradients)
     found = compared(case(tmp_path), before, now)
 
