@@ -37,7 +37,8 @@ def command(
 
     with profiling_needs("plan check"):
         from tuneplan.profiling.regression.command import run_check
-    outcome = run_check(cases, config, update, junit, markdown)
+
+        outcome = run_check(cases, config, update, junit, markdown)
     if as_json:
         click.echo(document.text(outcome.to_json()))
     else:

@@ -11,7 +11,6 @@ import click
 from rich.console import RenderableType
 
 from tuneplan.planner.errors import InputError
-from tuneplan.profiling.command import quiet
 from tuneplan.profiling.files import write_atomic
 from tuneplan.profiling.regression.cases import find
 from tuneplan.profiling.regression.check import Checked, check
@@ -54,7 +53,6 @@ def run_check(names: Sequence[str], config: Path | None, update: bool, junit: Pa
     Raises:
         InputError: the cases or the baseline cannot be used, or a file cannot be written.
     """
-    quiet()
     path = config if config is not None else find(Path.cwd())
     interactive = sys.stderr.isatty()
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ def run_entry(case: Case, root: Path) -> Reading:
     Raises:
         InputError: the entry point cannot be found, raises, gives something else, ends its process or exceeds its time.
     """
+    if find_spec("torch") is None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
     with tempfile.TemporaryDirectory(prefix="plan-check-") as folder:
         answer = Path(folder) / "answer.json"
         request = {"entry_point": case.entry_point, "device": case.device, "root": str(root), "answer": str(answer)}

@@ -29,11 +29,12 @@ def _planned(case: Case, root: Path) -> Reading:
     import torch
 
     from tuneplan.profiling.build import build
-    from tuneplan.profiling.command import subject_of
+    from tuneplan.profiling.command import quiet, subject_of
     from tuneplan.profiling.regression.tracked import read
     from tuneplan.profiling.step import STEP_PHASES, trace_step
     from tuneplan.profiling.trace import count, trace
 
+    quiet()
     subject = subject_of(*case.asked(root))
     if case.device == "gpu":
         return _on_gpu(subject)
