@@ -133,7 +133,7 @@ class LiveMemory:
         self._block.close()
         self.peak_bytes = max(self.peak_bytes, self._peak())
         self.done += 1
-        if self.over:
+        if self.done == self.steps:
             self._verdict()
 
     def close(self) -> None:
@@ -153,8 +153,8 @@ class LiveMemory:
     def _saw(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = next((kwargs[name] for name in _TOKENS if kwargs.get(name) is not None), args[0] if args else None)
         if isinstance(given, torch.Tensor):
-            tokens = given.shape[0] * (given.shape[1] if given.dim() in (2, 3) else 1)
-            self.largest_tokens = max(self.largest_tokens, tokens)
+            a_sequence = given.dim() == 3 or (given.dim() == 2 and not given.is_floating_point())
+            self.largest_tokens = max(self.largest_tokens, given.shape[0] * (given.shape[1] if a_sequence else 1))
 
     @property
     def fixed_bytes(self) -> int:

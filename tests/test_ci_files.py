@@ -1,4 +1,4 @@
-"""The files for other repositories' CI: the action, the pre-commit hook and the workflow of the docs, run in a scratch repository."""
+"""The files for the CI of others: the action, the pre-commit hook and the workflow of the docs, run in a scratch repository."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import pytest
 yaml = pytest.importorskip("yaml")
 pytest.importorskip("torch")
 
-from regressions import ROOT, run
+from regressions import ROOT, run  # noqa: E402
 
 SCRIPT = """
 import torch
@@ -82,7 +82,7 @@ def test_the_action(repository: Path, tmp_path: Path) -> None:
     worse = shell(folder, step["run"], {**inputs(action, cases="step", junit="junit.xml"), **github})
     assert 1 == worse.returncode
     assert "::error file=training/train.py,line=10,title=Memory of step" in worse.stderr
-    assert "_to_copy.default" in page.read_text()
+    assert "\\_to\\_copy.default" in page.read_text()
     assert 'tests="1" failures="1"' in (folder / "junit.xml").read_text()
 
 
