@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,8 @@ def _planned(case: Case, root: Path) -> Reading:
     import torch
 
     from tuneplan.profiling.build import build
-    from tuneplan.profiling.command import quiet, subject_of
+    from tuneplan.profiling.command import subject_of
+    from tuneplan.profiling.quiet import quiet
     from tuneplan.profiling.regression.tracked import read
     from tuneplan.profiling.step import STEP_PHASES, trace_step
     from tuneplan.profiling.trace import count, trace
@@ -80,13 +80,11 @@ def _on_gpu(subject: Any) -> Reading:
         raise InputError(
             "the case is to run on a GPU, and torch sees none here; use device = 'meta' or 'cpu', or another machine"
         )
-    try:
-        measure = import_module("tuneplan.profiling.measure").measure
-    except ImportError as error:
-        raise InputError(f"steps on a GPU cannot be measured by this version ({error}); use device = 'meta'") from error
+    from tuneplan.profiling.measure import measure
+
     seen = measure(subject, torch.device("cuda"))
     if seen.failure is not None:
-        raise InputError(f"the step on the GPU ended early: {seen.failure}; use a smaller batch")
+        raise InputError(f"the step on the GPU ended early: {seen.failure.line}; use a smaller batch")
     names = [name for name in ("forward", "backward", "optimizer_step") if name in seen.phases]
     components = {k: v for k, v in seen.components.items() if k != "runtime"}
     return Reading(
