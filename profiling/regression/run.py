@@ -83,8 +83,9 @@ def _on_gpu(subject: Any) -> Reading:
     from tuneplan.profiling.measure import measure
 
     seen = measure(subject, torch.device("cuda"))
-    if seen.failure is not None:
-        raise InputError(f"the step on the GPU ended early: {seen.failure.line}; use a smaller batch")
+    if seen.failure is not None or seen.counts is None:
+        reason = seen.failure.line if seen.failure is not None else "nothing was counted"
+        raise InputError(f"the step on the GPU ended early: {reason}; use a smaller batch")
     names = [name for name in ("forward", "backward", "optimizer_step") if name in seen.phases]
     components = {k: v for k, v in seen.components.items() if k != "runtime"}
     return Reading(
