@@ -144,3 +144,14 @@ def test_a_real_step_on_the_cpu(folder: Path, plan: Any) -> None:
     found = {change["name"]: change["bytes"] for change in outcome.json()["cases"][0]["changes"]}
     assert found["activations"] > 0
     assert found["weights"] < found["peak"]
+
+
+def test_an_adapter_config(folder: Path, plan: Any) -> None:
+    """A case may bring an adapter_config.json, relative to the file of cases."""
+    adapter = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter), encoding="utf-8")
+    write(folder, '[cases.a]\nmodel = "config.json"\npeft_config = "adapter_config.json"\nseq_len = 32\n')
+
+    assert 0 == plan("check", "--update").code
+    assert b"trainable_parameters = 8192\n" in baseline(folder)
+    assert 0 == plan("check").code
