@@ -138,7 +138,7 @@ class Case:
             raise InputError(f"case {self.name} names no model; give it model = ... or entry_point = ...")
         if (root / model).exists():
             given["model"] = str(root / model)
-        if given["peft_config"]:
+        if given["peft_config"] is not None:
             given["peft_config"] = str(root / given["peft_config"])
         try:
             return asked(given), given["task"]

@@ -83,9 +83,11 @@ def _on_gpu(subject: Any) -> Reading:
     from tuneplan.profiling.measure import measure
 
     seen = measure(subject, torch.device("cuda"))
-    if seen.failure is not None or seen.counts is None:
-        reason = seen.failure.line if seen.failure is not None else "nothing was counted"
-        raise InputError(f"the step on the GPU ended early: {reason}; use a smaller batch")
+    counts = seen.counts
+    if seen.failure is not None or counts is None:
+        raise InputError(
+            f"the step on the GPU ended early: {seen.failure.line if seen.failure else 'no model'}; use a smaller batch"
+        )
     names = [name for name in ("forward", "backward", "optimizer_step") if name in seen.phases]
     components = {k: v for k, v in seen.components.items() if k != "runtime"}
     return Reading(
@@ -95,5 +97,5 @@ def _on_gpu(subject: Any) -> Reading:
         at_peak=components,
         highest=components,
         phases={name: seen.phases[name].peak_bytes for name in names},
-        facts={"parameters": seen.counts.total, "trainable_parameters": seen.counts.trainable},
+        facts={"parameters": counts.total, "trainable_parameters": counts.trainable},
     )

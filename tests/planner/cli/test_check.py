@@ -63,26 +63,34 @@ def test_a_larger_model(folder: Path, plan: Any) -> None:
 
 def test_other_versions_are_named_as_the_cause(folder: Path, plan: Any) -> None:
     """A baseline of another torch, and fewer bytes: the version is the cause."""
-    text = baseline(folder).decode()
-    activations = next(line for line in text.splitlines() if "layers.*.mlp.act_fn" in line)
-    size = int(activations.rsplit(" = ", 1)[1])
-    lines = []
-    for line in text.replace('torch = "2', 'torch = "1').splitlines():
-        name, _, value = line.partition(" = ")
-        grown = name in ("peak_bytes", "activations") and int(value) > size
-        lines.append(f"{name} = {int(value) - size}" if grown else line)
-    (folder / "tuneplan-baseline.toml").write_text("\n".join(line for line in lines if "mlp.act_fn" not in line) + "\n")
+    from tuneplan.profiling.regression.baseline import Baseline, read
+    from tuneplan.profiling.regression.baseline import write as record
+
+    path = folder / "tuneplan-baseline.toml"
+    before = read(path)
+    a = before.cases["a"]
+    name, size = next((n, s) for n, s in a.places["activations"].items() if "mlp.act_fn" in n)
+    less = a.model_copy(
+        update={
+            "peak_bytes": a.peak_bytes - size,
+            "at_peak": {**a.at_peak, "weights": a.at_peak["weights"] - size},
+            "highest": {**a.highest, "activations": a.highest["activations"] - size},
+            "places": {**a.places, "activations": {n: s for n, s in a.places["activations"].items() if n != name}},
+        }
+    )
+    record(path, Baseline({**before.versions, "torch": "1.0"}, {**before.cases, "a": less}), "tuneplan.toml")
     outcome = plan("check", "a", "--json")
 
     assert (1, "") == (outcome.code, outcome.err)
-    assert "versions changed: torch 1" in outcome.json()["cases"][0]["causes"][0]
+    assert "versions changed: torch 1.0 -> " in outcome.json()["cases"][0]["causes"][0]
+    assert ["mlp.act_fn"] == [new["module"][-10:] for new in outcome.json()["cases"][0]["new_bytes"]]
     assert "that is the cause" in outcome.json()["cases"][0]["causes"][0]
 
 
 def test_a_case_that_was_removed(folder: Path, plan: Any) -> None:
     """The baseline remembers it: an error until it is updated."""
     write(folder, CASE.format(name="a", length=64))
-    refuse(plan("check"), "remembers b, which tuneplan.toml no longer has", "plan check --update")
+    refuse(plan("check"), "remembers b, which ", "no longer has", "plan check --update")
 
     assert 0 == plan("check", "--update").code
     assert b"cases.b" not in baseline(folder)
@@ -136,3 +144,14 @@ def test_a_real_step_on_the_cpu(folder: Path, plan: Any) -> None:
     found = {change["name"]: change["bytes"] for change in outcome.json()["cases"][0]["changes"]}
     assert found["activations"] > 0
     assert found["weights"] < found["peak"]
+
+
+def test_an_adapter_config(folder: Path, plan: Any) -> None:
+    """A case may bring an adapter_config.json, relative to the file of cases."""
+    adapter = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter), encoding="utf-8")
+    write(folder, '[cases.a]\nmodel = "config.json"\npeft_config = "adapter_config.json"\nseq_len = 32\n')
+
+    assert 0 == plan("check", "--update").code
+    assert b"trainable_parameters = 8192\n" in baseline(folder)
+    assert 0 == plan("check").code
