@@ -71,7 +71,6 @@ class Result:
         new_bytes: who holds what is new, most bytes first.
         causes: in words, the most certain first.
         message: of an error, or what was recorded.
-        device: on which it ran.
     """
 
     case: Case
