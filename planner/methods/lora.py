@@ -87,8 +87,10 @@ class Lora(Targeted):
         """The same without dropout."""
         return replace(self, lora_dropout=0.0)
 
-    def peft_config(self) -> dict[str, Any]:
-        """`LoraConfig` of peft 0.21."""
+    def peft_config(self) -> dict[str, Any] | None:
+        """`LoraConfig` of peft 0.21; PEFT has no gates and no adapters of earlier tasks."""
+        if self.gate or self.frozen_tasks:
+            return None
         return {
             "peft_type": "LORA",
             **self.peft_targets(),

@@ -118,13 +118,13 @@ PATTERNS: dict[str, Pattern] = {
         "shifted sparse attention, position interpolation",
     ),
     "mam": Pattern(
-        "prefix_tuning(num_virtual_tokens=30,prefix_projection=true,encoder_hidden_size=512)"
+        "prefix_tuning(num_virtual_tokens=30,prefix_projection=true,encoder_hidden_size=800)"
         "+bottleneck_adapter(is_parallel=true,mh_adapter=false,reduction_factor=2)",
         "hybrid",
         "He et al. 2022, Towards a Unified View of Parameter-Efficient Transfer Learning, section 4.6",
     ),
     "unipelt": Pattern(
-        "lora(target_modules=q_proj,v_proj)+prefix_tuning(num_virtual_tokens=10)"
+        "lora(target_modules=q_proj,v_proj)+prefix_tuning(num_virtual_tokens=10,prefix_projection=true,encoder_hidden_size=512)"
         "+bottleneck_adapter(mh_adapter=false,non_linearity=swish)",
         "hybrid",
         "Mao et al. 2022, UniPELT, section 3",

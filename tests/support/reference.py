@@ -141,7 +141,36 @@ class MaskedChange(nn.Module):
         return nn.functional.linear(x, weight, self.inner.bias)
 
 
-LINEAR = {"qa_lora": Pooled, "diff_pruning": MaskedChange}
+class Signs(nn.Module):
+    """Liu et al. 2024, equation 1: the base beside the scaled signs of the change."""
+
+    def __init__(self, inner: nn.Linear, part: Any) -> None:
+        super().__init__()
+        self.inner = inner
+        count = -(-inner.weight.numel() // 8)
+        self.register_buffer("signs", torch.zeros(count, dtype=torch.uint8, device=inner.weight.device))
+        self.delta_scale = nn.Parameter(torch.zeros(1, dtype=inner.weight.dtype, device=inner.weight.device))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        signs = torch.empty_like(self.inner.weight, requires_grad=False)
+        y: torch.Tensor = self.inner(x)
+        return y + nn.functional.linear(x, signs) * self.delta_scale
+
+
+class RowScales(nn.Module):
+    """Kim et al. 2023, equation 2, on a dense weight: only the scales of the rows are trained."""
+
+    def __init__(self, inner: nn.Linear, part: Any) -> None:
+        super().__init__()
+        self.inner = inner
+        self.scale = nn.Parameter(torch.ones_like(inner.weight[:, :1]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.inner.weight * self.scale
+        return nn.functional.linear(x, weight, self.inner.bias)
+
+
+LINEAR = {"qa_lora": Pooled, "diff_pruning": MaskedChange, "bitdelta": Signs, "peqa": RowScales}
 
 
 def install(model: Any, method: Method) -> None:
@@ -163,6 +192,8 @@ def install(model: Any, method: Method) -> None:
                 for name in ("input_layernorm", "post_attention_layernorm"):
                     norm = getattr(layer, name)
                     setattr(layer, name, ScaleShift(norm, norm.weight.shape[0], norm.weight.dtype))
+        elif getattr(part, "gate", False):
+            _linear(model, lambda inner, part=part: Gated(inner, part))
         elif part.label in LINEAR:
             _linear(model, lambda inner, part=part: LINEAR[part.label](inner, part))
 
@@ -178,11 +209,6 @@ def update_in_backward(model: Any) -> None:
 
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(update)
-
-
-def gate(model: Any, part: Any) -> None:
-    """SoRA's gated adapters on every linear layer."""
-    _linear(model, lambda inner: Gated(inner, part))
 
 
 def _adapters(model: Any, part: Any) -> None:
