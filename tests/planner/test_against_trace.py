@@ -21,7 +21,6 @@ from tuneplan.planner.training.settings import Settings
 
 pytestmark = pytest.mark.traced
 
-PEAK_TOLERANCE = 0.001
 PHASE_TOLERANCE = 0.0075
 
 BASE = Settings(micro_batch_size=2, seq_len=256, gradient_checkpointing="off")
@@ -31,15 +30,7 @@ METHODS = ("full", "lora", LORA_QV, "qlora", "qlora(prepare_kbit=false)", "qlora
 
 def check(case: Case) -> None:
     """Phase by phase and at the peak, and the parameter counts exactly."""
-    network, memory = side_by_side.estimated(case)
-    model, trace = side_by_side.traced(case)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-    assert trainable == network.trainable_parameters
-    for name, phase in trace.phases.items():
-        assert phase.peak_bytes == pytest.approx(memory.phases[name].peak_bytes, rel=PHASE_TOLERANCE), name
-    highest = max(memory.phases[name].peak_bytes for name in trace.phases)
-    assert trace.peak_bytes == pytest.approx(highest, rel=PEAK_TOLERANCE)
+    side_by_side.check(case, phases=PHASE_TOLERANCE)
 
 
 @pytest.mark.parametrize("checkpointing", ["off", "non-reentrant", "reentrant"])

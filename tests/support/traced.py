@@ -23,6 +23,7 @@ from tuneplan.profiling import attention  # noqa: E402
 from tuneplan.profiling.build import build as build_real  # noqa: E402
 from tuneplan.profiling.step import StepTrace, trace_step  # noqa: E402
 from tuneplan.profiling.subject import Subject  # noqa: E402
+from tuneplan.profiling.trace import count  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,17 @@ def traced(case: Case, device: str = "meta") -> tuple[Any, StepTrace]:
     built = build_real(subject, attention.NAMES[case.settings.attention], device, adapt)
     trace = trace_step(built, case.settings, accumulation=2 if case.settings.accumulating else 1)
     return built.model, trace
+
+
+def check(case: Case, device: str = "meta", tolerance: float = 0.001, phases: float = 0.005) -> None:
+    """Phase by phase and at the peak, and the parameter counts exactly."""
+    network, memory = estimated(case)
+    model, trace = traced(case, device)
+    counts = count(model)
+    assert (counts.total, counts.trainable) == (network.total_parameters, network.trainable_parameters)
+    for name, phase in trace.phases.items():
+        assert phase.peak_bytes == pytest.approx(memory.phases[name].peak_bytes, rel=phases), name
+    assert trace.peak_bytes == pytest.approx(max(memory.phases[name].peak_bytes for name in trace.phases), rel=tolerance)
 
 
 def small(model_type: str = "llama", **changes: Any) -> dict[str, Any]:

@@ -12,15 +12,13 @@ pytest.importorskip("torch")
 pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
-import traced as side_by_side
-from traced import Case, small
+from traced import Case, check, small
 
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.training.settings import Settings
 
 pytestmark = pytest.mark.traced
 
-PEAK_TOLERANCE = 0.001
 PHASE_TOLERANCE = 0.005
 BASE = Settings(micro_batch_size=2, seq_len=256, gradient_checkpointing="off")
 QV = "target_modules=q_proj,v_proj"
@@ -55,18 +53,6 @@ METHODS = (
     "llm_int8",
     f"llm_int8({QV},prepare_kbit=false)",
 )
-
-
-def check(case: Case, device: str = "meta", tolerance: float = PEAK_TOLERANCE, phases: float = PHASE_TOLERANCE) -> None:
-    """Phase by phase and at the peak, and the parameter counts exactly."""
-    network, memory = side_by_side.estimated(case)
-    model, trace = side_by_side.traced(case, device)
-    parameters = list(model.parameters())
-    assert sum(p.numel() for p in parameters if p.requires_grad) == network.trainable_parameters
-    assert sum(p.numel() for p in parameters) == network.total_parameters
-    for name, phase in trace.phases.items():
-        assert phase.peak_bytes == pytest.approx(memory.phases[name].peak_bytes, rel=phases), name
-    assert trace.peak_bytes == pytest.approx(max(memory.phases[name].peak_bytes for name in trace.phases), rel=tolerance)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2"])

@@ -8,8 +8,7 @@ pytest.importorskip("torch")
 pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
-from test_against_peft import BASE, check
-from traced import Case, small
+from traced import Case, check, small
 
 from tuneplan.planner.memory import step_memory
 from tuneplan.planner.methods.compose import parse
@@ -17,8 +16,11 @@ from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.network import build
 from tuneplan.planner.models.registry import read_spec
 from tuneplan.planner.training.optimizers import OPTIMIZERS, state_bytes
+from tuneplan.planner.training.settings import Settings
 
 pytestmark = pytest.mark.traced
+
+BASE = Settings(micro_batch_size=2, seq_len=256, gradient_checkpointing="off")
 
 METHODS = (
     "houlsby",
