@@ -29,11 +29,12 @@ def repeat_heads(tape: Tape, x: Tensor, heads: int, lazy: bool = False) -> Tenso
 
 
 def eager(
-    tape: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, packed: bool = False
+    tape: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, packed: bool = False, softcap: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Written-out attention with a fp32 softmax; keeps heads x length^2 values three times over.
 
     `packed`: keys and values lie contiguously (they come from a cache), so that the products need no copy of them.
+    `softcap`: scores are capped before the mask.
     Returns the output `(batch, length, heads, head_dim)` and the attention weights, which the layer's Python code holds.
     """
     batch, heads, length, head_dim = q.shape
@@ -43,6 +44,8 @@ def eager(
     factor = pw.copy(tape, keys) if lazy or (keys is k and not packed) else keys
     scores = batched(tape, query, factor, (batch, heads, length, k.shape[2]), head_dim)
     scores = pw.scale(tape, scores)
+    if softcap:
+        scores = pw.softcap(tape, scores)
     if mask is not None:
         scores = pw.add(tape, scores, mask)
     wide = pw.cast(tape, scores, "fp32")

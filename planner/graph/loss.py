@@ -11,16 +11,15 @@ from tuneplan.planner.graph.tensor import LOGITS, Size, Tensor, elements, round_
 CHUNKS = 8
 
 
-def eager(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, divide: bool) -> Tensor:
+def eager(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, rescale: str = "") -> Tensor:
     """Full logits, a fp32 copy, log-softmax and negative log-likelihood.
 
     Mirrors `LlamaForCausalLM.forward` and `ForCausalLMLoss` of transformers 5.23: the model's output holds the logits until
-    the loss is returned; log-softmax is what stays for the backward. `divide`: logits are scaled first (Granite).
+    the loss is returned; log-softmax is what stays for the backward. `rescale`: see `rescaled`.
     """
     tape.category = LOGITS
     logits = linear(tape, hidden, weight, bias)
-    if divide:
-        logits = pw.scale(tape, logits, "logits_scaling")
+    logits = rescaled(tape, logits, rescale)
     labels = tape.fresh(hidden.shape[:-1], "int64", False)
     tape.record("shift_labels", (), labels, scratch=tensor_bytes(hidden.shape[:-1], "int64"))
     wide = pw.cast(tape, logits, "fp32")
@@ -28,6 +27,13 @@ def eager(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, divid
     tape.outputs.append(logits.storage)
     tape.hold(wide, hidden)
     return loss
+
+
+def rescaled(tape: Tape, logits: Tensor, how: str) -> Tensor:
+    """Logits as the loss takes them: as they are (""), multiplied (Granite, Cohere: "scale") or capped (Gemma 2: "softcap")."""
+    if how == "scale":
+        return pw.scale(tape, logits, "logits_scaling")
+    return pw.softcap(tape, logits) if how == "softcap" else logits
 
 
 def _cross_entropy(tape: Tape, wide: Tensor, labels: Tensor) -> Tensor:
@@ -39,7 +45,7 @@ def _cross_entropy(tape: Tape, wide: Tensor, labels: Tensor) -> Tensor:
     return tape.record("nll_loss", (logs, labels), loss, saved=(logs, labels), gradients=(gradient,), moved=0)
 
 
-def chunked(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, divide: bool) -> Tensor:
+def chunked(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, rescale: str = "") -> Tensor:
     """The head and the loss on an eighth of the tokens at a time; only one chunk's fp32 logits exist at once.
 
     As torchtune's `LinearCrossEntropyLoss` with `num_output_chunks=8`: log-softmax of every chunk stays for the backward, the
@@ -54,8 +60,7 @@ def chunked(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, div
         size = part if index < CHUNKS - 1 else length - (CHUNKS - 1) * part
         piece = pw.copy(tape, pw.narrow(tape, hidden, (batch, size, hidden.shape[-1])), "select")
         previous, logits = logits, linear(tape, piece, weight, bias)
-        if divide:
-            logits = pw.scale(tape, logits, "logits_scaling")
+        logits = rescaled(tape, logits, rescale)
         if previous is not None:
             tape.hold(previous)
         labels = tape.fresh((batch, size), "int64", False)
@@ -68,11 +73,11 @@ def chunked(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, div
     return total
 
 
-def liger(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, divide: bool) -> Tensor:
+def liger(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, rescale: str = "") -> Tensor:
     """Liger's fused linear cross-entropy: the gradients of hidden states and head are made in the forward, chunk by chunk.
 
     Mirrors `fused_linear_cross_entropy_forward` of Liger-Kernel 0.8.5 on Ampere and later: one buffer of logits, which become
-    their gradients in place, next_power_of_2(ceil(N / ceil(V / H))) tokens long. `divide` is folded into the kernel.
+    their gradients in place, next_power_of_2(ceil(N / ceil(V / H))) tokens long. `rescale` is folded into the kernel.
     """
     tape.category = LOGITS
     vocabulary, width = weight.shape
@@ -115,7 +120,9 @@ def _next_power_of_two(value: Size) -> Size:
     return power
 
 
-def shifted(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, divide: bool, fp32_outputs: bool = False) -> Tensor:
+def shifted(
+    tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, rescale: str = "", fp32_outputs: bool = False
+) -> Tensor:
     """The loss of older transformers: the fp32 logits are copied once more, without the last token, before cross-entropy.
 
     Mirrors `ForCausalLMLoss` of transformers 4.48 loss/loss_utils.py; newer versions shift the labels instead.
@@ -124,8 +131,7 @@ def shifted(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, div
     """
     tape.category = LOGITS
     logits = linear(tape, hidden, weight, bias)
-    if divide:
-        logits = pw.scale(tape, logits, "logits_scaling")
+    logits = rescaled(tape, logits, rescale)
     wide = pw.cast(tape, logits, "fp32")
     batch, length, vocabulary = wide.shape
     short = pw.copy(tape, pw.narrow(tape, wide, (batch, length - 1, vocabulary)), "shift_logits")
@@ -137,9 +143,9 @@ def shifted(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, div
     return loss
 
 
-def shifted_fp32(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, divide: bool) -> Tensor:
+def shifted_fp32(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, rescale: str = "") -> Tensor:
     """As `shifted`, with the loss written out in the model's code, as in transformers 4.45 and before."""
-    return shifted(tape, hidden, weight, bias, divide, fp32_outputs=True)
+    return shifted(tape, hidden, weight, bias, rescale, fp32_outputs=True)
 
 
 LOSSES = {"eager": eager, "shifted": shifted, "shifted_fp32": shifted_fp32, "liger": liger, "chunked": chunked}

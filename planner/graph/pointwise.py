@@ -108,13 +108,41 @@ def dropout(tape: Tape, x: Tensor, p: float) -> Tensor:
     return out
 
 
+def tanh(tape: Tape, x: Tensor) -> Tensor:
+    """`tanh(x)`: saves its output."""
+    out = tape.fresh(x.shape, x.dtype, x.requires_grad)
+    gradient = Gradient(x, round_block(x.nbytes), moved=3 * x.nbytes)
+    return tape.record("tanh", (x,), out, saved=(out,), gradients=(gradient,))
+
+
+def softcap(tape: Tape, x: Tensor) -> Tensor:
+    """`c * tanh(x / c)`, written out as Gemma 2 does."""
+    return scale(tape, tanh(tape, scale(tape, x, "softcap")), "softcap")
+
+
 def rms_norm(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
     """Root-mean-square normalization as transformers writes it: computed in fp32, cast back, then scaled.
 
     Mirrors `LlamaRMSNorm.forward` of transformers 5.23. Saves the fp32 copy of its input and, where the weight is trained, the
     normalized output.
     """
-    dtype = x.dtype
+    return multiply(tape, weight, cast(tape, _normal(tape, x), x.dtype))
+
+
+def rms_norm_offset(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
+    """The same scaled in fp32 by one more than the weight, then cast; `GemmaRMSNorm.forward` of transformers 5.23."""
+    normal = _normal(tape, x)
+    scaled = multiply(tape, normal, shift(tape, cast(tape, weight, "fp32")))
+    return cast(tape, scaled, x.dtype)
+
+
+def rms_norm_wide(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
+    """The same scaled in fp32, then cast; `Olmo2RMSNorm.forward` of transformers 5.23."""
+    return cast(tape, multiply(tape, weight, _normal(tape, x)), x.dtype)
+
+
+def _normal(tape: Tape, x: Tensor) -> Tensor:
+    """`x` over its root mean square, in fp32."""
     wide = cast(tape, x, "fp32")
     rows = (*wide.shape[:-1], 1)
     full = round_block(wide.nbytes)
@@ -130,7 +158,23 @@ def rms_norm(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
     tape.record("rsqrt", (shifted,), root, saved=(root,), gradients=(Gradient(shifted, small, scratch=2 * small),))
     normal = multiply(tape, wide, root)
     tape.hold(wide)
-    return multiply(tape, weight, cast(tape, normal, dtype))
+    return normal
+
+
+def layer_norm(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.layer_norm` over the last dimension: one kernel, which saves its input and, per row, mean and inverse deviation."""
+    rows = (*x.shape[:-1], 1)
+    needs = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    statistics = [tape.fresh(rows, "fp32", False) for _ in range(2)]
+    for tensor in statistics:
+        tape.record("statistics", (), tensor, moved=0)
+        tape.ops[-1].launches = 0
+    out = tape.fresh(x.shape, x.dtype, needs)
+    gradients = [Gradient(x, round_block(x.nbytes), moved=3 * x.nbytes), Gradient(weight, round_block(weight.nbytes))]
+    if bias is not None:
+        gradients.append(Gradient(bias, round_block(bias.nbytes)))
+    kept = (x, *statistics)
+    return tape.record("layer_norm", kept, out, saved=kept, gradients=tuple(gradients), moved=2 * x.nbytes)
 
 
 def narrow(tape: Tape, x: Tensor, shape: tuple[Size, ...]) -> Tensor:

@@ -67,7 +67,7 @@ class AdaptionPrompt(Part):
         spec, tape, rows = model.spec, model.tape, self.adapter_len
         if name != "self_attn" or model.layer is None or not self.layer_form(model.layer, spec.num_hidden_layers):
             return y
-        batch, length, width = x.shape
+        batch, length, _ = x.shape
         heads, key_heads, size = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
         dtype = model.weight_of("self_attn.q_proj").dtype
         prompt = model.adapter("self_attn.adaption_prompt", (1, rows, spec.hidden_size), dtype)

@@ -46,7 +46,8 @@ class Compacter(Part):
         inner = int(spec.hidden_size // self.reduction_factor) if self.reduction_factor > 0 else 0
         if min(inner, self.phm_dim, self.phm_rank) < 1 or spec.hidden_size % self.phm_dim or inner % self.phm_dim:
             raise InputError(
-                f"compacter: widths {spec.hidden_size} and {inner} do not divide by phm_dim={self.phm_dim}; change reduction_factor"
+                f"compacter: widths {spec.hidden_size} and {inner} do not divide by phm_dim={self.phm_dim}; "
+                "change reduction_factor"
             )
 
     def submodule(self, model: "Assembly", name: str, x: Tensor, residual: Tensor, y: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ class IntrinsicSaid(Targeted):
     label: ClassVar[str] = "intrinsic_said"
     family: ClassVar[str] = "reparameterized"
     paper: ClassVar[str] = (
-        "Aghajanyan, Gupta and Zettlemoyer 2021, Intrinsic Dimensionality Explains the Effectiveness of Language Model Fine-Tuning"
+        "Aghajanyan, Gupta and Zettlemoyer 2021, Intrinsic Dimensionality Explains the Effectiveness of Language Model "
+        "Fine-Tuning"
     )
     source: ClassVar[str] = "section 3.2, equation 3 (structure-aware), P by the Fastfood transform"
     not_modelled: ClassVar[str] = "the transform's own temporaries and its fixed random vectors; not checked against code"

@@ -45,7 +45,8 @@ WITHOUT_EFFECT = {
     "random_loc_seed", "projection_prng_key", "d_initial", "megatron_core", "corda_config", "eva_config", "loftq_config",
     "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step", "num_transformer_submodules",
     "num_attention_heads", "num_layers", "token_dim", "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_kwargs",
-    "tokenizer_name_or_path", "encoder_dropout", "encoder_num_layers", "mini_r", "mask_type", "scaling", "eps", "qalora_group_size",
+    "tokenizer_name_or_path", "encoder_dropout", "encoder_num_layers", "mini_r", "mask_type", "scaling", "eps",
+    "qalora_group_size",
     "boft_n_butterfly_factor", "ensure_weight_tying", "arrow_config", "lora_ga_config", "sparsity", "lora_alpha", "alpha",
 }  # fmt: skip
 """Keys that change neither memory nor time (initial values, scalings), or that PEFT fills in from the model."""

@@ -74,7 +74,7 @@ class PrefixTuning(Part):
         """Make the prefixes of all layers, once for each sequence, and copy each into the cache."""
         tape, spec, count = model.tape, model.spec, self.num_virtual_tokens
         batch = hidden.shape[0]
-        width = spec.num_key_value_heads * spec.hidden_size // spec.num_attention_heads
+        width = spec.num_key_value_heads * spec.head_dim
         every = 2 * spec.num_hidden_layers * width
         if self.prefix_projection:
             inner = self.encoder_hidden_size or width

@@ -30,7 +30,7 @@ def check_tokens(label: str, count: int, spec: "ModelSpec", settings: "Settings"
 
 
 def prepend(model: "Assembly", prompts: Tensor, hidden: Tensor) -> Tensor:
-    """The prompts before the embeddings of the tokens; once for each sequence; shapes `(1, n, hidden)` and `(batch, length, hidden)`."""
+    """The prompts before the tokens' embeddings, once a sequence; shapes `(1, n, hidden)` and `(batch, length, hidden)`."""
     tape = model.tape
     batch, length, width = hidden.shape
     repeated = tape.fresh((batch, *prompts.shape[1:]), prompts.dtype, prompts.requires_grad)

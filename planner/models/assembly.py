@@ -243,12 +243,24 @@ class Assembly:
     def _adapted(self, part: Part, site: Site, base: Base, x: Tensor, weight: Tensor | None = None) -> Tensor:
         return part.linear(self, site, x, base if weight is None else partial(base, weight=weight))
 
-    def rms_norm(self, x: Tensor, module: str) -> Tensor:
-        """RMS normalization over the last dimension, with a weight."""
+    def rms_norm(self, x: Tensor, module: str, run: Callable[[Tape, Tensor, Tensor], Tensor] = pw.rms_norm) -> Tensor:
+        """RMS normalization over the last dimension, with a weight, as `run` writes it."""
+        return self._norm(module, lambda: run(self.tape, x, self.weight(module, (x.shape[-1],), "norm")))
+
+    def layer_norm(self, x: Tensor, module: str) -> Tensor:
+        """`nn.LayerNorm` over the last dimension, with weight and bias."""
+
+        def run() -> Tensor:
+            weight = self.weight(module, (x.shape[-1],), "norm")
+            return pw.layer_norm(self.tape, x, weight, self.weight(module, (x.shape[-1],), "bias", "bias"))
+
+        return self._norm(module, run)
+
+    def _norm(self, module: str, run: Callable[[], Tensor]) -> Tensor:
         tape = self.tape
         outer = tape.scope
         tape.scope = module
-        y = pw.rms_norm(tape, x, self.weight(module, (x.shape[-1],), "norm"))
+        y = run()
         for part in self.method.parts:
             y = part.normed(self, module, y)
         tape.scope = outer

@@ -59,8 +59,9 @@ class Network:
 def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
     """Assemble the model. Raises InputError where the method does not fit it.
 
-    Layers are recorded once for each distinct form; without gradient checkpointing the first layer of a frozen model is one of
-    its own, because its input needs no gradient.
+    Layers are recorded once for each distinct form, which the method gives and, where its layers differ, the family
+    (`layer_form`); without gradient checkpointing the first layer of a frozen model is one of its own, because its input needs
+    no gradient.
     """
     builder = family(spec.model_type)
     model = Assembly(method, settings, spec)
@@ -73,15 +74,22 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
     checkpointed = settings.gradient_checkpointing != "off"
     layers = spec.num_hidden_layers
     forms = [method.layer_form(index, layers) for index in range(layers)]
+    own = getattr(builder, "layer_form", lambda *_: None)
+    kinds = [(form, own(model, spec, index)) for index, form in enumerate(forms)]
+    recorded: dict[tuple[object, bool], Block] = {}
     index = 0
     while index < layers:
         known = set(model.parameters)
         prefix = _prefix(builder.LAYERS, forms, index)
-        model.begin(prefix, 1, index)
-        block = builder.layer(model, spec, entry, shared)
+        key = (kinds[index], entry.requires_grad)
+        if key not in recorded:
+            model.begin(prefix, 1, index)
+            recorded[key] = builder.layer(model, spec, entry, shared)
+        block = recorded[key]
+        assert block.exit is not None
         alike = 1
         if block.exit.requires_grad == entry.requires_grad:
-            while index + alike < layers and forms[index + alike] == forms[index]:
+            while index + alike < layers and kinds[index + alike] == kinds[index]:
                 alike += 1
         for name, parameter in model.parameters.items():
             if name.startswith(prefix):

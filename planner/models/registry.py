@@ -1,21 +1,27 @@
 """Every family by the `model_type` of its config.json."""
 
+from importlib import import_module
 from types import ModuleType
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.models.config import ConfigReader
-from tuneplan.planner.models.families import llama
 from tuneplan.planner.models.spec import ModelSpec
 
-FAMILIES = {"llama": llama}
+FAMILIES = {
+    "llama": ("llama", "mistral", "qwen2", "qwen3", "granite"),
+    "gemma": ("gemma", "gemma2", "gemma3_text"),
+    "olmo2": ("olmo2",),
+    "phi3": ("phi3",),
+}
+"""Module names in `families/`, which are imported when they are needed, with the model types that each mirrors."""
 
 
 def family(model_type: str, origin: str = "") -> ModuleType:
     """The family module of a model type. Raises InputError where no family mirrors it yet."""
-    for module in FAMILIES.values():
-        if model_type in module.MODEL_TYPES:
-            return module
-    known = ", ".join(sorted(t for module in FAMILIES.values() for t in module.MODEL_TYPES))
+    for name, model_types in FAMILIES.items():
+        if model_type in model_types:
+            return import_module(f"tuneplan.planner.models.families.{name}")
+    known = ", ".join(sorted(t for model_types in FAMILIES.values() for t in model_types))
     raise InputError(
         f"{origin + ': ' if origin else ''}model_type {model_type!r} is an architecture that tuneplan does not know yet, "
         f"so it will not guess; it knows {known}"

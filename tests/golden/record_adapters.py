@@ -32,16 +32,16 @@ SIZES = {
 }
 BATCH, LENGTH = 2, 256
 CASES = {
-    "houlsby": lambda: adapters.DoubleSeqBnConfig(),
-    "pfeiffer": lambda: adapters.SeqBnConfig(),
-    "parallel_adapter": lambda: adapters.ParBnConfig(),
-    "compacter": lambda: adapters.CompacterConfig(),
-    "compacter_plus": lambda: adapters.CompacterPlusPlusConfig(),
+    "houlsby": adapters.DoubleSeqBnConfig,
+    "pfeiffer": adapters.SeqBnConfig,
+    "parallel_adapter": adapters.ParBnConfig,
+    "compacter": adapters.CompacterConfig,
+    "compacter_plus": adapters.CompacterPlusPlusConfig,
     "prefix_tuning": lambda: adapters.PrefixTuningConfig(flat=True),
-    "lora": lambda: adapters.LoRAConfig(),
+    "lora": adapters.LoRAConfig,
     "ia3": lambda: adapters.IA3Config(),
-    "mam": lambda: adapters.MAMConfig(),
-    "unipelt": lambda: adapters.UniPELTConfig(),
+    "mam": adapters.MAMConfig,
+    "unipelt": adapters.UniPELTConfig,
 }
 
 

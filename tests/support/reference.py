@@ -148,7 +148,7 @@ class Signs(nn.Module):
         super().__init__()
         self.inner = inner
         count = -(-inner.weight.numel() // 8)
-        self.register_buffer("signs", torch.zeros(count, dtype=torch.uint8, device=inner.weight.device))
+        self.signs = nn.Parameter(torch.zeros(count, dtype=torch.uint8, device=inner.weight.device), requires_grad=False)
         self.delta_scale = nn.Parameter(torch.zeros(1, dtype=inner.weight.dtype, device=inner.weight.device))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

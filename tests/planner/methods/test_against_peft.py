@@ -50,6 +50,7 @@ METHODS = (
     f"boft({QV})",
     "prompt_tuning",
     "p_tuning(encoder_hidden_size=128)",
+    "trainable_tokens(token_indices=1,2,3)",
     "llm_int8",
     f"llm_int8({QV},prepare_kbit=false)",
 )

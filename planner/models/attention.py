@@ -1,0 +1,176 @@
+"""Attention between the projections, and the gated MLP, as most decoders of transformers 5.23 have them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from tuneplan.planner.graph import attention as kernels
+from tuneplan.planner.graph import pointwise as pw
+from tuneplan.planner.graph.tensor import KV_CACHE, Tensor
+from tuneplan.planner.models.assembly import Assembly
+from tuneplan.planner.models.decoder import DecoderSpec, masked
+from tuneplan.planner.training.attention_kernel import Kernel, choose
+
+
+def kernel_of(model: Assembly, spec: DecoderSpec, x: Tensor, window: int | None) -> Kernel:
+    """The kernel that runs for queries of the dtype of `x`, and notes for the report."""
+    settings = model.settings
+    grouped = spec.num_attention_heads != spec.num_key_value_heads
+    dtype = settings.autocast or x.dtype
+    kernel = choose(replace(settings, padded=masked(model, window)), dtype, grouped, spec.head_dim)
+    if kernel.reason or "attention_kernel" not in model.notes:
+        model.notes["attention_kernel"] = kernel.name
+        model.notes["attention_kernel_reason"] = kernel.reason
+    return kernel
+
+
+def fuses_values(spec: DecoderSpec, kernel: Kernel) -> bool:
+    """Whether the gradient of the values arrives in the layout of the projection, so that it is not copied."""
+    grouped = spec.num_attention_heads != spec.num_key_value_heads
+    return kernel.name == "flash" or (kernel.name == "efficient" and not grouped)
+
+
+def projected(
+    model: Assembly,
+    spec: DecoderSpec,
+    kernel: Kernel,
+    x: Tensor,
+    bias: bool = False,
+    split: Callable[[Tensor, str], Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values `(batch, heads, length, head_dim)` out of `q_proj`, `k_proj` and `v_proj`.
+
+    `split`: gives `(batch, length, heads, head_dim)` for a projection and "q_norm", "k_norm" or "", where a norm comes in.
+    """
+    tensors = []
+    for name in "qkv":
+        heads = spec.num_attention_heads if name == "q" else spec.num_key_value_heads
+        y = model.linear(x, f"self_attn.{name}_proj", heads * spec.head_dim, bias)
+        y = split(y, "" if name == "v" else f"{name}_norm") if split else split_heads(model, y, spec.head_dim)
+        tensors.append(heads_first(model, y, copied=name != "v" or not fuses_values(spec, kernel)))
+    q, k, v = tensors
+    return q, k, v
+
+
+def attended(
+    model: Assembly,
+    spec: DecoderSpec,
+    kernel: Kernel,
+    x: Tensor,
+    heads: tuple[Tensor, Tensor, Tensor],
+    shared: tuple[Tensor, ...],
+    bias: bool = False,
+    softcap: bool = False,
+    cast_back: bool = False,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """From queries, keys and values to the output of `o_proj`; also attention weights that the layer's code holds (eager).
+
+    Args:
+        model: where ops are recorded.
+        spec: the dimensions.
+        kernel: as `kernel_of` gave it.
+        x: the module's input, which its code holds to the end.
+        heads: queries, keys and values, as `projected` gives them.
+        shared: cosines, sines and the layer's mask, if it has one.
+        bias: `o_proj` has one.
+        softcap: scores are capped.
+        cast_back: queries and keys come out of the rotation in the dtype in which they went in (OLMo 2).
+    """
+    tape = model.tape
+    cos, sin, *masks = shared
+    q, k, v = heads
+    tape.scope = "self_attn"
+    dtype = q.dtype
+    q, k = pw.rotate(tape, q, cos, sin), pw.rotate(tape, k, cos, sin)
+    if cast_back:
+        turned = q, k
+        q, k = pw.cast(tape, q, dtype), pw.cast(tape, k, dtype)
+        tape.hold(*turned)
+    out, weights, held = attend(model, spec, kernel, (q, k, v), tuple(masks), softcap)
+    tape.scope = ""
+    y = model.linear(out, "self_attn.o_proj", spec.hidden_size, bias)
+    tape.hold(x, *held)
+    return y, weights
+
+
+def attend(
+    model: Assembly,
+    spec: DecoderSpec,
+    kernel: Kernel,
+    rotated: tuple[Tensor, Tensor, Tensor],
+    masks: tuple[Tensor, ...],
+    softcap: bool = False,
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Cache, prefix and the kernel.
+
+    Args:
+        model: where ops are recorded.
+        spec: the dimensions.
+        kernel: as `kernel_of` gave it.
+        rotated: queries, keys and values `(batch, heads, length, head_dim)`.
+        masks: the layer's mask, if it has one.
+        softcap: scores are capped.
+
+    Returns:
+        The output `(batch, length, heads * head_dim)`; attention weights that the layer's code holds (eager); what the
+        module's code holds to its end.
+    """
+    tape, settings = model.tape, model.settings
+    q, k, v = rotated
+    if settings.use_cache and settings.gradient_checkpointing == "off":
+        k, v = _cached(model, k), _cached(model, v)
+    for part in model.method.parts:
+        k, v = part.keys_values(model, k, v)
+    dropout = spec.attention_dropout if settings.attention_dropout is None else settings.attention_dropout
+    weights: tuple[Tensor, ...] = ()
+    if kernel.name == "eager":
+        out, scores = kernels.eager(tape, q, k, v, masks[0], dropout, packed=settings.use_cache, softcap=softcap)
+        weights = (scores,)
+    elif kernel.name == "math":
+        out = kernels.math(tape, q, k, v, dropout, packed=settings.use_cache)
+    elif kernel.name == "efficient":
+        out = kernels.efficient(tape, q, k, v, masks[0] if masks else None)
+    else:
+        q, k, v = (pw.cast(tape, t, settings.autocast or settings.dtype) for t in (q, k, v))
+        out = kernels.flash(tape, q, k, v)
+    out = tape.view("join_heads", out, (*out.shape[:2], spec.num_attention_heads * spec.head_dim))
+    return out, weights, (q, k, v)
+
+
+def split_heads(model: Assembly, x: Tensor, head_dim: int) -> Tensor:
+    """`(batch, length, heads * head_dim)` -> `(batch, length, heads, head_dim)`, a view."""
+    batch, length, width = x.shape
+    return model.tape.view("split_heads", x, (batch, length, width // head_dim, head_dim))
+
+
+def heads_first(model: Assembly, x: Tensor, copied: bool) -> Tensor:
+    """`(batch, length, heads, head_dim)` -> `(batch, heads, length, head_dim)`, a view.
+
+    `copied`: the gradient arrives in the other layout and is copied before the projection's backward can use it.
+    """
+    batch, length, heads, head_dim = x.shape
+    return pw.transpose(model.tape, x, (batch, heads, length, head_dim), copied)
+
+
+def _cached(model: Assembly, x: Tensor) -> Tensor:
+    """`DynamicLayer.update` of an empty cache: keys or values are copied into it and used from there."""
+    tape = model.tape
+    before, tape.category = tape.category, KV_CACHE
+    out = pw.copy(tape, x, "cache")
+    tape.category = before
+    tape.outputs.append(out.storage)
+    return out
+
+
+def gated_mlp(model: Assembly, spec: DecoderSpec, x: Tensor, bias: bool = False) -> Tensor:
+    """`down_proj(act(gate_proj(x)) * up_proj(x))`."""
+    tape = model.tape
+    gate = model.linear(x, "mlp.gate_proj", spec.intermediate_size, bias)
+    tape.scope = "mlp"
+    active = pw.activation(tape, gate, spec.hidden_act)
+    up = model.linear(x, "mlp.up_proj", spec.intermediate_size, bias)
+    tape.scope = "mlp"
+    product = pw.multiply(tape, active, up)
+    tape.scope = ""
+    y = model.linear(product, "mlp.down_proj", spec.hidden_size, bias)
+    tape.hold(x)
+    return y

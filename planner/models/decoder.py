@@ -1,0 +1,207 @@
+"""What decoders share, whatever their layers: the config's dimensions, embeddings, rotary tables, masks, head and loss."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tuneplan.planner.errors import InputError
+from tuneplan.planner.graph import loss as losses
+from tuneplan.planner.graph import pointwise as pw
+from tuneplan.planner.graph.block import Block, close
+from tuneplan.planner.graph.matmul import embedding
+from tuneplan.planner.graph.tensor import Storage, Tensor, tensor_bytes
+from tuneplan.planner.models.assembly import Assembly
+from tuneplan.planner.models.config import ConfigReader
+from tuneplan.planner.models.spec import ModelSpec
+
+MOST_DROPOUT = 0.99
+FUSED_ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "relu")
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderSpec(ModelSpec):
+    """A decoder-only model. Names are those of config.json; `sliding_window` is None where attention is full."""
+
+    intermediate_size: int
+    attention_dropout: float
+    hidden_act: str
+    sliding_window: int | None
+
+
+def dimensions(
+    id: str, config: ConfigReader, *, activation_key: str = "hidden_act", defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The fields of `DecoderSpec` but for the window, by name.
+
+    Args:
+        id: hub id or path.
+        config: the config.json.
+        activation_key: where it has the MLP's activation.
+        defaults: what the upstream configuration class has instead of Llama's for a key that the file leaves out.
+
+    Raises:
+        InputError: dimensions are missing, absurd or contradict each other.
+    """
+    given = defaults or {}
+    hidden = config.integer("hidden_size")
+    heads = config.integer("num_attention_heads", maximum=2**16)
+    key_heads = config.integer("num_key_value_heads", given.get("num_key_value_heads", heads), maximum=2**16)
+    if heads % key_heads:
+        raise InputError(
+            f"{config.origin}: num_attention_heads={heads} is not a multiple of num_key_value_heads={key_heads}; check the config"
+        )
+    fixed = given.get("head_dim")
+    if not config.has("head_dim") and fixed is None and hidden % heads:
+        raise InputError(
+            f"{config.origin}: hidden_size={hidden} is not a multiple of num_attention_heads={heads} and there is no "
+            "head_dim; check the config"
+        )
+    head_dim = config.integer("head_dim", fixed or hidden // heads or None, maximum=2**14)
+    if head_dim % 2:
+        raise InputError(f"{config.origin}: head_dim={head_dim} is odd, which rotary positions cannot be; check the config")
+    return {
+        "id": id,
+        "model_type": config.text("model_type"),
+        "hidden_size": hidden,
+        "num_hidden_layers": config.integer("num_hidden_layers", maximum=2**12),
+        "vocab_size": config.integer("vocab_size", given.get("vocab_size")),
+        "max_position_embeddings": config.integer(
+            "max_position_embeddings", given.get("max_position_embeddings", 2048), maximum=2**30
+        ),
+        "tie_word_embeddings": config.boolean("tie_word_embeddings", given.get("tie_word_embeddings", False)),
+        "intermediate_size": config.integer("intermediate_size"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_heads,
+        "head_dim": head_dim,
+        "attention_dropout": config.number("attention_dropout", 0.0, maximum=MOST_DROPOUT),
+        "hidden_act": _activation(config, activation_key, given.get("hidden_act", "silu")),
+    }
+
+
+def _activation(config: ConfigReader, key: str, default: str) -> str:
+    """The MLP's activation. Raises InputError for one that is not a single fused kernel, whose memory would differ."""
+    name = config.text(key, default)
+    if name not in FUSED_ACTIVATIONS:
+        known = ", ".join(FUSED_ACTIVATIONS)
+        raise InputError(f"{config.origin}: {key} {name!r} is an activation that tuneplan does not know; it knows {known}")
+    return name
+
+
+def begin(model: Assembly, weight: str, scaled: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, labels and the embeddings, whose `weight` is named so; gives the three.
+
+    `scaled`: the embedding module multiplies its output.
+    """
+    tape = model.begin("", 1)
+    batch, length = model.token_shape
+    ids = tape.fresh((batch, length), "int64", False)
+    tape.record("token_ids", (), ids)
+    labels = tape.fresh((batch, length), "int64", False)
+    tape.record("labels", (), labels)
+    hidden = embedding(tape, (batch, length), model.embedding_weight(weight))
+    return ids, labels, pw.scale(tape, hidden, "embed_scale") if scaled else hidden
+
+
+def start(
+    model: Assembly,
+    weight: str,
+    widths: tuple[int, ...],
+    windows: tuple[int | None, ...],
+    scaled: bool = False,
+    after: str = "",
+    wide_tables: bool = False,
+) -> tuple[Block, tuple[Tensor, ...]]:
+    """The first block: token ids, embeddings, rotary tables and masks.
+
+    Args:
+        model: where ops are recorded.
+        weight: name of the embedding.
+        widths: columns of each rotary table, cosines and sines alike.
+        windows: sliding window of each mask, None for full attention.
+        scaled: the embedding module multiplies its output.
+        after: name of a multiplication of the embeddings in the model's own code, "" for none.
+        wide_tables: they stay in fp32.
+
+    Returns:
+        The block, and what layers share: the tables, then a mask for each window that has one.
+    """
+    ids, labels, hidden = begin(model, weight, scaled)
+    tape = model.tape
+    leaf: tuple[Tensor, ...] = ()
+    leaves: tuple[Storage, ...] = ()
+    if model.settings.gradient_checkpointing != "off" and model.method.inputs_need_grad():
+        hidden.requires_grad = True
+        leaf = (hidden,) if after or model.method.virtual_tokens else ()
+        leaves = (hidden.storage, hidden.storage)
+    for part in model.method.parts:
+        hidden = part.embedded(model, hidden)
+    if after:
+        hidden = pw.scale(tape, hidden, after)
+    shared = [_table(model, width, "fp32" if wide_tables else hidden.dtype) for width in widths]
+    model.rotary = tuple(shared[:2])
+    shared += [mask for window in windows if (mask := _mask(model, window, hidden.dtype)) is not None]
+    carried: tuple[Storage, ...] = (*[t.storage for t in (ids, labels, *shared, *leaf)], *tape.held)
+    return close("embed_tokens", tape, None, hidden, carried, batch=2, leaves=leaves), tuple(shared)
+
+
+def masked(model: Assembly, window: int | None) -> bool:
+    """Whether sdpa gets a mask: for padding, for a prefix of keys, and for a window shorter than the sequences."""
+    settings = model.settings
+    if model.method.prefix_length:
+        return True
+    if settings.padded or window is None:
+        return settings.padded
+    longer: Any = settings.seq_len + model.method.virtual_tokens > window
+    return longer if isinstance(longer, bool) else bool(longer.any())
+
+
+def _table(model: Assembly, width: int, dtype: str) -> Tensor:
+    length = model.settings.seq_len + model.method.virtual_tokens
+    table = model.tape.fresh((1, length, width), dtype, False)
+    wide = tensor_bytes(table.shape, "fp32")
+    return model.tape.record("rotary_table", (), table, scratch=3 * wide)
+
+
+def _mask(model: Assembly, window: int | None, dtype: str) -> Tensor | None:
+    """Eager attention adds a mask of the hidden states' dtype; sdpa gets a boolean one for padding, a prefix or a window.
+
+    That of a window alone is the same for each sequence and lies there once (`sdpa_mask` of transformers 5.23 expands it).
+    """
+    batch, length = model.token_shape
+    length = length + model.method.virtual_tokens
+    keys = length + model.method.prefix_length
+    if model.settings.attention == "eager":
+        mask = model.tape.fresh((batch, 1, length, keys), dtype, False)
+    elif model.settings.attention == "sdpa" and masked(model, window):
+        alike = not model.settings.padded and not model.method.prefix_length
+        stored = tensor_bytes((1 if alike else batch, 1, length, keys), "bool")
+        mask = Tensor(Storage(stored, model.tape.category), (batch, 1, length, keys), "bool")
+    else:
+        return None
+    return model.tape.record("causal_mask", (), mask, scratch=tensor_bytes(mask.shape, "bool"))
+
+
+def finish(
+    model: Assembly, spec: ModelSpec, entry: Tensor, hidden: Tensor, embedding: str, head: str, rescale: str = ""
+) -> Block:
+    """Head and loss, given the last hidden states, normed.
+
+    Args:
+        model: where ops are recorded.
+        spec: the dimensions.
+        entry: what the last layer gave.
+        hidden: the same, normed.
+        embedding: name of the embedding, which is the head where they are tied.
+        head: name of the head.
+        rescale: what is done with the logits; see `loss.rescaled`.
+    """
+    tape = model.tape
+    tape.hold(entry)
+    shape = (spec.vocab_size, spec.hidden_size)
+    weight = model.embedding_weight(embedding) if spec.tie_word_embeddings else model.weight(head, shape, "head")
+    tape.scope = head
+    loss = losses.LOSSES[model.settings.loss](tape, hidden, weight, None, rescale)
+    for part in model.method.parts:
+        loss = part.loss(model, loss)
+        part.finish(model)
+    return close("head", tape, entry, None, entry_held=False)
