@@ -2,7 +2,7 @@
 
     PYTHONPATH=src python docs/peft_comparison.py    about ten seconds
 
-The rows are not part of the repository; tests/planner/methods/test_peft_comparison.py names the file and the public source.
+The rows are those of tests/golden/published/peft_metamathqa.csv; the configurations those of the test of the same name.
 """
 
 import sys

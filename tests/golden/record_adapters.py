@@ -39,7 +39,7 @@ CASES = {
     "compacter_plus": adapters.CompacterPlusPlusConfig,
     "prefix_tuning": lambda: adapters.PrefixTuningConfig(flat=True),
     "lora": adapters.LoRAConfig,
-    "ia3": lambda: adapters.IA3Config(),
+    "ia3": adapters.IA3Config,
     "mam": adapters.MAMConfig,
     "unipelt": adapters.UniPELTConfig,
 }

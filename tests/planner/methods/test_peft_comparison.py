@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.methods.peft_config import from_mapping
@@ -93,10 +91,6 @@ def rank_correlation(a: list[int], b: list[int]) -> float:
     return float(covariance / spread**0.5)
 
 
-needs_rows = pytest.mark.skipif(not ROWS.exists(), reason="the published rows are not here")
-
-
-@needs_rows
 def test_one_length_explains_the_maxima() -> None:
     """Every modelled row is within 3 %, or is named with the reason; a named row that stops missing must leave the list."""
     found, _ = rows()
@@ -104,14 +98,12 @@ def test_one_length_explains_the_maxima() -> None:
     assert misses <= set(KNOWN_MISSES)
 
 
-@needs_rows
 def test_the_order_of_methods_is_right() -> None:
     """Rank correlation above 0.95."""
     found, _ = rows()
     assert rank_correlation([row.measured for row in found], [row.estimated for row in found]) > 0.95
 
 
-@needs_rows
 def test_trained_parameters_are_the_published_ones() -> None:
     """Exactly, but for AdaLoRA, whose ranks the row gives after they were divided, and MiCA, which freezes B."""
     found, _ = rows()
