@@ -1,4 +1,4 @@
-"""Real steps of tiny models: one thread is faster than several that wait for each other, here and in the processes started here."""
+"""Real steps of tiny models: one thread is faster than several that wait for each other, in processes started here too."""
 
 import os
 
