@@ -12,7 +12,7 @@ from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.methods.evidence import COLUMNS, Finding, findings, of, quality
 from tuneplan.planner.methods.registry import names
 
-ROWS = Path(__file__).parents[4] / "shared" / "ground_truth" / "peft_metamathqa.csv"
+ROWS = Path(__file__).parents[2] / "golden" / "published" / "peft_metamathqa.csv"
 
 
 def finding(score: float | None, full: float | None) -> Finding:
@@ -100,7 +100,6 @@ def test_other_columns_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         findings.__wrapped__()
 
 
-@pytest.mark.skipif(not ROWS.exists(), reason="the published rows are not part of the repository")
 def test_results_of_the_peft_comparison_are_those_published() -> None:
     """Accuracy and forgetting of each row that is quoted, to the digits that are kept."""
     with ROWS.open(encoding="utf-8", newline="") as lines:
