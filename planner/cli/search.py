@@ -24,6 +24,7 @@ from tuneplan.planner.cli.options import (
     step_options,
     write_file,
 )
+from tuneplan.planner.cli.sweep import check_plot, sweep_options, sweep_search
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.job import AUTO, DEFAULT_METHODS, DEFAULT_OPTIMIZERS, OBJECTIVES, Job
 from tuneplan.planner.report import document
@@ -102,6 +103,7 @@ html_option = click.option("--html", metavar="FILE", help="Also write the report
 @method_option
 @job_options
 @html_option
+@sweep_options
 @json_option
 @click.version_option(__version__, prog_name="plan", message="%(prog)s %(version)s")
 @click.pass_context
@@ -111,6 +113,9 @@ def plan(ctx: click.Context, /, **given: Any) -> int:
         return 0
     if given["model"] is None:
         raise InputError("name a model: plan --model 70b --gpu a100-80g (plan --help)")
+    check_plot(given["sweep"], given["plot"])
+    if given["sweep"] is not None:
+        return sweep_search(given, given["sweep"], given["plot"], given["as_json"])
     job = job_of(given)
     from tuneplan.planner.savings import plan_savings
     from tuneplan.planner.search import find

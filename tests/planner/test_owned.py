@@ -54,9 +54,7 @@ def test_it_is_an_offer_whatever_the_purchase(tmp_path: Path) -> None:
 
 def test_more_use_is_cheaper(tmp_path: Path) -> None:
     """Fixed costs are shared by more hours."""
-    prices = [
-        read_owned(written(tmp_path, FILE.replace("50%", use)), TODAY).offer.usd_per_hour for use in ("10%", "50%", "100%")
-    ]
+    prices = [read_owned(written(tmp_path, FILE.replace("50%", use)), TODAY).offer.usd_per_hour for use in ("10%", "50%", "100%")]
     assert prices == sorted(prices, reverse=True)
     assert prices[-1] > Decimal(0)
 
@@ -87,7 +85,7 @@ def test_clouds_and_regions(tmp_path: Path) -> None:
     known = offers("a100-80g")
     assert {"AWS"} == {offer.instance.provider for offer in within(known, ["aws"], [])}
     assert within(known, [], ["US-EAST-1"])
-    with pytest.raises(InputError, match="Unknown cloud 'asw'. Did you mean 'aws'"):
+    with pytest.raises(InputError, match=r"Unknown cloud 'asw'\. Did you mean 'aws'"):
         within(known, ["asw"], [])
     with pytest.raises(InputError, match="Unknown region"):
         within(known, [], ["mars-1"])
