@@ -6,7 +6,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
-from tuneplan.planner.models.network import Network  # noqa: E402
 from tuneplan.planner.training.settings import Settings  # noqa: E402
 from tuneplan.profiling import family_matrix, small_models  # noqa: E402
 from tuneplan.profiling.build import task_of, transformers_model  # noqa: E402
@@ -16,16 +15,6 @@ PEAK_PERCENT = 0.1
 """As in test_against_trace.py; a small model's file may say another with its reason."""
 
 
-def shapes(network: Network) -> dict[str, tuple[int, ...]]:
-    """Every weight of a network by its name in the state dict."""
-    return {
-        parameter.name.replace("*", str(layer)): parameter.shape
-        for parameter in network.parameters
-        for layer in range(parameter.count)
-        if not parameter.buffer
-    }
-
-
 def check_weights(name: str) -> None:
     """Names and shapes of all weights are those of transformers."""
     model = small_models.load(name)
@@ -33,7 +22,7 @@ def check_weights(name: str) -> None:
     task = task_of(Subject(name, model.config, task=model.task))
     real = transformers_model(model.config, task, "eager", torch.bfloat16, "meta")
 
-    assert {key: tuple(parameter.shape) for key, parameter in real.named_parameters()} == shapes(network)
+    assert {key: tuple(parameter.shape) for key, parameter in real.named_parameters()} == network.shapes()
 
 
 def check_matrix(name: str) -> None:
