@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tuneplan.planner.errors import InputError, TuneplanError, UnknownNameError
 from tuneplan.planner.estimate import Estimate, estimate
@@ -129,7 +129,7 @@ def limits(request: Request) -> Limits | None:
     return Limits(batch, length, context)
 
 
-def _with(request: Request, **changes: int) -> Request:
+def _with(request: Request, **changes: Any) -> Request:
     return replace(request, settings=replace(request.settings, **changes), batch_lengths=())
 
 
