@@ -11,6 +11,7 @@ from tuneplan.planner.errors import UnknownNameError
 from tuneplan.planner.units import MEGA, SECONDS_PER_HOUR
 
 STALE_DAYS = 548
+SPOT = "spot"
 OWNED = "owned"
 """The purchase of a machine of one's own."""
 

@@ -55,6 +55,9 @@ class Overheads:
             raise InputError(f"save-steps {self.save_steps} is not a number of steps; use 1 or more, or 0 for one checkpoint")
 
 
+NO_OVERHEADS = Overheads()
+
+
 @dataclass(frozen=True, slots=True)
 class WallClock:
     """Seconds that a machine is paid for, by what it does.
