@@ -38,7 +38,7 @@ def engine_of(job: ExportJob, asked: str | None = None) -> str:
             raise InputError(f"FSDP2 has no {job.sharding.label}; use another engine, or a plan with --zero-stage 2 or 3")
         if asked != DEEPSPEED and master:
             raise InputError(
-                f"engine {asked} keeps no fp32 master weights beside 16-bit weights; use deepspeed, or a plan with --precision pure"
+                f"engine {asked} keeps no fp32 master weights beside 16-bit weights; use deepspeed, or --precision pure"
             )
         chosen = asked
     if chosen == DEEPSPEED:

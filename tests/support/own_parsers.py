@@ -16,7 +16,7 @@ from typing import Any
 
 
 def axolotl(folder: Path) -> dict[str, Any]:
-    """axolotl's pydantic schema, with the checks that `axolotl train` makes of a configuration."""
+    """Axolotl's pydantic schema, with the checks that `axolotl train` makes of a configuration."""
     import yaml
     from axolotl.utils.config import validate_config
     from axolotl.utils.dict import DictDefault
@@ -57,7 +57,7 @@ def llama_factory(folder: Path) -> dict[str, Any]:
 
 
 def torchtune(folder: Path) -> dict[str, Any]:
-    """torchtune's own check of a configuration (`tune validate`), and its model built on the meta device."""
+    """Torchtune's own check of a configuration (`tune validate`), and its model built on the meta device."""
     import torch
     from omegaconf import OmegaConf
     from torchtune import config
