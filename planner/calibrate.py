@@ -1,7 +1,7 @@
 """Fits a card's constants to measured steps, and shows estimates with and without them side by side.
 
 Half of the rows, one of every two in the order of their labels, choose the constants; the others judge them. Each constant scales
-one term of the roofline (Williams, Waterman and Patterson 2009), so each is fitted only where some row is bound by that term.
+one term of the roofline (Williams, Waterman and Patterson 2009), so each is fitted only where some row tells of that term.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +20,16 @@ from tuneplan.planner.timing.step_time import StepTime, step_time
 from tuneplan.planner.timing.work import NetworkWork, network_work
 
 LEAST_ROWS = 4
-ROUNDS = 3
-NARROWINGS = 20
-LOW, HIGH = 0.2, 5.0
+SPREADS = (5.0, 3.0, 2.0, 1.5, *[1.3] * 20)
+"""A round each: constants are looked for between the last value over this and times this."""
+NARROWINGS = 12
 _GOLDEN = 0.6180339887498949
-_BOUNDS = {"compute": "matmul_share", "memory": "memory_share", "launch": "host_forward_seconds"}
+_NEEDS = {
+    "matmul_share": {"compute", "memory"},
+    "memory_share": {"compute", "memory"},
+    "host_forward_seconds": {"launch"},
+}
+"""What some row must be bound by, so that it tells of a constant."""
 _MOST_SHARE = 1.2
 
 
@@ -99,16 +104,17 @@ def fit(gpu: Gpu, measurements: Sequence[Measurement], left_out: Sequence[str] =
 
 def _fitted(rows: Sequence[Prepared], gpu: Gpu) -> dict[str, float]:
     """Constants by coordinate descent: each is set to its best while the others stay."""
-    wanted = [name for bound, name in _BOUNDS.items() if any(_time(p, gpu, {}).bound == bound for p in rows)]
+    bounds = {_time(p, gpu, {}).bound for p in rows}
+    wanted = [name for name, needed in _NEEDS.items() if bounds & needed]
     start = _start(gpu)
     values: dict[str, float] = {}
 
     def loss(name: str, value: float) -> float:
         return _loss(rows, gpu, _with(values, name, value))
 
-    for _ in range(ROUNDS):
+    for spread in SPREADS:
         for name in wanted:
-            values = _with(values, name, _best(partial(loss, name), start[name]))
+            values = _with(values, name, _best(partial(loss, name), values.get(name, start[name]), spread))
     return values
 
 
@@ -172,9 +178,9 @@ def _with(values: Mapping[str, float], name: str, value: float) -> dict[str, flo
     return {**values, name: value, **more}
 
 
-def _best(loss: Callable[[float], float], start: float) -> float:
-    """The value from LOW to HIGH times `start` with the least loss, by golden-section search of its logarithm."""
-    low, high = log(LOW * start), log(HIGH * start)
+def _best(loss: Callable[[float], float], start: float, spread: float) -> float:
+    """The value within a factor of `start` with the least loss, by golden-section search of its logarithm."""
+    low, high = log(start / spread), log(spread * start)
     left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
     at_left, at_right = loss(exp(left)), loss(exp(right))
     for _ in range(NARROWINGS):
