@@ -6,7 +6,6 @@ from functools import cache
 from pathlib import Path
 
 from tuneplan.hardware_profiles.errors import ProfileError
-from tuneplan.hardware_profiles.reading import read_toml
 
 FOLDER = Path(__file__).parent / "calibration"
 UNITS = {
@@ -48,6 +47,8 @@ class Calibration:
 
 def read_calibration(path: str | Path) -> Calibration:
     """A calibration file. Raises ProfileError, naming file and key, where it cannot be used."""
+    from tuneplan.hardware_profiles.reading import read_toml
+
     table = read_toml(path)
     unknown = sorted(set(table) - {"gpu", "measured", *UNITS})
     if unknown:
