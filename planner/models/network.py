@@ -99,7 +99,7 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
         entry = block.exit
     runs.append(Run(builder.finish(model, spec, entry), 1, checkpointed=False))
     for part in method.parts:
-        part.check_model(model.linears, layers)
+        part.check_model(model, layers)
     fused = any(part.fuses_update() for part in method.parts)
     passed = method.virtual_tokens > 0
     return Network(runs, list(model.parameters.values()), model.notes, model.extra_saved_bytes, passed, fused)
