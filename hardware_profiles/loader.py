@@ -144,7 +144,8 @@ def load_price_file(path: str | Path, gpus: Iterable[Gpu] = ()) -> list[Offer]:
     """Prices of the user's own, from a CSV file in the format of `prices/`; the newest row of each kind wins.
 
     The columns `provider, instance, purchase, usd_per_hour, region` are needed, `date, date_note, source` may be
-    left out. Two more, `gpu` and `gpu_count`, define instances that are not known here.
+    left out. Two more, `gpu` and `gpu_count`, define instances that are not known here. A catalog of SkyPilot (`vms.csv`) is
+    taken too, and the path "skypilot" stands for all those that SkyPilot keeps on this machine.
 
     Args:
         path: the file.

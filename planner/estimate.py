@@ -90,6 +90,7 @@ class Estimate:
             "basis": self.basis(),
             "savings": [saving.to_json() for saving in self.savings],
             "warnings": list(self.warnings),
+            **({"config": self.request.config.to_json()} if self.request.config else {}),
         }
 
     def peak_json(self) -> dict[str, Any]:

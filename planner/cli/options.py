@@ -9,7 +9,7 @@ import click
 
 from tuneplan.planner.device_memory import DEFAULT_OOM_CHANCE
 from tuneplan.planner.errors import InputError
-from tuneplan.planner.methods.compose import parse
+from tuneplan.planner.methods.compose import override, parse
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.lookup import load
@@ -33,7 +33,7 @@ def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 model_option = click.option(
     "--model",
-    required=True,
+    default=None,
     metavar="M",
     help="Alias (70b), hub id of the catalog, or path to a config.json or its folder.",
 )
@@ -45,6 +45,23 @@ lora_options = stack(
         default=None,
         metavar="NAMES",
         help="Modules to adapt, such as q_proj,v_proj, or all-linear.",
+    ),
+)
+
+config_options = stack(
+    click.option(
+        "--config",
+        "configs",
+        multiple=True,
+        metavar="FILE",
+        help="A training config (TRL, accelerate, DeepSpeed, axolotl, LLaMA-Factory, torchtune, ...); several: later ones win.",
+    ),
+    click.option(
+        "--config-format",
+        "config_formats",
+        multiple=True,
+        metavar="NAME",
+        help="Whose config it is, such as trl-dpo or axolotl; recognised by its keys if not given.",
     ),
 )
 
@@ -123,8 +140,10 @@ def safety_margin(given: float | None, oom_chance: float) -> float:
     return given
 
 
-def load_model(name: str) -> tuple[str, ConfigReader]:
+def load_model(name: str | None) -> tuple[str, ConfigReader]:
     """The name and the config of `--model`. Raises InputError."""
+    if name is None:
+        raise InputError("Missing option '--model': name one such as 70b, or give a training config that does with --config")
     if not name.strip():
         raise InputError("--model is empty; name one such as 70b, or a path to a config.json")
     return load(name)
@@ -152,9 +171,10 @@ def read_own_method(path: str, spec: ModelSpec) -> Method:
     return given.method
 
 
-def read_method(text: str, rank: int | None, target_modules: str | None) -> Method:
-    """The method of `--method` with the short forms applied. Raises InputError."""
-    return parse(text, _short_forms(rank, target_modules))
+def read_method(text: str | Method, rank: int | None, target_modules: str | None) -> Method:
+    """The method of `--method`, or of a config file, with the short forms applied. Raises InputError."""
+    forms = _short_forms(rank, target_modules)
+    return override(text, forms) if isinstance(text, Method) else parse(text, forms)
 
 
 def read_methods(texts: Sequence[str], rank: int | None, target_modules: str | None) -> tuple[Method, ...]:

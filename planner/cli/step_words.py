@@ -1,13 +1,16 @@
 """The options that describe one training step, shared by `estimate`, `explain`, `trace` and `profile`, and what they mean."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
 import click
 
 from tuneplan.hardware_profiles.loader import Gpu
+from tuneplan.planner.cli.config_words import with_configs
 from tuneplan.planner.cli.options import (
     Step,
+    config_options,
     load_model,
     lora_options,
     margin_options,
@@ -20,6 +23,7 @@ from tuneplan.planner.cli.options import (
     stack,
     step_options,
 )
+from tuneplan.planner.configs.training_config import ConfigUse
 from tuneplan.planner.device_memory import usable_bytes
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.method import Method
@@ -38,6 +42,7 @@ MOST_BATCHES = 64
 
 request_options = stack(
     model_option,
+    config_options,
     click.option("--method", default="lora", show_default=True, metavar="NAME", help="Method, such as qlora(r=16)."),
     lora_options,
     peft_config_option,
@@ -83,7 +88,7 @@ class Asked:
     """One configuration as it was asked for, checked but for the model's own config, which `request` reads.
 
     Attributes are those of `Request`; `id` and `config` stand for the model, `peft_config` is the path of an adapter_config.json
-    that takes the place of the method's adapters.
+    that takes the place of the method's adapters, `files` are those of `--config`.
     """
 
     id: str
@@ -99,6 +104,7 @@ class Asked:
     expandable_segments: bool
     batch_lengths: tuple[int, ...]
     empty_cache_steps: int
+    files: ConfigUse | None = None
 
     def request(self) -> Request:
         """The planner's request. Raises InputError for a config, or a PEFT config, that the planner cannot read."""
@@ -115,11 +121,16 @@ class Asked:
             expandable_segments=self.expandable_segments,
             batch_lengths=self.batch_lengths,
             empty_cache_steps=self.empty_cache_steps,
+            config=self.files,
         )
 
 
-def asked(given: dict[str, Any]) -> Asked:
-    """The meaning of the command line's words. Raises InputError and the loader's errors."""
+def asked(given: dict[str, Any], typed: Collection[str] | None = None) -> Asked:
+    """The meaning of the command line's words. Raises InputError and the loader's errors.
+
+    `typed`: options that win over those of `--config` files; None for those that were typed for the present command.
+    """
+    given, files = with_configs(given, typed)
     id, config = load_model(given["model"])
     own = given["peft_config"] is not None
     refuse_short_forms(own, given["rank"], given["target_modules"])
@@ -173,6 +184,7 @@ def asked(given: dict[str, Any]) -> Asked:
         expandable_segments=given["expandable_segments"],
         batch_lengths=lengths,
         empty_cache_steps=given["empty_cache_steps"],
+        files=files,
     )
 
 
