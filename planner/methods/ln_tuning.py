@@ -9,8 +9,6 @@ from tuneplan.planner.methods.part import Part, Weight, numbered
 
 if TYPE_CHECKING:
     from tuneplan.planner.models.assembly import Assembly
-    from tuneplan.planner.models.spec import ModelSpec
-    from tuneplan.planner.training.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

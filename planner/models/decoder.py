@@ -176,8 +176,8 @@ def start(
     """
     if width not in (0, model.spec.hidden_size) and model.method.virtual_tokens:
         raise InputError(
-            f"{model.spec.id}: its embeddings are {width} wide and its layers {model.spec.hidden_size}; peft makes virtual tokens "
-            "of the second width, which do not fit before the first; use prefix_tuning or lora"
+            f"{model.spec.id}: its embeddings are {width} wide and its layers {model.spec.hidden_size}; peft makes virtual "
+            "tokens of the second width, which do not fit before the first; use prefix_tuning or lora"
         )
     ids, labels, hidden = begin(model, weight, scaled, width)
     tape = model.tape

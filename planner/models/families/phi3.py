@@ -1,5 +1,6 @@
-"""Phi-3, Phi-3.5, Phi-4 (14B) and Phi-4-mini (heads rotated in part): queries, keys and values out of one projection, gate and up out of another.
+"""Phi-3, Phi-3.5, Phi-4 (14B) and Phi-4-mini (whose heads are rotated in part).
 
+Queries, keys and values come out of one projection, gate and up out of another.
 Mirrors transformers 5.23 models/phi3/modeling_phi3.py.
 """
 
