@@ -112,4 +112,4 @@ def _compiled(target: str) -> re.Pattern[str]:
 def _matches(target: str, path: str) -> bool:
     if target.startswith(PATTERN):
         return bool(_compiled(target).fullmatch(path))
-    return target == ALL_LINEAR or path == target or path.endswith(f".{target}")
+    return target in (ALL_LINEAR, path) or path.endswith(f".{target}")
