@@ -1,5 +1,6 @@
 """`plan --model M --gpu G`: what fits, what it costs, and which to take."""
 
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -12,6 +13,8 @@ from tuneplan.planner.cli.main import LazyGroup
 from tuneplan.planner.cli.money import money_options, narrowed, owned_target, read_overheads, read_purchase
 from tuneplan.planner.cli.options import (
     Step,
+    calibrated,
+    calibration_option,
     json_option,
     lora_options,
     margin_options,
@@ -84,6 +87,7 @@ job_options = stack(
     click.option("--zero-stage", type=int, default=None, help="Only this stage (0 is DDP); all if not given."),
     click.option("--objective", default="cost", show_default=True, metavar="cost|time|memory", help="What to make least."),
     money_options,
+    calibration_option,
     click.option("--max-hours", type=float, default=None, help="Leave out slower plans."),
     click.option("--max-usd", default=None, help="Leave out dearer plans."),
     margin_options,
@@ -218,7 +222,11 @@ def _targets(given: dict[str, Any]) -> list[Target]:
         result.append(owned_target(given["owned"], counts))
     if not result:
         raise InputError("name a card: --gpu a100-80g, an instance, any or local; or --gpu-memory 24GiB (plan gpus)")
-    return [narrowed(target, given) for target in result]
+    return [_calibrated(narrowed(target, given), given["calibration"]) for target in result]
+
+
+def _calibrated(target: Target, path: str | None) -> Target:
+    return target if target.gpu is None else replace(target, gpu=calibrated(target.gpu, path))
 
 
 def _can(target: Target, attention: str) -> bool:
