@@ -8,7 +8,7 @@ from math import inf
 
 from tuneplan.hardware_profiles.loader import Gpu
 from tuneplan.planner.cost import SPOT, Price, cheapest, usd
-from tuneplan.planner.device_memory import RuntimeMemory, checkpoint_bytes, runtime_bytes, usable_bytes
+from tuneplan.planner.device_memory import RuntimeMemory, checkpoint_bytes, runtime_of, usable_bytes
 from tuneplan.planner.fragmentation import allowance
 from tuneplan.planner.graph.tensor import CATEGORIES, OPTIMIZER_STATES
 from tuneplan.planner.job import Job
@@ -183,8 +183,7 @@ class Search:
     def _runtime(self, gpu: Gpu | None, ranks: int, quantized: bool) -> RuntimeMemory:
         key = (gpu.id if gpu else "", ranks, quantized)
         if key not in self._runtimes:
-            vendor, capability = (gpu.vendor, gpu.compute_capability) if gpu else ("nvidia", None)
-            self._runtimes[key] = runtime_bytes(vendor, capability, ranks, quantized)
+            self._runtimes[key] = runtime_of(gpu, ranks, quantized)
         return self._runtimes[key]
 
     def _network(self, method: Method, settings: Settings) -> Network:

@@ -20,6 +20,7 @@ COMMANDS = {
     "serve-memory": "A served model: KV cache, adapters, speed and cost.",
     "capacity": "What to rent, reserve or buy for a set of workloads.",
     "export": "A plan as files that TRL, axolotl, LLaMA-Factory, torchtune and SkyPilot run.",
+    "calibrate": "A card's constants from what was measured on it.",
     "explain": "Any figure: its formula, its numbers and its source.",
 }
 
