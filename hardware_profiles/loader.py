@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tuneplan.hardware_profiles.calibrations import bundled
 from tuneplan.hardware_profiles.errors import ProfileError, UnknownHardwareError
 from tuneplan.hardware_profiles.records import Figure, Gpu, Instance, Offer, Source
 
@@ -169,7 +170,7 @@ def gpu_from_index(gpu_id: str, entry: Mapping[str, Any]) -> Gpu:
 
     fields_of_gpu: dict[str, Any] = entry["plain"] | {name: figure(fields) for name, fields in entry["figures"].items()}
     peaks = {dtype: figure(fields) for dtype, fields in entry["peaks"].items()}
-    return Gpu(id=gpu_id, aliases=tuple(entry["aliases"]), peaks=peaks, **fields_of_gpu)
+    return Gpu(id=gpu_id, aliases=tuple(entry["aliases"]), peaks=peaks, calibration=bundled(gpu_id), **fields_of_gpu)
 
 
 @cache

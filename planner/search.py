@@ -8,7 +8,7 @@ from math import inf
 
 from tuneplan.hardware_profiles.loader import Gpu
 from tuneplan.planner.cost import SPOT, Price, cheapest, usd
-from tuneplan.planner.device_memory import RuntimeMemory, checkpoint_bytes, runtime_bytes, usable_bytes
+from tuneplan.planner.device_memory import RuntimeMemory, checkpoint_bytes, runtime_of, usable_bytes
 from tuneplan.planner.fragmentation import allowance
 from tuneplan.planner.graph.tensor import CATEGORIES, OPTIMIZER_STATES
 from tuneplan.planner.job import Job
@@ -166,11 +166,24 @@ class Search:
         fragmentation = allowance(memory) if known is None else known
         return Plan(request, target, memory, fragmentation, runtime, usable, replayed=known is not None)
 
+    def one(self, method: Method, target: Target, optimizer: Optimizer, sharding: Sharding) -> Plan:
+        """The job's one candidate, replayed and priced, whether it fits or not.
+
+        The job names one micro-batch and one kind of checkpointing. Raises InputError for settings that make no sense.
+        """
+        self.job.check()
+        settings = replace(
+            self.job.settings_for(method, target),
+            micro_batch_size=self.job.micro_batch_sizes[0],
+            gradient_checkpointing=self.job.checkpointing[0],
+        )
+        check_settings(settings)
+        return self._priced(self.replayed(self.evaluate(method, target, settings, optimizer, sharding)))
+
     def _runtime(self, gpu: Gpu | None, ranks: int, quantized: bool) -> RuntimeMemory:
         key = (gpu.id if gpu else "", ranks, quantized)
         if key not in self._runtimes:
-            vendor, capability = (gpu.vendor, gpu.compute_capability) if gpu else ("nvidia", None)
-            self._runtimes[key] = runtime_bytes(vendor, capability, ranks, quantized)
+            self._runtimes[key] = runtime_of(gpu, ranks, quantized)
         return self._runtimes[key]
 
     def _network(self, method: Method, settings: Settings) -> Network:

@@ -1,12 +1,13 @@
 """Options that several commands share, and how their words become a request."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from tuneplan.hardware_profiles.records import Gpu
 from tuneplan.planner.device_memory import DEFAULT_OOM_CHANCE
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.compose import override, parse
@@ -97,6 +98,10 @@ margin_options = stack(
     click.option("--safety-margin", type=float, default=None, help="Share of memory to keep free, instead of --oom-chance."),
 )
 
+calibration_option = click.option(
+    "--calibration", default=None, metavar="FILE", help="Constants of the card that plan calibrate fitted, instead of ours."
+)
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 
 
@@ -138,6 +143,18 @@ def safety_margin(given: float | None, oom_chance: float) -> float:
     if not 0 <= given < 1:
         raise InputError(f"safety-margin {given} is not a share of memory; use a value such as 0.05")
     return given
+
+
+def calibrated(gpu: Gpu, path: str | None) -> Gpu:
+    """The card with the constants of a file. Raises InputError for those of another card, and the loader's errors."""
+    if path is None:
+        return gpu
+    from tuneplan.hardware_profiles.calibrations import read_calibration
+
+    found = read_calibration(path)
+    if found.gpu != gpu.id:
+        raise InputError(f"{path} was fitted on {found.gpu}, and the card is {gpu.id}; give its own, or leave --calibration out")
+    return replace(gpu, calibration=found)
 
 
 def load_model(name: str | None) -> tuple[str, ConfigReader]:

@@ -1,5 +1,6 @@
 """`plan --model M --gpu G`: what fits, what it costs, and which to take."""
 
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -12,6 +13,8 @@ from tuneplan.planner.cli.main import LazyGroup
 from tuneplan.planner.cli.money import money_options, narrowed, owned_target, read_overheads, read_purchase
 from tuneplan.planner.cli.options import (
     Step,
+    calibrated,
+    calibration_option,
     json_option,
     lora_options,
     margin_options,
@@ -84,6 +87,7 @@ job_options = stack(
     click.option("--zero-stage", type=int, default=None, help="Only this stage (0 is DDP); all if not given."),
     click.option("--objective", default="cost", show_default=True, metavar="cost|time|memory", help="What to make least."),
     money_options,
+    calibration_option,
     click.option("--max-hours", type=float, default=None, help="Leave out slower plans."),
     click.option("--max-usd", default=None, help="Leave out dearer plans."),
     margin_options,
@@ -91,6 +95,9 @@ job_options = stack(
 
 method_option = click.option(
     "--method", default=",".join(DEFAULT_METHODS), show_default=True, metavar="NAMES", help="Methods to consider."
+)
+why_not_option = click.option(
+    "--why-not", metavar="WISH", help="What is wrong with a configuration, such as method=qlora,gpus=2,optimizer=adamw."
 )
 html_option = click.option("--html", metavar="FILE", help="Also write the report as HTML.")
 
@@ -104,6 +111,7 @@ html_option = click.option("--html", metavar="FILE", help="Also write the report
 @method_option
 @job_options
 @html_option
+@why_not_option
 @sweep_options
 @json_option
 @click.version_option(__version__, prog_name="plan", message="%(prog)s %(version)s")
@@ -123,22 +131,27 @@ def plan(ctx: click.Context, /, **given: Any) -> int:
 
     answer = find(job, date.today())
     found = plan_savings(answer.plans[0]) if answer.plans else ()
+    why = None
+    if given["why_not"] is not None:
+        from tuneplan.planner.why_not import why_not
+
+        why = why_not(job, answer, given["why_not"], date.today())
     if given["html"] is not None:
         from tuneplan.planner.report.answer import render
         from tuneplan.planner.report.terminal import console
 
         page = console(record=True, quiet=True)
-        page.print(render(answer, given["model"], found))
+        page.print(render(answer, given["model"], found, why))
         write_file(given["html"], page.export_html())
     if given["as_json"]:
         from tuneplan.planner.report.json_report import answer_json
 
-        click.echo(document.text(answer_json(answer, found)))
+        click.echo(document.text(answer_json(answer, found, why)))
     else:
         from tuneplan.planner.report.answer import render
         from tuneplan.planner.report.terminal import console
 
-        console().print(render(answer, given["model"], found))
+        console().print(render(answer, given["model"], found, why))
     return 0 if answer.plans else 1
 
 
@@ -218,7 +231,11 @@ def _targets(given: dict[str, Any]) -> list[Target]:
         result.append(owned_target(given["owned"], counts))
     if not result:
         raise InputError("name a card: --gpu a100-80g, an instance, any or local; or --gpu-memory 24GiB (plan gpus)")
-    return [narrowed(target, given) for target in result]
+    return [_calibrated(narrowed(target, given), given["calibration"]) for target in result]
+
+
+def _calibrated(target: Target, path: str | None) -> Target:
+    return target if target.gpu is None else replace(target, gpu=calibrated(target.gpu, path))
 
 
 def _can(target: Target, attention: str) -> bool:

@@ -10,6 +10,8 @@ from tuneplan.hardware_profiles.loader import Gpu
 from tuneplan.planner.cli.config_words import with_configs
 from tuneplan.planner.cli.options import (
     Step,
+    calibrated,
+    calibration_option,
     config_options,
     load_model,
     lora_options,
@@ -79,6 +81,7 @@ request_options = stack(
     click.option("--empty-cache-steps", type=int, default=0, help="Empty the cache every so many steps; 0 for never."),
     click.option("--gpu", "gpu_name", default=None, metavar="G", help="GPU or instance: gives time, and whether it fits."),
     click.option("--gpu-memory", default=None, metavar="SIZE", help="Memory of a card that is not known, such as 24GiB."),
+    calibration_option,
     margin_options,
 )
 
@@ -179,7 +182,7 @@ def asked(given: dict[str, Any], typed: Collection[str] | None = None) -> Asked:
         optimizer=find_optimizer(given["optimizer"]),
         sharding=sharding,
         gradient_accumulation_steps=steps,
-        gpu=_card(target),
+        gpu=_card(target, given["calibration"]),
         capacity_bytes=None if memory is None else usable_bytes(memory, margin),
         expandable_segments=given["expandable_segments"],
         batch_lengths=lengths,
@@ -213,5 +216,9 @@ def _target(name: str | None) -> Target | None:
     return found[0]
 
 
-def _card(target: Target | None) -> Gpu | None:
-    return target.gpu if target else None
+def _card(target: Target | None, calibration: str | None) -> Gpu | None:
+    if target is None or target.gpu is None:
+        if calibration is not None:
+            raise InputError("--calibration is of a card; name it with --gpu")
+        return None
+    return calibrated(target.gpu, calibration)
