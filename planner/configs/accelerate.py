@@ -71,12 +71,12 @@ def read(file: YamlFile, facts: Facts, kind: str) -> None:
     if precision is not None:
         section.fact("launch_precision", precision, "mixed_precision")
     if section.flag("use_cpu"):
-        facts.warn(f"{section.source('use_cpu')}: the file trains on a CPU, and figures are of a GPU")
+        section.warn("use_cpu", "the file trains on a CPU, and figures are of a GPU")
     _compile(section)
     _fsdp(section, engine == "FSDP")
     _deepspeed(section, engine == "DEEPSPEED")
     if engine == "MEGATRON_LM":
-        facts.warn(f"{section.source('distributed_type')}: Megatron-LM is not modelled; figures are those of plain data parallelism")
+        section.warn("distributed_type", "Megatron-LM is not modelled; figures are those of plain data parallelism")
     read_parallelism(section, "parallelism_config")
     section.finish()
 
@@ -118,7 +118,7 @@ def _deepspeed(section: Section, runs: bool) -> None:
     if stage is not None and stage > 3:
         raise below.error("zero_stage", f"stage {stage} does not exist. Write 0, 1, 2 or 3.")
     if below.text("deepspeed_config_file") is not None:
-        facts.warn(f"{below.source('deepspeed_config_file')}: that file is not opened; give it with --config too")
+        below.warn("deepspeed_config_file", "that file is not opened; give it with --config too")
     else:
         below.fact("zero_stage", stage, "zero_stage", "accelerate")
     steps = below.raw("gradient_accumulation_steps")

@@ -92,7 +92,19 @@ ZERO = Table(
 )
 OPTIMIZERS = {"adam": "adamw_fused", "adamw": "adamw_fused", "sgd": "sgd", "lion": "lion"}
 """DeepSpeed's FusedAdam holds what torch's fused AdamW holds (ops/adam/fused_adam.py)."""
-OTHERS = ("adagrad", "cpuadam", "fusedadam", "lamb", "onebitadam", "onebitlamb", "zerooneadam", "muadam", "muadamw", "musgd", "muon")
+OTHERS = (
+    "adagrad",
+    "cpuadam",
+    "fusedadam",
+    "lamb",
+    "onebitadam",
+    "onebitlamb",
+    "zerooneadam",
+    "muadam",
+    "muadamw",
+    "musgd",
+    "muon",
+)
 
 
 def read(file: YamlFile, facts: Facts, kind: str) -> None:
@@ -169,13 +181,14 @@ def _zero(section: Section) -> None:
 
 
 def _device(section: Section, key: str) -> str | None:
-    """cpu or nvme; None where nothing is moved."""
+    """Cpu or nvme; None where nothing is moved."""
     data = section.mapping(key)
     if data is None:
         return None
+    moves = "nvme_path buffer_count buffer_size max_in_cpu pin_memory pipeline_read pipeline_write fast_init pipeline"
     table = Table(
         {"device": "where"},
-        {"how it moves": words("nvme_path buffer_count buffer_size max_in_cpu pin_memory pipeline_read pipeline_write fast_init pipeline")},
+        {"how it moves": words(moves)},
         {"a share that stays on the GPU": words("ratio"), "SuperOffload": words("super_offload cpuadam_cores_perc")},
         {}, {"ratio": 1.0, "cpuadam_cores_perc": 0.8},
     )  # fmt: skip
@@ -194,8 +207,8 @@ def _optimizer(section: Section) -> None:
     name = (below.text("type") or "").lower()
     if name and name not in OPTIMIZERS:
         if name not in OTHERS:
-            section.facts.warn(f"{below.source('type')}: {shown_key(name)} is looked up in torch by DeepSpeed; figures are those of adamw")
+            below.warn("type", f"{shown_key(name)} is looked up in torch by DeepSpeed; figures are those of adamw")
         else:
-            section.facts.warn(f"{below.source('type')}: {name} is not modelled; figures are those of adamw_fused")
+            below.warn("type", f"{name} is not modelled; figures are those of adamw_fused")
     below.fact("optimizer", OPTIMIZERS.get(name, "adamw_fused" if name in OTHERS else "adamw"), "type", "DeepSpeed")
     below.finish()

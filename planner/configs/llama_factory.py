@@ -50,7 +50,7 @@ def read(file: YamlFile, facts: Facts, kind: str) -> None:
     section.fact("attention", ATTENTIONS[section.choice("flash_attn", ATTENTIONS, "auto") or "auto"], "flash_attn", NAME)
     if section.flag("enable_liger_kernel"):
         section.fact("loss", "liger", "enable_liger_kernel")
-        facts.warn(f"{section.source('enable_liger_kernel')}: of Liger's kernels the loss is counted; those of layers save more")
+        section.warn("enable_liger_kernel", "of Liger's kernels the loss is counted; those of layers save more")
     _data(section)
     _method(section)
     section.finish()
@@ -61,7 +61,9 @@ def _data(section: Section) -> None:
     pretraining = section.facts.get("objective") == "pretraining"
     neat = section.flag("neat_packing")
     packed = section.flag("packing", pretraining) or neat
-    section.facts.set("packing", packed, section.source("packing") if "packing" in section else f"default of {NAME}", "packing" in section)
+    section.facts.set(
+        "packing", packed, section.source("packing") if "packing" in section else f"default of {NAME}", "packing" in section
+    )
     masked = neat and section.facts.get("attention") != "flash"
     source = section.source("neat_packing" if neat else "packing") if packed else f"default of {NAME}"
     section.facts.set("padded", not packed or masked, source, explicit=packed)
@@ -81,14 +83,14 @@ def _method(section: Section) -> None:
     facts.set("load_dtype", loaded, section.source("pure_bf16") if pure else f"{NAME} keeps trained weights in fp32"
               if trains_base else f"{NAME} loads in the dtype it computes in", explicit=pure)  # fmt: skip
     if kind == "freeze" and not pure:
-        facts.warn(f"{section.source('finetuning_type')}: frozen layers are in 16 bits there; figures have all weights in fp32")
+        section.warn("finetuning_type", "frozen layers are in 16 bits there; figures have all weights in fp32")
     key = "finetuning_type"
     if kind == "full":
         _full(section, key)
     elif kind == "freeze":
         top = section.integer("freeze_trainable_layers", 2, least=-10_000) or 0
         if top < 1 or section.names("freeze_trainable_modules") not in (None, ("all",)):
-            facts.warn(f"{section.source('freeze_trainable_layers')}: which layers and modules are trained is taken as the last ones, whole")
+            section.warn("freeze_trainable_layers", "which layers and modules are trained is taken as the last ones, whole")
         note_adapter(section, Adapter("partial_layers", {"top": abs(top) or 2}), key)
     else:
         note_adapter(section, _adapter(section, kind), key)
@@ -99,7 +101,9 @@ def _method(section: Section) -> None:
 
 def _full(section: Section, key: str) -> None:
     if section.flag("use_galore"):
-        section.facts.set("adapter", Adapter("galore", {"rank": section.integer("galore_rank", 16)}), section.source("use_galore"))
+        section.facts.set(
+            "adapter", Adapter("galore", {"rank": section.integer("galore_rank", 16)}), section.source("use_galore")
+        )
         return
     section.facts.set("adapter", None, section.source(key))
 
@@ -127,7 +131,7 @@ def _targets(names: tuple[str, ...]) -> tuple[str, ...]:
 def _quantized(section: Section, bits: int) -> dict[str, Any]:
     method = section.choice("quantization_method", ("bnb", "gptq", "awq", "aqlm", "hqq", "eetq", "mxfp4", "fp8"), "bnb")
     if method != "bnb" or bits not in (4, 8):
-        section.facts.warn(f"{section.source('quantization_bit')}: {bits} bits by {method} are not modelled; figures are those of bitsandbytes")
+        section.warn("quantization_bit", f"{bits} bits by {method} are not modelled; figures are those of bitsandbytes")
     if bits >= 8:
         return {"quant_type": "int8", "prepare_kbit": False}
     return {

@@ -90,14 +90,17 @@ FACTORY = Table(
     },
     {
         "an adapter that is merged or continued": words("adapter_name_or_path"),
-        "a vocabulary that grows": words("resize_vocab add_tokens add_special_tokens new_special_tokens_config new_special_tokens"),
+        "a vocabulary that grows": words(
+            "resize_vocab add_tokens add_special_tokens new_special_tokens_config new_special_tokens"
+        ),
         "positions beyond the model's own": words("rope_scaling"),
         "shifted sparse attention": words("shift_attn"),
         "a block-diagonal mask": words("block_diag_attn"),
         "mixture of depths": words("mixture_of_depths"),
         "Unsloth's kernels": words("use_unsloth use_unsloth_gc"),
         "KTransformers": words(
-            "use_kt kt_weight_path kt_expert_checkpoint_path kt_use_lora_experts kt_lora_expert_num kt_lora_expert_intermediate_size"
+            """use_kt kt_weight_path kt_expert_checkpoint_path kt_use_lora_experts kt_lora_expert_num
+            kt_lora_expert_intermediate_size"""
         ),
         "other kernels": words("use_v1_kernels"),
         "the auxiliary loss of mixtures of experts": words("moe_aux_loss_coef"),
@@ -115,5 +118,4 @@ FACTORY = Table(
         "Megatron and other engines": words("use_mca use_hyper_parallel hyper_parallel_args"),
         "training in fp8": words("fp8 fp8_backend fp8_enable_fsdp_float8_all_gather"),
     },
-    {"use_cache": "use_kv_cache"},
 )

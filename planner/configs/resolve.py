@@ -158,6 +158,12 @@ def _sharding(facts: Facts, options: dict[str, Any], sources: dict[str, str]) ->
 def _precision(facts: Facts, config: ConfigReader | None, options: dict[str, Any], sources: dict[str, str]) -> None:
     """Weights' dtype and how the step computes; see docs/configs.md for each tool's rule."""
     loaded, mixed, engine = facts.get("load_dtype"), facts.get("mixed_precision", "no"), facts.get("engine")
+    launched = facts.get("launch_precision", "no")
+    if mixed == "no" and launched != "no":  # the Trainer's own setting wins over accelerate's where it is on
+        mixed = launched
+        facts.set("mixed_precision", mixed, facts.source("launch_precision"))
+    elif launched not in ("no", mixed):
+        facts.warn(f"{facts.source('launch_precision')} says {launched}, and the Trainer's {mixed} wins")
     if mixed == "fp8":
         facts.warn(f"{facts.source('mixed_precision')}: products in fp8 are not modelled; figures are those of bf16 autocast")
         mixed = "bf16"

@@ -53,6 +53,10 @@ class Section:
         """An error at a key's line."""
         return self.file.error((*self.path, self._name(key)), message)
 
+    def warn(self, key: str, text: str) -> None:
+        """A warning about a key."""
+        self.facts.warn(f"{self.source(key)}: {text}")
+
     def source(self, key: str) -> str:
         """File, line and key, for messages."""
         name = self._name(key)
