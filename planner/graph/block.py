@@ -24,6 +24,8 @@ class Block:
         leaves: activations that were made to require a gradient, and that gradient; they live as long as the loss's graph.
         side: tensors made here whose gradients come from other blocks, bytes of such a gradient, and their number.
         repeated: parameters of the layers (by id) that the block uses several times, and how often.
+        beside: storages without a gradient that the block before made for this one beside its entry; they go when it ends.
+        frozen_exit: what the next layer reads, where the exit is the state of a network beside the layers.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Block:
     leaves: tuple[Storage, ...] = ()
     side: tuple[tuple[Tensor, Size, int], ...] = ()
     repeated: dict[int, int] = field(default_factory=dict)
+    beside: tuple[Storage, ...] = ()
+    frozen_exit: Tensor | None = None
 
 
 def close(
@@ -66,7 +70,7 @@ def close(
         for storage in op.reads:
             if id(storage) in owned:
                 last[id(storage)] = index
-    kept = {id(storage) for storage in (*carried, *tape.outputs, *tape.cached)}
+    kept = {id(storage) for storage in (*carried, *tape.outputs, *tape.cached, *tape.passed)}
     if exit is not None:
         kept.add(id(exit.storage))
     frees: list[list[Storage]] = [[] for _ in tape.ops]

@@ -84,6 +84,17 @@ PATTERNS: dict[str, Pattern] = {
         "drops that vary by step",
     ),
     "compacter_plus": Pattern("compacter(mh_adapter=false)", "reparameterized", "Karimi Mahabadi et al. 2021, Compacter++"),
+    "meft": Pattern(
+        "reversible+bottleneck_adapter(is_parallel=true,mh_adapter=false,reduction_factor=32)",
+        "memory-efficient",
+        "Liao, Tan and Monz 2023, MEFT, section 3.3 (MEFT1)",
+    ),
+    "qst": Pattern(
+        "quantized_base(prepare_kbit=false)+lst(reduction_factor=16)",
+        "memory-efficient",
+        "Zhang et al. 2024, Quantized Side Tuning, section 3",
+        "its cheaper down-projections and the quantized weights' compute dtype",
+    ),
     "xprompt": Pattern(
         "prompt_tuning(num_virtual_tokens=50)",
         "additive",

@@ -32,7 +32,7 @@ class QuantizedBase(Part):
     )
     merge_note: ClassVar[str] = "peft dequantizes, adds and quantizes again, which rounds"
     code_changes: ClassVar[str] = "nothing: quantization_config=BitsAndBytesConfig(load_in_4bit=True) when the model is loaded"
-    clashes: ClassVar[Mapping[str, str]] = {"full": "quantized weights have no gradient"}
+    clashes: ClassVar[Mapping[str, str | None]] = {"full": "quantized weights have no gradient"}
 
     quant_type: str = "nf4"
     double_quant: bool = True
