@@ -1,6 +1,6 @@
 """A method: parts that act together on one model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tuneplan.planner.methods.part import Part, Weight
@@ -20,6 +20,10 @@ class Method:
 
     name: str
     parts: tuple[Part, ...]
+
+    def for_depth(self, count: int) -> "Method":
+        """The parts as they act on a model of `count` decoder layers."""
+        return replace(self, parts=tuple([part.for_depth(count) for part in self.parts]))
 
     def trains(self, weight: Weight) -> bool:
         """Whether any part trains a base weight."""

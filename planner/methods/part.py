@@ -170,6 +170,10 @@ class Part:
         """
         return y
 
+    def for_depth(self, count: int) -> "Part":
+        """The part as it acts on a model of `count` decoder layers."""
+        return self
+
     def reshaped(self, spec: "ModelSpec") -> "ModelSpec":
         """The dimensions of the model under this part, which may have taken layers, heads or channels out of it."""
         return spec

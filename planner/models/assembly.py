@@ -88,6 +88,7 @@ class Assembly:
         prefix: keys and values that a part puts before those of each layer, once the first block has made them.
         shared: what the family's layers share, once the first block is recorded.
         side_rotary: the same tables as `rotary` for a narrower network beside the layers, where there is one.
+        attention_input: what the attention being recorded got.
         streams: hidden states of the layer being recorded, where they run in two streams.
         beside: state of a network beside the layers after the block before; None without one.
         tape: of the block being recorded.
@@ -108,6 +109,7 @@ class Assembly:
         self.prefix: tuple[Tensor, Tensor] | None = None
         self.shared: tuple[Tensor, ...] = ()
         self.side_rotary: tuple[Tensor, ...] = ()
+        self.attention_input: Tensor | None = None
         self.streams: tuple[Tensor, ...] = ()
         self.beside: Tensor | None = None
         self.tape = Tape()

@@ -85,6 +85,7 @@ def attended(
         turned = q, k
         q, k = pw.cast(tape, q, dtype), pw.cast(tape, k, dtype)
         tape.hold(*turned)
+    model.attention_input = x
     out, weights, held = attend(model, spec, kernel, (q, k, v), tuple(masks), softcap)
     tape.scope = ""
     y = model.linear(out, "self_attn.o_proj", spec.hidden_size, bias)

@@ -80,6 +80,7 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
     no gradient.
     """
     builder = family(spec.model_type)
+    method = method.for_depth(spec.num_hidden_layers)
     for part in method.parts:
         part.check_spec(spec, settings)
         spec = part.reshaped(spec)
