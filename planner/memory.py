@@ -92,10 +92,8 @@ def walk(network: Network, settings: Settings) -> Walked:
             forward.append((_deaths(kept_outputs(run)), run.count))
     backward: list[tuple[Segment, int]] = []
     for run, walked in reversed(walks):
-        if run.checkpointed:
-            segment = Walk(run.block).backward(shared, run.recomputation(settings))
-        else:
-            segment = walked.backward(shared)
+        again = Walk(run.block) if run.checkpointed else walked
+        segment = again.backward(shared, run.recomputation(settings))
         backward.append((segment, run.count))
     backward.append((_deaths(late), 1))
     return Walked(forward, backward)
@@ -144,7 +142,8 @@ def gradient_uses(network: Network) -> dict[int, int]:
 def carried(network: Network) -> tuple[list[Storage], list[Storage]]:
     """Storages that blocks share: those that die with the forward, and those that live to the end of the backward.
 
-    What reversible layers computed last is among the latter. Others stay where an op saved them, where a checkpoint holds its arguments, and where they are the batch itself.
+    What reversible layers computed last is among the latter. Others stay where an op saved them, where a checkpoint holds its
+    arguments, and where they are the batch itself.
     """
     arguments = {id(storage) for run in network.runs if run.checkpointed for op in run.block.ops for storage in op.reads}
     arguments |= {id(storage) for run in network.runs for storage in run.block.leaves}

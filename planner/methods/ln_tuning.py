@@ -43,10 +43,6 @@ class LnTuning(Part):
         """The norms that are targets."""
         return weight.kind == "norm" and self.targets(weight.module)
 
-    def inputs_need_grad(self) -> bool:
-        """PEFT hooks the embeddings when the model checkpoints."""
-        return True
-
     def normed(self, model: "Assembly", module: str, y: Tensor) -> Tensor:
         """Declare the frozen norm that stays beside the trained one."""
         if self.targets(module):

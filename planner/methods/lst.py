@@ -16,7 +16,9 @@ class Lst(NarrowCopy):
 
     label: ClassVar[str] = "lst"
     family: ClassVar[str] = "memory-efficient"
-    paper: ClassVar[str] = "Sung, Cho and Bansal 2022, LST: Ladder Side-Tuning for Parameter and Memory Efficient Transfer Learning"
+    paper: ClassVar[str] = (
+        "Sung, Cho and Bansal 2022, LST: Ladder Side-Tuning for Parameter and Memory Efficient Transfer Learning"
+    )
     source: ClassVar[str] = "sections 3.1 and 3.2; ylsung/Ladder-Side-Tuning, seq2seq/third_party/models/t5/modeling_side_t5.py"
     not_modelled: ClassVar[str] = (
         "dropped side layers, and the pruning that gives the side network its first weights; the model's own last norm stands "

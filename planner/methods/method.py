@@ -41,10 +41,6 @@ class Method:
         """Whether every part can run under these settings."""
         return all(part.allows(settings) for part in self.parts)
 
-    def inputs_need_grad(self) -> bool:
-        """Whether embeddings are made to require a gradient when gradient checkpointing is on."""
-        return any(part.inputs_need_grad() for part in self.parts)
-
     @property
     def mergeable(self) -> bool:
         """Whether every part folds into the base weights."""

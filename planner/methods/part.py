@@ -100,10 +100,6 @@ class Part:
         """The format in which the base weight is kept instead of `dtype` (a name of formats.py), or None to leave it."""
         return None
 
-    def inputs_need_grad(self) -> bool:
-        """Whether embeddings are made to require a gradient when gradient checkpointing is on."""
-        return False
-
     def peft_config(self) -> dict[str, Any] | None:
         """The same part as PEFT's adapter_config.json has it, or None where PEFT adds nothing to the model.
 

@@ -143,7 +143,8 @@ class PrefixTuning(Layered):
         if self.use_gating:
             assert model.attention_input is not None
             share = gate.record(model, "self_attn.prefix_gate", model.attention_input, dims=4)
-            prefixes = tuple([pw.multiply(tape, tape.view("slice", t, self._prefix(model)), share) for t in prefixes])
+            first, second = [pw.multiply(tape, tape.view("slice", t, self._prefix(model)), share) for t in prefixes]
+            prefixes = (first, second)
         for own, prefix in zip((keys, values), prefixes, strict=True):
             out = tape.fresh(self._joined(model, own.shape[2]), own.dtype, True)
             tape.record("cache", (own,), out, gradients=(Gradient(own, None), Gradient(prefix, None)))

@@ -53,10 +53,6 @@ class QuantizedBase(Part):
             return self.quant_type + ("-double" if self.double_quant else "")
         return "fp32" if self.prepare_kbit else None
 
-    def inputs_need_grad(self) -> bool:
-        """`prepare_model_for_kbit_training` hooks the embeddings."""
-        return True
-
     def at_inference(self) -> Part:
         """The same as it is loaded to answer: nothing is widened to fp32."""
         return replace(self, prepare_kbit=False)

@@ -25,9 +25,13 @@ class ResTuning(SideNetwork):
 
     label: ClassVar[str] = "res_tuning"
     family: ClassVar[str] = "memory-efficient"
-    paper: ClassVar[str] = "Jiang et al. 2023, Res-Tuning: A Flexible and Efficient Tuning Paradigm via Unbinding Tuner from Backbone"
+    paper: ClassVar[str] = (
+        "Jiang et al. 2023, Res-Tuning: A Flexible and Efficient Tuning Paradigm via Unbinding Tuner from Backbone"
+    )
     source: ClassVar[str] = "section 3.3, equations 6 and 7 (Res-Tuning-Bypass), with Res-Adapters as the tuners"
-    not_modelled: ClassVar[str] = "Res-Tuning inside the layers, which costs what the unbound tuners cost: lora, bottleneck_adapter"
+    not_modelled: ClassVar[str] = (
+        "Res-Tuning inside the layers, which costs what the unbound tuners cost: lora, bottleneck_adapter"
+    )
 
     bottleneck: int = 64
 
@@ -59,11 +63,17 @@ class ResTuning(SideNetwork):
         tape.scope = name
         width, inner = model.spec.hidden_size, self.bottleneck
         low = linear(
-            tape, x, model.adapter(f"{name}.down.weight", (inner, width), x.dtype), model.adapter(f"{name}.down.bias", (inner,), x.dtype)
+            tape,
+            x,
+            model.adapter(f"{name}.down.weight", (inner, width), x.dtype),
+            model.adapter(f"{name}.down.bias", (inner,), x.dtype),
         )
         active = pw.activation(tape, low, "gelu")
         up = linear(
-            tape, active, model.adapter(f"{name}.up.weight", (width, inner), x.dtype), model.adapter(f"{name}.up.bias", (width,), x.dtype)
+            tape,
+            active,
+            model.adapter(f"{name}.up.weight", (width, inner), x.dtype),
+            model.adapter(f"{name}.up.bias", (width,), x.dtype),
         )
         out = pw.add(tape, x, up)
         tape.hold(x)

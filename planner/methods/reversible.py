@@ -33,7 +33,9 @@ class Reversible(Part):
 
     label: ClassVar[str] = "reversible"
     family: ClassVar[str] = "memory-efficient"
-    paper: ClassVar[str] = "Liao, Tan and Monz 2023, Make Pre-trained Model Reversible: From Parameter to Memory Efficient Fine-Tuning"
+    paper: ClassVar[str] = (
+        "Liao, Tan and Monz 2023, Make Pre-trained Model Reversible: From Parameter to Memory Efficient Fine-Tuning"
+    )
     source: ClassVar[str] = "sections 3.2 and 3.3, equations 1 and 2; BaohaoLiao/mefts models/modeling_revbert.py"
     not_modelled: ClassVar[str] = (
         "MEFT3, whose F is attention and G the MLP; F's and G's graphs are counted together, though G's goes before F runs again"
@@ -65,8 +67,8 @@ class Reversible(Part):
             raise InputError(f"reversible: bottleneck={self.bottleneck} is no width from 1 to {spec.hidden_size}")
         if settings.gradient_checkpointing != "off":
             raise InputError(
-                "reversible: layers are computed again from their outputs already, so gradient checkpointing has nothing to save; "
-                "use --no-gradient-checkpointing"
+                "reversible: layers are computed again from their outputs already, so gradient checkpointing has nothing to "
+                "save; use --no-gradient-checkpointing"
             )
         if settings.use_cache:
             raise InputError("reversible: a layer that runs again would append to the cache again; leave out --use-cache")
@@ -124,7 +126,10 @@ class Reversible(Part):
         tape, width, dtype = model.tape, model.spec.hidden_size, x.dtype
         outer, tape.scope = tape.scope, "rev_adapter"
         down, up = (
-            (model.adapter(f"rev_adapter.{name}.weight", shape, dtype), model.adapter(f"rev_adapter.{name}.bias", shape[:1], dtype))
+            (
+                model.adapter(f"rev_adapter.{name}.weight", shape, dtype),
+                model.adapter(f"rev_adapter.{name}.bias", shape[:1], dtype),
+            )
             for name, shape in (("down", (self.bottleneck, width)), ("up", (width, self.bottleneck)))
         )
         low = linear(tape, x, *down)

@@ -126,7 +126,7 @@ class NarrowCopy(SideNetwork):
     def embedded(self, model: "Assembly", hidden: Tensor) -> Tensor:
         """The side network's rotary tables."""
         tape = model.tape
-        batch, length, _ = hidden.shape
+        length = hidden.shape[1]
         for name in ("cos", "sin"):
             table = tape.fresh((1, length, model.spec.head_dim // self.reduction_factor), hidden.dtype, False)
             tape.record(f"side_{name}", (), table, scratch=3 * round_block(2 * table.nbytes))
@@ -142,7 +142,7 @@ class NarrowCopy(SideNetwork):
         inner = model.within("side", spec, Method("side", (Full(),)))
         tables = dict(zip([id(t) for t in model.rotary], model.side_rotary, strict=True))
         inner.rotary = model.side_rotary
-        shared = tuple([tables.get(id(t), t) for t in model.shared])
+        shared = tuple([tables.get(id(t), t) for t in model.layers_share])
         block = family(spec.model_type).layer(inner, spec, x, shared)
         model.adopt(inner)
         out: Tensor = block.exit

@@ -85,10 +85,6 @@ class Targeted(Layered):
         path = "" if layer is None else f"{LAYERS}{layer}."
         return any(_matches(target, module, path) for target in self.target_modules)
 
-    def inputs_need_grad(self) -> bool:
-        """PEFT hooks the embeddings when the model checkpoints."""
-        return True
-
     def peft_targets(self) -> dict[str, Any]:
         """What every PEFT configuration with targets has."""
         first = self.target_modules[0]

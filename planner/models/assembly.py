@@ -86,7 +86,7 @@ class Assembly:
         spec: the model's dimensions.
         rotary: cosines and sines of the positions, where the model has them.
         prefix: keys and values that a part puts before those of each layer, once the first block has made them.
-        shared: what the family's layers share, once the first block is recorded.
+        layers_share: what the family's layers share, once the first block is recorded.
         side_rotary: the same tables as `rotary` for a narrower network beside the layers, where there is one.
         attention_input: what the attention being recorded got.
         streams: hidden states of the layer being recorded, where they run in two streams.
@@ -107,7 +107,7 @@ class Assembly:
         self.spec = spec
         self.rotary: tuple[Tensor, ...] = ()
         self.prefix: tuple[Tensor, Tensor] | None = None
-        self.shared: tuple[Tensor, ...] = ()
+        self.layers_share: tuple[Tensor, ...] = ()
         self.side_rotary: tuple[Tensor, ...] = ()
         self.attention_input: Tensor | None = None
         self.streams: tuple[Tensor, ...] = ()

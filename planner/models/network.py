@@ -86,7 +86,7 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
         spec = part.reshaped(spec)
     model = Assembly(method, settings, spec)
     first, shared = builder.start(model, spec)
-    model.shared = shared
+    model.layers_share = shared
     runs = [Run(first, 1, checkpointed=False)]
     entry = first.exit
     assert entry is not None

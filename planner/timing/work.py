@@ -112,8 +112,8 @@ def network_work(network: Network, settings: Settings) -> NetworkWork:
 def recomputed(block: Block, checkpointing: str) -> Sequence[Op]:
     """The ops of a checkpointed block that run again.
 
-    "reentrant" and "reversible" run all of them. "non-reentrant" stops as soon as it has the last tensor that autograd saves, so the
-    last projection does not run again (early stop, the default of torch/utils/checkpoint.py; `Walk` has the same rule).
+    "reentrant" and "reversible" run all of them. "non-reentrant" stops as soon as it has the last tensor that autograd saves, so
+    the last projection does not run again (early stop, the default of torch/utils/checkpoint.py; `Walk` has the same rule).
     """
     if checkpointing in ("reentrant", "reversible"):
         return block.ops

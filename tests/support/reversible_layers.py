@@ -1,4 +1,4 @@
-"""Liao, Tan and Monz 2023, MEFT1 and MEFT2: layers in two streams whose inputs the backward computes. B batch, S length, H width."""
+"""Liao, Tan and Monz 2023, MEFT1 and MEFT2: two streams, inverted in the backward. B batch, S length, H width."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Networks beside a frozen model and reversible layers, in plain PyTorch as their papers write them. B batch, S length, H width."""
+"""Networks beside a frozen model, in plain PyTorch as their papers write them. B batch, S length, H width."""
 
 import copy
 from typing import Any
@@ -39,7 +39,9 @@ class Ladder(nn.Module):
         config = copy.deepcopy(wide)
         for name in ("hidden_size", "intermediate_size"):
             setattr(config, name, getattr(wide, name) // part.reduction_factor)
-        config.head_dim = (getattr(wide, "head_dim", None) or wide.hidden_size // wide.num_attention_heads) // part.reduction_factor
+        config.head_dim = (
+            getattr(wide, "head_dim", None) or wide.hidden_size // wide.num_attention_heads
+        ) // part.reduction_factor
         layers = list(model.model.layers)
         with torch.device(kind["device"]):
             self.layers = nn.ModuleList([type(layer)(config, i) for i, layer in enumerate(layers)]).to(kind["dtype"])
