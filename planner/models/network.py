@@ -1,6 +1,7 @@
 """A model under a method: runs of alike blocks, from token ids to the loss."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from types import ModuleType
 
 from tuneplan.planner.graph.block import Block, close
@@ -47,6 +48,7 @@ class Network:
         extra_saved_bytes: what a checkpoint has that is no parameter.
         embeddings_passed: the model is called with embeddings instead of token ids, so that its caller holds them.
         fused_update: weights are updated as their gradients are made.
+        layers: indices of the layers whose weights' names start with a prefix.
     """
 
     runs: list[Run]
@@ -55,6 +57,17 @@ class Network:
     extra_saved_bytes: int = 0
     embeddings_passed: bool = False
     fused_update: bool = False
+    layers: dict[str, list[int]] = field(default_factory=dict)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every weight by its name in the state dict, each layer's its own."""
+        found: dict[str, tuple[int, ...]] = {}
+        for p in self.parameters:
+            prefix = next((prefix for prefix in self.layers if p.name.startswith(prefix)), "")
+            plain = re.sub(r"\*\(\d+\)", "*", prefix) + p.name[len(prefix) :]
+            for index in self.layers.get(prefix, [0]):
+                found[plain.replace("*", str(index), 1)] = p.shape
+        return found
 
     @property
     def total_parameters(self) -> int:
@@ -75,9 +88,9 @@ class Network:
 def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
     """Assemble the model. Raises InputError where the method does not fit it.
 
-    Layers are recorded once for each distinct form, which the method gives and, where its layers differ, the family
-    (`layer_form`); without gradient checkpointing the first layer of a frozen model is one of its own, because its input needs
-    no gradient.
+    Layers are recorded once for each distinct form, which the method gives and, where its layers differ, the family: in ops
+    alone (`layer_form`), or in their weights too (`layer_kind`, such as "moe"; its layers get names of their own). Without
+    gradient checkpointing the first layer of a frozen model is one of its own, because its input needs no gradient.
     """
     builder = family(spec.model_type)
     method = method.for_depth(spec.num_hidden_layers)
@@ -93,14 +106,16 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
     reversible = any(part.reversible() for part in method.parts)
     checkpointed = reversible or settings.gradient_checkpointing != "off"
     layers = spec.num_hidden_layers
-    forms = [method.layer_form(index, layers) for index in range(layers)]
+    kind_of = getattr(builder, "layer_kind", lambda *_: "")
+    weights = [(kind_of(spec, index), method.layer_form(index, layers)) for index in range(layers)]
     own = getattr(builder, "layer_form", lambda *_: None)
-    kinds = [(form, own(model, spec, index)) for index, form in enumerate(forms)]
+    kinds = [(form, own(model, spec, index)) for index, form in enumerate(weights)]
+    prefixes = _prefixes(builder.LAYERS, weights)
     recorded: dict[tuple[object, bool, bool], tuple[Block, set[str]]] = {}
     index = 0
     while index < layers:
         known = set(model.parameters)
-        prefix = _prefix(builder.LAYERS, forms, index)
+        prefix = prefixes[weights[index]]
         key = (kinds[index], entry.requires_grad, model.beside is None)
         if key not in recorded:
             model.begin(prefix, 1, index)
@@ -127,7 +142,8 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
         part.check_model(model.linears, layers)
     fused = any(part.fuses_update() for part in method.parts)
     passed = method.virtual_tokens > 0
-    return Network(runs, list(model.parameters.values()), model.notes, model.extra_saved_bytes, passed, fused)
+    indices = {prefix: [i for i, form in enumerate(weights) if prefixes[form] == prefix] for prefix in prefixes.values()}
+    return Network(runs, list(model.parameters.values()), model.notes, model.extra_saved_bytes, passed, fused, indices)
 
 
 def _layer(builder: ModuleType, model: Assembly, spec: ModelSpec, entry: Tensor, shared: tuple[Tensor, ...]) -> Block:
@@ -171,7 +187,7 @@ def _after_layers(model: Assembly, entry: Tensor) -> Block | None:
     return block
 
 
-def _prefix(layers: str, forms: list[tuple[object, ...]], index: int) -> str:
-    """Names of the weights of a layer: those of the first form as in `layers`, of other forms with the form's number."""
-    number = len(set(forms[: forms.index(forms[index])]))
-    return layers if number == 0 else layers.replace("*", f"*({number + 1})")
+def _prefixes(layers: str, weights: list[tuple[str, tuple[object, ...]]]) -> dict[tuple[str, tuple[object, ...]], str]:
+    """What names of weights start with: as in `layers` for layers like the first, else with a number of their own."""
+    distinct = dict.fromkeys(weights)
+    return {form: layers if not number else layers.replace("*", f"*({number + 1})") for number, form in enumerate(distinct)}

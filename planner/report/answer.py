@@ -16,6 +16,7 @@ from tuneplan.planner.units import SECONDS_PER_HOUR, format_count, format_gib, f
 
 OLD_DAYS = 180
 MOST_PLANS = 15
+SHORT_SECONDS, SHORT_SHARE = 30, 0.01
 MOST_REJECTED = 8
 FOLDED = (0, 1)
 FIRST_FIGURE = 6
@@ -88,6 +89,7 @@ def _recommendation(plan: Plan, answer: Answer) -> list[RenderableType]:
     if plan.hours is not None and plan.time is not None and plan.time.tokens_per_second is not None:
         hours = format_seconds(plan.hours * SECONDS_PER_HOUR)
         lines.append(Text(f"{hours} (modelled) at {plan.time.tokens_per_second:,.0f} tokens/s{money}"))
+        lines += _beside(plan)
     lines.append(
         Text(
             f"peak {format_gib(plan.device_bytes)} of {format_gib(plan.usable_bytes)} usable on each GPU, "
@@ -95,6 +97,24 @@ def _recommendation(plan: Plan, answer: Answer) -> list[RenderableType]:
         )
     )
     return [*lines, breakdown(plan_levels(plan), plan.usable_bytes)]
+
+
+def _beside(plan: Plan) -> list[Text]:
+    """What the hours are spent on beside training, and what was assumed; nothing where that is seconds."""
+    clock = plan.clock
+    if clock is None:
+        return []
+    notes = [Text(note, style="dim") for note in clock.notes]
+    if clock.total - clock.training < max(SHORT_SECONDS, SHORT_SHARE * clock.total):
+        return notes
+    parts = {
+        "start-up": clock.startup,
+        "evaluation": clock.evaluation,
+        "checkpoints": clock.checkpoints,
+        "interruptions (expected)": clock.interruptions,
+    }
+    spent = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in parts.items() if seconds >= 1)
+    return [Text(f"of it training {format_seconds(clock.training)}, {spent}"), *notes]
 
 
 def _cards(plan: Plan) -> str:

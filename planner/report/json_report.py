@@ -49,6 +49,14 @@ def job_json(job: Job) -> dict[str, Any]:
         "purchase": job.purchase,
         "safety_margin": job.safety_margin,
         "max_hours": job.max_hours,
+        "overheads": {
+            "startup_seconds": job.overheads.startup_seconds,
+            "evaluation_tokens": job.overheads.evaluation_tokens,
+            "evaluations": job.overheads.evaluations,
+            "save_steps": job.overheads.save_steps,
+            "disk_bytes_per_second": job.overheads.disk_bytes_per_second,
+            "interruption_hours": job.overheads.interruption_hours,
+        },
         "max_usd": None if job.max_usd is None else float(job.max_usd),
     }
 
@@ -86,6 +94,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "step_seconds": time.seconds if time else None,
         "tokens_per_second": time.tokens_per_second if time else None,
         "hours": plan.hours,
+        "wall_clock": plan.clock.to_json() if plan.clock is not None and plan.hours is not None else None,
         "usd": None if plan.usd is None else float(plan.usd),
         "price": plan.price.to_json() if plan.price else None,
         "basis": {
