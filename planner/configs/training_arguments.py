@@ -108,6 +108,7 @@ def read_training_arguments(section: Section, own: Mapping[str, Any], name: str,
         name: of the class, for sources.
         optimizer: of `optim` where the file has none.
     """
+
     def default(key: str, fallback: Any) -> Any:
         value = own.get(key, fallback)
         return fallback if value is None else value
