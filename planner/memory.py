@@ -16,6 +16,7 @@ from tuneplan.planner.graph.tensor import (
     elements,
     round_block,
 )
+from tuneplan.planner.lifetimes import gradient_uses, kept_outputs, lifetimes
 from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network, Run
 from tuneplan.planner.training.optimizers import Optimizer, state_bytes, step_scratch
@@ -71,33 +72,32 @@ class Walked:
 def walk(network: Network, settings: Settings) -> Walked:
     """Walk each distinct block forward and backward."""
     shared = Shared(settings.accumulating, gradient_uses(network), fused_update=network.fused_update)
+    lives = lifetimes(network)
     forward: list[tuple[Segment, int]] = []
     walks: list[tuple[Run, Walk]] = []
-    held = held_embeddings(network)
     for index, run in enumerate(network.runs):
+        forward.append((_deaths(lives.ended.get(index, ())), 1))
         walked = Walk(run.block)
         segment = walked.forward(keep=not run.checkpointed)
-        if index == 1 and held:
-            forward += [(segment, 1), (_births(held), 1)]
+        again = lives.reborn.get(index, [])
+        if again:
+            forward += [(segment, 1), (_births(again), 1)]
             forward += [(segment, run.count - 1)] if run.count > 1 else []
         else:
             forward.append((segment, run.count))
         walks.append((run, walked))
-    early, late = carried(network)
-    forward.insert(-1, (_deaths(early), 1))
-    forward.insert(len(forward) if network.embeddings_passed else -1, (_deaths(held), 1))
+    forward.append((_deaths(lives.released), 1))
     for run, walked in walks:
-        forward.append((walked.release(settings.keep_outputs), run.count))
+        forward.append((walked.release(settings.keep_outputs, lives.held), run.count))
         if settings.keep_outputs:
             forward.append((_deaths(kept_outputs(run)), run.count))
     backward: list[tuple[Segment, int]] = []
-    for run, walked in reversed(walks):
+    for index, (run, walked) in reversed(list(enumerate(walks))):
         if run.checkpointed:
             segment = Walk(run.block).backward(shared, settings.gradient_checkpointing)
         else:
             segment = walked.backward(shared)
-        backward.append((segment, run.count))
-    backward.append((_deaths(late), 1))
+        backward += [(segment, run.count), (_deaths(lives.spent[index]), 1)]
     return Walked(forward, backward)
 
 
@@ -124,56 +124,6 @@ def _reduced(segment: Segment, gradient_ranks: int) -> Segment:
     delta = segment.delta.copy()
     delta[GRADIENTS] = share(delta[GRADIENTS], gradient_ranks)
     return replace(segment, delta=delta)
-
-
-def gradient_uses(network: Network) -> dict[int, int]:
-    """How many gradients each parameter receives that is used outside the layers or in several of them.
-
-    Layers alike are walked once, so their use counts once.
-    """
-    uses: dict[int, int] = {}
-    ends = {id(g.of) for run in (network.runs[0], network.runs[-1]) for op in run.block.ops for g in op.gradients}
-    for run in network.runs:
-        for op in run.block.ops:
-            for gradient in op.gradients:
-                if gradient.of.name and ("*" not in gradient.of.name or id(gradient.of) in ends):
-                    uses[id(gradient.of)] = uses.get(id(gradient.of), 0) + 1
-    return uses
-
-
-def carried(network: Network) -> tuple[list[Storage], list[Storage]]:
-    """Storages that blocks share: those that die with the forward, and those that live to the end of the backward.
-
-    They stay where an op saved them, where a checkpoint holds its arguments, and where they are the batch itself.
-    """
-    checkpointed = any(run.checkpointed for run in network.runs)
-    saved = {id(storage) for run in network.runs for op in run.block.ops for storage in op.saved}
-    early: list[Storage] = []
-    late: list[Storage] = []
-    for run in network.runs:
-        for index, storage in enumerate(run.block.carried):
-            held = checkpointed or id(storage) in saved or index < run.block.batch
-            (late if held else early).append(storage)
-        pinned = {id(storage): storage for op in run.block.ops for storage in op.pinned}
-        late += list(pinned.values()) * run.count
-    return early, late
-
-
-def held_embeddings(network: Network) -> list[Storage]:
-    """What enters the first layer, where nothing else holds it: a variable of the model's forward does, up to the head.
-
-    The walk of the first layer lets it go with its other input, so it is born again after that layer.
-    """
-    first, run = network.runs[0].block, network.runs[1]
-    if first.exit is None or run.checkpointed:
-        return []
-    storage = first.exit.storage
-    return [] if any(storage in op.saved for op in run.block.ops) else [storage]
-
-
-def kept_outputs(run: Run) -> tuple[Storage, ...]:
-    """What a loop that keeps the model's outputs, and with them the loss's graph, holds of one block between steps."""
-    return run.block.outputs + run.block.leaves
 
 
 def _births(storages: Iterable[Storage]) -> Segment:

@@ -16,6 +16,7 @@ class Block:
         entry: the tensor that the block before made (hidden states), or None for the first block.
         exit: the tensor that the next block reads, or None for the last.
         entry_held: see `close`.
+        exit_held: a variable of the model's code holds what enters the layers to the end of their stack.
         carried: storages made here that later blocks read (rotary tables, mask); they live to the end of the backward.
         frees: for each op, the storages whose last Python reference goes after it.
         batch: how many of the carried storages are the batch itself, which the training loop holds.
@@ -34,6 +35,7 @@ class Block:
     frees: list[list[Storage]] = field(default_factory=list)
     batch: int = 0
     entry_held: bool = True
+    exit_held: bool = True
     outputs: tuple[Storage, ...] = ()
     cached: tuple[Storage, ...] = ()
     leaves: tuple[Storage, ...] = ()
@@ -50,10 +52,12 @@ def close(
     batch: int = 0,
     entry_held: bool = True,
     leaves: tuple[Storage, ...] = (),
+    exit_held: bool = True,
 ) -> Block:
     """End a block: find the op after which nothing in the forward refers to a storage any more.
 
     `entry_held`: the model's loop over layers holds the entry until the block ends; else it is freed where it is last read.
+    `exit_held`: see `Block`.
     """
     last: dict[int, int] = {}
     owned: dict[int, Storage] = {}
@@ -82,6 +86,7 @@ def close(
         frees,
         batch,
         entry_held,
+        exit_held,
         outputs=tuple(tape.outputs),
         cached=tuple(tape.cached),
         leaves=leaves,

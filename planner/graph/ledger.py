@@ -34,12 +34,14 @@ class Shared:
             waits for all of them.
         waiting: parameters (by id) that received some of them already, and whether their sum is still a view.
         fused_update: a gradient is used and freed when it is complete.
+        crossing: gradients on their way to tensors (by id) that other blocks made; see `Tensor.crosses`.
     """
 
     accumulating: bool
     uses: dict[int, int]
     waiting: dict[int, bool] = field(default_factory=dict)
     fused_update: bool = False
+    crossing: dict[int, _Pending] = field(default_factory=dict)
 
 
 class Walk:
@@ -63,14 +65,15 @@ class Walk:
             self._unreference(self.block.entry.storage, meter)
         return meter.segment()
 
-    def release(self, keep_outputs: bool = False) -> Segment:
+    def release(self, keep_outputs: bool = False, held: Iterable[int] = ()) -> Segment:
         """The forward is over: autocast's cache goes, and the model's output object unless the loop keeps it.
 
-        Autograd may still hold what was in them.
+        Autograd may still hold what was in them. `held`: storages (by id) that other blocks hold.
         """
         meter = self._meter()
         for storage in self.block.cached if keep_outputs else (*self.block.outputs, *self.block.cached):
-            self._unreference(storage, meter)
+            if id(storage) not in held:
+                self._unreference(storage, meter)
         return meter.segment()
 
     def backward(self, shared: Shared, checkpointing: str = "off") -> Segment:
@@ -91,7 +94,9 @@ class Walk:
             shared.waiting.pop(key, None)
         for tensor, nbytes, pieces in block.side:
             pending[id(tensor)] = _Pending(nbytes * pieces, TEMPORARY, pieces=pieces)
-        if start is None or not (start.requires_grad or block.side):
+        own = {id(op.output) for op in block.ops if op.output is not None and op.output.crosses}
+        pending.update({key: shared.crossing.pop(key) for key in own if key in shared.crossing})
+        if start is None or not (start.requires_grad or pending):
             if checkpointing != "off" and block.entry is not None:
                 meter.drop(block.entry.storage.nbytes, block.entry.storage.category)
             return meter.segment()
@@ -116,7 +121,7 @@ class Walk:
             self._release(op.saved, meter)
             if grad is not None:
                 _leave(grad, meter)
-                _deliver(op, made, pending, shared, meter)
+                _deliver(op, made, pending, shared, meter, own)
         if reentrant:
             _leave(incoming, meter)
             meter.drop(start.storage.nbytes, start.storage.category)
@@ -209,21 +214,25 @@ def gradient_category(of: Tensor) -> int:
     return LOGITS if of.storage.category == LOGITS else TEMPORARY
 
 
-def _deliver(op: Op, made: list[tuple[Gradient, _Pending]], pending: dict[int, _Pending], shared: Shared, meter: Meter) -> None:
+def _deliver(
+    op: Op, made: list[tuple[Gradient, _Pending]], pending: dict[int, _Pending], shared: Shared, meter: Meter, own: set[int]
+) -> None:
+    """Hand the gradients of a node on. `own`: tensors (by id) of this block that others read too."""
     for gradient, new in made:
         if gradient.of.name:
             _to_parameter(gradient, new, shared, meter)
             continue
-        old = pending.get(id(gradient.of))
+        waiting = shared.crossing if gradient.of.crosses and id(gradient.of) not in own else pending
+        old = waiting.get(id(gradient.of))
         if old is None:
-            pending[id(gradient.of)] = new
+            waiting[id(gradient.of)] = new
         elif old.users == 1:
             _leave(new, meter)
         else:
             meter.op = f"{op.name} (sum of gradients)"
             total = _Pending(old.nbytes, gradient_category(gradient.of))
             meter.add(total.nbytes, total.category)
-            pending[id(gradient.of)] = total
+            waiting[id(gradient.of)] = total
             _leave(old, meter)
             _leave(new, meter)
 

@@ -26,6 +26,7 @@ class Weight:
         module: name of its module within its block, such as "self_attn.q_proj".
         layer: index of its decoder layer, None outside the layers.
         layers: how many decoder layers the model has.
+        path: the whole path of its module.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Weight:
     module: str
     layer: int | None = None
     layers: int = 0
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)

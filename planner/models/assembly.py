@@ -1,5 +1,6 @@
 """The workbench on which a family assembles its model: weights, modules and blocks under one method and one run's settings."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,9 @@ from tuneplan.planner.methods.method import Method
 from tuneplan.planner.methods.part import Part, Weight
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.training.settings import Settings
+
+
+_INDEX = re.compile(r"\*(\(\d+\))?")
 
 
 @dataclass(slots=True)
@@ -89,7 +93,7 @@ class Assembly:
         tape: of the block being recorded.
         parameters: of all blocks so far.
         notes: what the report must say, such as which attention kernel runs and why.
-        linears: linear modules that a method may adapt.
+        linears: linear modules that a method may adapt, by their whole path, layers written as `*`.
         layer: index of the decoder layer being recorded (the first of those alike), None outside the layers.
         extra_saved_bytes: what a checkpoint has that is no parameter.
         largest: largest sizes that parts met so far, by a name of theirs; see `meet`.
@@ -119,13 +123,18 @@ class Assembly:
         self.layer = layer
         return self.tape
 
+    @property
+    def path(self) -> str:
+        """What the names of modules of the block being recorded start with, such as "model.layers.0."."""
+        return self._prefix if self.layer is None else _INDEX.sub(str(self.layer), self._prefix)
+
     def weight(self, module: str, shape: tuple[int, ...], kind: str, suffix: str = "weight") -> Tensor:
         """A weight of the base model; asking twice for one name gives one tensor (tied embeddings)."""
         name = f"{self._prefix}{module}.{suffix}"
         known = self.parameters.get(name)
         if known is not None:
             return known.tensor
-        weight = Weight(name, kind, module, self.layer, self.spec.num_hidden_layers)
+        weight = Weight(name, kind, module, self.layer, self.spec.num_hidden_layers, self.path + module)
         dtype = self.settings.dtype
         storage = self.method.storage(weight, dtype)
         tensor = self._declare(name, shape, storage, self.method.trains(weight))
@@ -202,7 +211,7 @@ class Assembly:
         site = Site(module, weight, offset, kernel(parameter.storage), parameter.stored_bytes)
         run: Base = partial(self._plain, site)
         if kind == "linear":
-            self.linears.add(module)
+            self.linears.add(self._prefix + module)
             for part in self.method.parts:
                 run = partial(self._adapted, part, site, run)
         y = run(x)

@@ -1,0 +1,100 @@
+"""What lives across the blocks of a network: batch, masks, an encoder's output, and what a variable of the model's code holds.
+
+A block that is no layer (an embedding, the bridge from one stack of layers to the next, the head) ends the forward of the stack
+before it, and its backward comes when that of its own stack is over.
+"""
+
+from dataclasses import dataclass
+
+from tuneplan.planner.graph.tensor import Storage
+from tuneplan.planner.models.network import Network, Run
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetimes:
+    """Births and deaths beside those of the blocks, by the index of a run.
+
+    Attributes:
+        reborn: held again once the first layer of the run has let it go.
+        ended: gone before the run's forward.
+        released: gone when the forward is over.
+        spent: gone after the run's backward.
+        held: storages (by id) that stay although the model's output object goes.
+    """
+
+    reborn: dict[int, list[Storage]]
+    ended: dict[int, list[Storage]]
+    released: list[Storage]
+    spent: dict[int, list[Storage]]
+    held: frozenset[int]
+
+
+def lifetimes(network: Network) -> Lifetimes:
+    """Where the storages that blocks share are born and die."""
+    runs = network.runs
+    saved = {id(storage) for run in runs for op in run.block.ops for storage in op.saved}
+    checkpointed = any(run.checkpointed for run in runs)
+    ends = [index for index, run in enumerate(runs) if not run.layered]
+    reborn: dict[int, list[Storage]] = {}
+    ended: dict[int, list[Storage]] = {index: [] for index in ends}
+    released: list[Storage] = []
+    spent: dict[int, list[Storage]] = {index: [] for index in range(len(runs))}
+    held: set[int] = set()
+    for index, run in enumerate(runs):
+        end = next((e for e in ends if e > index), len(runs) - 1)
+        for place, storage in enumerate(run.block.carried):
+            batch = place < run.block.batch
+            if checkpointed or batch or id(storage) in saved:
+                spent[0 if batch else _start(runs, index)].append(storage)
+                held.add(id(storage))
+            elif storage not in run.block.outputs:
+                ended[end].append(storage)
+        pinned = {id(storage): storage for op in run.block.ops for storage in op.pinned}
+        spent[0] += list(pinned.values()) * run.count
+        storage = _held_entry(runs, index)
+        if storage is not None:
+            reborn[index + 1] = [storage]
+            (released if network.embeddings_passed else ended[end]).append(storage)
+    return Lifetimes(reborn, ended, released, spent, frozenset(held))
+
+
+def _start(runs: list[Run], index: int) -> int:
+    """The block before the layers that a run is one of, or the run itself."""
+    while runs[index].layered:
+        index -= 1
+    return index
+
+
+def _held_entry(runs: list[Run], index: int) -> Storage | None:
+    """What enters a stack's first layer, where nothing else holds it: a variable of the model's forward does, to its end.
+
+    The walk of that layer lets it go with its other input, so it is born again after it.
+    """
+    block = runs[index].block
+    if runs[index].layered or index + 1 == len(runs) or block.exit is None or not block.exit_held:
+        return None
+    after = runs[index + 1]
+    storage = block.exit.storage
+    if after.checkpointed or not after.layered or any(storage in op.saved for op in after.block.ops):
+        return None
+    return storage
+
+
+def gradient_uses(network: Network) -> dict[int, int]:
+    """How many gradients each parameter receives that is used outside the layers or in several of them.
+
+    Layers alike are walked once, so their use counts once.
+    """
+    uses: dict[int, int] = {}
+    ends = {id(g.of) for run in network.runs if not run.layered for op in run.block.ops for g in op.gradients}
+    for run in network.runs:
+        for op in run.block.ops:
+            for gradient in op.gradients:
+                if gradient.of.name and ("*" not in gradient.of.name or id(gradient.of) in ends):
+                    uses[id(gradient.of)] = uses.get(id(gradient.of), 0) + 1
+    return uses
+
+
+def kept_outputs(run: Run) -> tuple[Storage, ...]:
+    """What a loop that keeps the model's outputs, and with them the loss's graph, holds of one block between steps."""
+    return run.block.outputs + run.block.leaves
