@@ -49,12 +49,15 @@ def lifetimes(network: Network) -> Lifetimes:
                 held.add(id(storage))
             elif storage not in run.block.outputs:
                 ended[end].append(storage)
+        for storage in run.block.variables:
+            where = spent[_start(runs, index)] if id(storage) in saved else ended[end]
+            where.append(storage)
         pinned = {id(storage): storage for op in run.block.ops for storage in op.pinned}
         spent[0] += list(pinned.values()) * run.count
-        storage = _held_entry(runs, index)
-        if storage is not None:
-            reborn[index + 1] = [storage]
-            (released if network.embeddings_passed else ended[end]).append(storage)
+        entering = _held_entry(runs, index)
+        if entering is not None:
+            reborn[index + 1] = [entering]
+            (released if network.embeddings_passed else ended[end]).append(entering)
     return Lifetimes(reborn, ended, released, spent, frozenset(held))
 
 

@@ -19,6 +19,7 @@ class Block:
         exit_held: a variable of the model's code holds what enters the layers to the end of their stack.
         carried: storages made here that later blocks read (rotary tables, mask); they live to the end of the backward.
         frees: for each op, the storages whose last Python reference goes after it.
+        variables: storages that a variable of the model's code, or of the code around it, holds until its stack is over.
         batch: how many of the carried storages are the batch itself, which the training loop holds.
         outputs: storages of the model's output object, which the training loop drops when the forward is over, or keeps.
         cached: storages that autocast holds until the forward, or a recomputed region, ends.
@@ -41,6 +42,7 @@ class Block:
     leaves: tuple[Storage, ...] = ()
     side: tuple[tuple[Tensor, Size, int], ...] = ()
     repeated: dict[int, int] = field(default_factory=dict)
+    variables: tuple[Storage, ...] = ()
 
 
 def close(
@@ -70,7 +72,7 @@ def close(
         for storage in op.reads:
             if id(storage) in owned:
                 last[id(storage)] = index
-    kept = {id(storage) for storage in (*carried, *tape.outputs, *tape.cached)}
+    kept = {id(storage) for storage in (*carried, *tape.outputs, *tape.cached, *tape.handed, *tape.held)}
     if exit is not None:
         kept.add(id(exit.storage))
     frees: list[list[Storage]] = [[] for _ in tape.ops]
@@ -92,7 +94,25 @@ def close(
         leaves=leaves,
         side=tuple(tape.side),
         repeated=_repeated(tape.ops),
+        variables=tuple(tape.held),
     )
+
+
+def recomputed(ops: list[Op]) -> int:
+    """How many ops of a checkpointed block run again: up to the last tensor that autograd saves.
+
+    Mirrors `_recomputation_hook` with early stop, the default of torch/utils/checkpoint.py. The last operator does not run
+    if all it saves are its inputs; what stands right before it without a launch is another output of its kernel.
+    """
+    last = max((index for index, op in enumerate(ops) if op.saves), default=-1)
+    if last < 0:
+        return 0
+    own = [ops[last].allocates]
+    for op in reversed(ops[:last]):
+        if op.launches or op.allocates is None:
+            break
+        own.append(op.allocates)
+    return last + 1 if any(storage in ops[last].saved for storage in own) else last
 
 
 def _repeated(ops: list[Op]) -> dict[int, int]:

@@ -8,7 +8,7 @@ of one tensor are added in place if the earlier one has no other user (torch/csr
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from tuneplan.planner.graph.block import Block
+from tuneplan.planner.graph.block import Block, recomputed
 from tuneplan.planner.graph.meter import Meter, Segment
 from tuneplan.planner.graph.tape import Gradient, Op
 from tuneplan.planner.graph.tensor import GRADIENTS, LOGITS, TEMPORARY, Size, Storage, Tensor, round_block
@@ -16,12 +16,16 @@ from tuneplan.planner.graph.tensor import GRADIENTS, LOGITS, TEMPORARY, Size, St
 
 @dataclass(slots=True)
 class _Pending:
-    """A gradient on its way: its bytes and category, how many tensors share its storage, and of how many pieces it is."""
+    """A gradient on its way: its bytes and category, how many tensors share its storage, and of how many pieces it is.
+
+    `view`: it is a view of another tensor, which the first sum does not overwrite (a linear layer's, of two dimensions).
+    """
 
     nbytes: Size
     category: int
     users: int = 1
     pieces: int = 1
+    view: bool = False
 
 
 @dataclass(slots=True)
@@ -130,15 +134,10 @@ class Walk:
         return meter.segment()
 
     def _recompute(self, meter: Meter) -> None:
-        """The forward of a checkpointed region again, up to the last tensor that autograd saves.
-
-        Mirrors `_recomputation_hook` with early stop, the default of torch/utils/checkpoint.py. The last operator does not run
-        if all it saves are its inputs; then every local variable of the model's code goes at once.
-        """
+        """The forward of a checkpointed region again; then every local variable of the model's code goes at once."""
         ops = self.block.ops
+        stop = recomputed(ops)
         last = max(index for index, op in enumerate(ops) if op.saves)
-        own = ops[last].allocates
-        stop = last + 1 if own in ops[last].saved else last
         self._run(stop, True, meter)
         for storage in ops[last].saved:
             if stop == last:
@@ -157,7 +156,10 @@ class Walk:
         for index, op in enumerate(self.block.ops[:stop]):
             meter.op = op.name
             if op.allocates is not None:
-                meter.add(op.allocates.nbytes, op.allocates.category)
+                for _ in range(op.pieces):
+                    meter.add(op.allocates.nbytes // op.pieces, op.allocates.category)
+            for size_bytes, category in op.spends:
+                meter.drop(size_bytes, category)
             if op.scratch is not None:
                 meter.touch(op.scratch)
             if keep:
@@ -190,7 +192,7 @@ class Walk:
             else:
                 category = gradient_category(gradient.of)
                 meter.add(gradient.nbytes, category)
-                made.append((gradient, _Pending(gradient.nbytes, category)))
+                made.append((gradient, _Pending(gradient.nbytes, category, view=gradient.view)))
             if gradient.scratch is not None:
                 meter.touch(gradient.scratch)
         if op.workspace is not None:
@@ -226,7 +228,7 @@ def _deliver(
         old = waiting.get(id(gradient.of))
         if old is None:
             waiting[id(gradient.of)] = new
-        elif old.users == 1:
+        elif old.users == 1 and not old.view:
             _leave(new, meter)
         else:
             meter.op = f"{op.name} (sum of gradients)"

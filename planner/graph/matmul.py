@@ -25,7 +25,7 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     flops: Size = 2 * elements(x.shape[:-1]) * out_features * in_features
     moved = x.nbytes + weight.nbytes + out.nbytes
     gradients = [
-        Gradient(x, round_block(x.nbytes), flops=flops, moved=moved),
+        Gradient(x, round_block(x.nbytes), flops=flops, moved=moved, view=len(x.shape) > 2),
         Gradient(weight, round_block(weight.nbytes), flops=flops, moved=moved, view=True),
     ]
     inputs: tuple[Tensor, ...] = (x, weight)

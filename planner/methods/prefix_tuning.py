@@ -89,8 +89,11 @@ class PrefixTuning(Part):
             wide = embedding(tape, (batch, count), model.common("prompt_encoder.embedding.weight", (count, every), "fp32"))
         narrow = pw.cast(tape, wide, hidden.dtype)
         cached = tape.fresh(narrow.shape, narrow.dtype, True)
+        pieces = 2 * spec.num_hidden_layers
+        cached.storage.nbytes = pieces * round_block(narrow.nbytes // pieces)
         size = round_block(narrow.nbytes)
         tape.record("cache", (narrow,), cached, gradients=(Gradient(narrow, size),))
+        tape.ops[-1].pieces = pieces
         # A layer's gradients stay as they come, views of those of its keys and values, until every layer's are there.
         gradient = tensor_bytes(self._joined(model, model.settings.seq_len), hidden.dtype)
         halves = []
@@ -98,7 +101,7 @@ class PrefixTuning(Part):
             halves.append(tape.view("half", cached, cached.shape))
             tape.ops[-1].gradients = (Gradient(cached, fresh),)
             tape.side.append((halves[-1], gradient, spec.num_hidden_layers))
-        tape.held.append(cached.storage)
+        tape.handed.append(cached.storage)
         model.prefix = (halves[0], halves[1])
         return hidden
 
@@ -119,6 +122,7 @@ class PrefixTuning(Part):
         for own, prefix in zip((keys, values), model.prefix, strict=True):
             out = tape.fresh(self._joined(model, own.shape[2]), own.dtype, True)
             tape.record("cache", (own,), out, gradients=(Gradient(own, None), Gradient(prefix, None)))
+            tape.ops[-1].spends = ((round_block(prefix.nbytes // (2 * model.spec.num_hidden_layers)), prefix.storage.category),)
             tape.outputs.append(out.storage)
             joined.append(out)
         return joined[0], joined[1]

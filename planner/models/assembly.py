@@ -12,10 +12,9 @@ from tuneplan.planner.graph.tape import Tape
 from tuneplan.planner.graph.tensor import WEIGHTS, Size, Storage, Tensor, elements
 from tuneplan.planner.methods.formats import QUANTIZED, kernel, stored_bytes
 from tuneplan.planner.methods.method import Method
-from tuneplan.planner.methods.part import Part, Weight
+from tuneplan.planner.methods.part import CLASSIFIER, Part, Weight
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.training.settings import Settings
-
 
 _INDEX = re.compile(r"\*(\(\d+\))?")
 
@@ -96,6 +95,7 @@ class Assembly:
         linears: linear modules that a method may adapt, by their whole path, layers written as `*`.
         layer: index of the decoder layer being recorded (the first of those alike), None outside the layers.
         extra_saved_bytes: what a checkpoint has that is no parameter.
+        heads: weights of the classifier.
         largest: largest sizes that parts met so far, by a name of theirs; see `meet`.
     """
 
@@ -114,6 +114,7 @@ class Assembly:
         self.layer: int | None = None
         self.extra_saved_bytes = 0
         self.largest: dict[str, int] = {}
+        self.heads: list[str] = []
 
     def begin(self, prefix: str, count: int, layer: int | None = None) -> Tape:
         """Start a block whose weights are named `prefix` + module and exist `count` times."""
@@ -128,15 +129,20 @@ class Assembly:
         """What the names of modules of the block being recorded start with, such as "model.layers.0."."""
         return self._prefix if self.layer is None else _INDEX.sub(str(self.layer), self._prefix)
 
-    def weight(self, module: str, shape: tuple[int, ...], kind: str, suffix: str = "weight") -> Tensor:
-        """A weight of the base model; asking twice for one name gives one tensor (tied embeddings)."""
+    def weight(self, module: str, shape: tuple[int, ...], kind: str, suffix: str = "weight", stored: str = "") -> Tensor:
+        """A weight of the base model; asking twice for one name gives one tensor (tied embeddings).
+
+        `stored`: the dtype that it is kept in, whatever the method says.
+        """
         name = f"{self._prefix}{module}.{suffix}"
         known = self.parameters.get(name)
         if known is not None:
             return known.tensor
+        if kind == CLASSIFIER:
+            self.heads.append(name)
         weight = Weight(name, kind, module, self.layer, self.spec.num_hidden_layers, self.path + module)
         dtype = self.settings.dtype
-        storage = self.method.storage(weight, dtype)
+        storage = stored or self.method.storage(weight, dtype)
         tensor = self._declare(name, shape, storage, self.method.trains(weight))
         for part in self.method.parts:
             changed, beside = part.state_shape(shape, kind)
@@ -144,9 +150,12 @@ class Assembly:
                 self.parameters[name].state_shape, self.parameters[name].state_beside = changed, beside
         return tensor
 
-    def embedding_weight(self, module: str) -> Tensor:
-        """The matrix that embeds tokens, with whatever the method does to it. Shape: `(vocabulary, hidden)`."""
-        weight = self.weight(module, (self.spec.vocab_size, self.spec.hidden_size), "embedding")
+    def embedding_weight(self, module: str, width: int = 0) -> Tensor:
+        """The matrix that embeds tokens, with whatever the method does to it. Shape: `(vocabulary, width)`.
+
+        `width`: 0 for the model's own.
+        """
+        weight = self.weight(module, (self.spec.vocab_size, width or self.spec.hidden_size), "embedding")
         for part in self.method.parts:
             weight = part.embedding_weight(self, weight)
         return weight
@@ -206,8 +215,11 @@ class Assembly:
         outer = tape.scope
         tape.scope = module
         weight = self.weight(module, (out_features, x.shape[-1]), kind)
-        offset = self.weight(module, (out_features,), "bias", "bias") if bias else None
+        own = kind if kind == CLASSIFIER else "bias"
         parameter = self.parameters[f"{self._prefix}{module}.weight"]
+        # `Linear4bit.forward` of bitsandbytes replaces a bias of another dtype for good
+        narrow = self.settings.dtype if kernel(parameter.storage) == "4bit" else ""
+        offset = self.weight(module, (out_features,), own, "bias", narrow) if bias else None
         site = Site(module, weight, offset, kernel(parameter.storage), parameter.stored_bytes)
         run: Base = partial(self._plain, site)
         if kind == "linear":

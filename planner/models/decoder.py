@@ -140,7 +140,7 @@ def start(
     shared = [_table(model, width, "fp32" if wide_tables else hidden.dtype) for width in widths]
     model.rotary = tuple(shared[:2])
     shared += [mask for window in windows if (mask := _mask(model, window, hidden.dtype)) is not None]
-    carried: tuple[Storage, ...] = (*[t.storage for t in (ids, labels, *shared, *leaf)], *tape.held)
+    carried: tuple[Storage, ...] = tuple([t.storage for t in (ids, labels, *shared, *leaf)])
     return close("embed_tokens", tape, None, hidden, carried, batch=2, leaves=leaves), tuple(shared)
 
 

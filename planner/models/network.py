@@ -75,6 +75,8 @@ class Network:
         """The shape of every weight by its name in the state dict, each layer's its own."""
         found: dict[str, tuple[int, ...]] = {}
         for p in self.parameters:
+            if p.buffer:
+                continue
             prefix = next((prefix for prefix in self.layers if p.name.startswith(prefix)), "")
             plain = re.sub(r"\*\(\d+\)", "*", prefix) + p.name[len(prefix) :]
             for index in self.layers.get(prefix, [0]):
@@ -119,6 +121,8 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
         assert first.exit is not None
         entry = _layers(stack, model, first.exit, shared, runs, indices)
     runs.append(Run(builder.finish(model, spec, entry), 1, checkpointed=False, layered=False))
+    for name in model.heads if method.copies_classifier else ():
+        model.copy_frozen(model.parameters[name])
     for part in method.parts:
         part.check_model(model.linears, spec.num_hidden_layers)
     fused = any(part.fuses_update() for part in method.parts)
@@ -138,9 +142,7 @@ def _one(builder: Any, spec: ModelSpec) -> Stack:
     )
 
 
-def _layers(
-    stack: Stack, model: Assembly, entry: Tensor, shared: Any, runs: list[Run], indices: dict[str, list[int]]
-) -> Tensor:
+def _layers(stack: Stack, model: Assembly, entry: Tensor, shared: Any, runs: list[Run], indices: dict[str, list[int]]) -> Tensor:
     """Record the layers of a stack, add their runs and the indices of their names; gives what the last one makes."""
     layers, spec, method = stack.count, model.spec, model.method
     checkpointed = stack.checkpoints and model.settings.gradient_checkpointing != "off"

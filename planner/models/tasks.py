@@ -13,6 +13,7 @@ SEQ2SEQ = "seq2seq-lm"
 IMAGE_CLS = "image-classification"
 IMAGE_TEXT = "image-text-to-text"
 TASKS = (CAUSAL_LM, SEQ2SEQ, MASKED_LM, SEQ_CLS, TOKEN_CLS, IMAGE_CLS, IMAGE_TEXT)
+CLASSIFIES = (SEQ_CLS, TOKEN_CLS, IMAGE_CLS)
 SHORT = {
     "clm": CAUSAL_LM,
     "seq2seq": SEQ2SEQ,
