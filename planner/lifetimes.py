@@ -30,10 +30,14 @@ class Lifetimes:
 
 
 def lifetimes(network: Network) -> Lifetimes:
-    """Where the storages that blocks share are born and die."""
+    """Where the storages that blocks share are born and die.
+
+    What stays was saved by an op, is an argument of a checkpoint or the batch itself, or what reversible layers computed last.
+    """
     runs = network.runs
     saved = {id(storage) for run in runs for op in run.block.ops for storage in op.saved}
-    checkpointed = any(run.checkpointed for run in runs)
+    arguments = {id(storage) for run in runs if run.checkpointed for op in run.block.ops for storage in op.reads}
+    arguments |= {id(storage) for run in runs for storage in run.block.leaves}
     ends = [index for index, run in enumerate(runs) if not run.layered]
     reborn: dict[int, list[Storage]] = {}
     ended: dict[int, list[Storage]] = {index: [] for index in ends}
@@ -44,12 +48,12 @@ def lifetimes(network: Network) -> Lifetimes:
         end = next((e for e in ends if e > index), len(runs) - 1)
         for place, storage in enumerate(run.block.carried):
             batch = place < run.block.batch
-            if checkpointed or batch or id(storage) in saved:
+            if batch or id(storage) in arguments or id(storage) in saved:
                 spent[0 if batch else _start(runs, index)].append(storage)
                 held.add(id(storage))
             elif storage not in run.block.outputs:
                 ended[end].append(storage)
-        for storage in run.block.variables:
+        for storage in run.block.locals:
             where = spent[_start(runs, index)] if id(storage) in saved else ended[end]
             where.append(storage)
         pinned = {id(storage): storage for op in run.block.ops for storage in op.pinned}
@@ -58,6 +62,8 @@ def lifetimes(network: Network) -> Lifetimes:
         if entering is not None:
             reborn[index + 1] = [entering]
             (released if network.embeddings_passed else ended[end]).append(entering)
+    rebuilt = [run.block.entry for run in runs if run.reversible]
+    spent[0] += [entry.storage for entry in rebuilt[:1] if entry is not None]
     return Lifetimes(reborn, ended, released, spent, frozenset(held))
 
 
@@ -78,9 +84,10 @@ def _held_entry(runs: list[Run], index: int) -> Storage | None:
         return None
     after = runs[index + 1]
     storage = block.exit.storage
-    if after.checkpointed or not after.layered or any(storage in op.saved for op in after.block.ops):
+    if not after.layered or (after.checkpointed and not after.reversible):
         return None
-    return storage
+    saved = not after.reversible and any(storage in op.saved for op in after.block.ops)
+    return None if saved else storage
 
 
 def gradient_uses(network: Network) -> dict[int, int]:

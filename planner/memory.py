@@ -78,10 +78,10 @@ def walk(network: Network, settings: Settings) -> Walked:
     for index, run in enumerate(network.runs):
         forward.append((_deaths(lives.ended.get(index, ())), 1))
         walked = Walk(run.block)
-        segment = walked.forward(keep=not run.checkpointed)
-        again = lives.reborn.get(index, [])
-        if again:
-            forward += [(segment, 1), (_births(again), 1)]
+        segment = walked.forward(keep=not run.checkpointed, rebuilt=run.reversible)
+        held = lives.reborn.get(index, [])
+        if held:
+            forward += [(segment, 1), (_births(held), 1)]
             forward += [(segment, run.count - 1)] if run.count > 1 else []
         else:
             forward.append((segment, run.count))
@@ -93,10 +93,8 @@ def walk(network: Network, settings: Settings) -> Walked:
             forward.append((_deaths(kept_outputs(run)), run.count))
     backward: list[tuple[Segment, int]] = []
     for index, (run, walked) in reversed(list(enumerate(walks))):
-        if run.checkpointed:
-            segment = Walk(run.block).backward(shared, settings.gradient_checkpointing)
-        else:
-            segment = walked.backward(shared)
+        again = Walk(run.block) if run.checkpointed else walked
+        segment = again.backward(shared, run.recomputation(settings))
         backward += [(segment, run.count), (_deaths(lives.spent[index]), 1)]
     return Walked(forward, backward)
 

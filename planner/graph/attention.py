@@ -39,7 +39,7 @@ def eager(
     softcap: bool = False,
     wide: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Written-out attention with a fp32 softmax; keeps heads x length^2 values three times over.
+    """Written-out attention; with its softmax in fp32 (`wide`) it keeps heads x length^2 values three times over.
 
     `packed`: keys and values lie contiguously (they come from a cache), so that the products need no copy of them.
     `softcap`: scores are capped before the mask.

@@ -16,16 +16,18 @@ class Block:
         entry: the tensor that the block before made (hidden states), or None for the first block.
         exit: the tensor that the next block reads, or None for the last.
         entry_held: see `close`.
-        exit_held: a variable of the model's code holds what enters the layers to the end of their stack.
         carried: storages made here that later blocks read (rotary tables, mask); they live to the end of the backward.
         frees: for each op, the storages whose last Python reference goes after it.
-        variables: storages that a variable of the model's code, or of the code around it, holds until its stack is over.
         batch: how many of the carried storages are the batch itself, which the training loop holds.
         outputs: storages of the model's output object, which the training loop drops when the forward is over, or keeps.
         cached: storages that autocast holds until the forward, or a recomputed region, ends.
         leaves: activations that were made to require a gradient, and that gradient; they live as long as the loss's graph.
         side: tensors made here whose gradients come from other blocks, bytes of such a gradient, and their number.
         repeated: parameters of the layers (by id) that the block uses several times, and how often.
+        beside: storages without a gradient that the block before made for this one beside its entry; they go when it ends.
+        frozen_exit: what the next layer reads, where the exit is the state of a network beside the layers.
+        locals: storages that a variable of the model's forward holds to its end, and nothing else.
+        exit_held: of the block before a stack's first layer: such a variable holds its exit.
     """
 
     name: str
@@ -36,13 +38,15 @@ class Block:
     frees: list[list[Storage]] = field(default_factory=list)
     batch: int = 0
     entry_held: bool = True
-    exit_held: bool = True
     outputs: tuple[Storage, ...] = ()
     cached: tuple[Storage, ...] = ()
     leaves: tuple[Storage, ...] = ()
     side: tuple[tuple[Tensor, Size, int], ...] = ()
     repeated: dict[int, int] = field(default_factory=dict)
-    variables: tuple[Storage, ...] = ()
+    beside: tuple[Storage, ...] = ()
+    frozen_exit: Tensor | None = None
+    locals: tuple[Storage, ...] = ()
+    exit_held: bool = True
 
 
 def close(
@@ -54,6 +58,7 @@ def close(
     batch: int = 0,
     entry_held: bool = True,
     leaves: tuple[Storage, ...] = (),
+    locals: tuple[Storage, ...] = (),
     exit_held: bool = True,
 ) -> Block:
     """End a block: find the op after which nothing in the forward refers to a storage any more.
@@ -72,7 +77,7 @@ def close(
         for storage in op.reads:
             if id(storage) in owned:
                 last[id(storage)] = index
-    kept = {id(storage) for storage in (*carried, *tape.outputs, *tape.cached, *tape.handed, *tape.held)}
+    kept = {id(storage) for storage in (*carried, *locals, *tape.outputs, *tape.cached, *tape.passed, *tape.handed)}
     if exit is not None:
         kept.add(id(exit.storage))
     frees: list[list[Storage]] = [[] for _ in tape.ops]
@@ -88,13 +93,13 @@ def close(
         frees,
         batch,
         entry_held,
-        exit_held,
         outputs=tuple(tape.outputs),
         cached=tuple(tape.cached),
         leaves=leaves,
         side=tuple(tape.side),
         repeated=_repeated(tape.ops),
-        variables=tuple(tape.held),
+        locals=locals,
+        exit_held=exit_held,
     )
 
 

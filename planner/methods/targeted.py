@@ -1,24 +1,26 @@
 """Parts that adapt chosen linear modules: which modules, in which layers, in which dtype."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tuneplan.planner.errors import InputError
-from tuneplan.planner.methods.part import Part
+from tuneplan.planner.methods.layer_span import Layered
+from tuneplan.planner.methods.part import numbered
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from tuneplan.planner.models.assembly import Assembly, Site
     from tuneplan.planner.models.spec import ModelSpec
     from tuneplan.planner.training.settings import Settings
 
 ALL_LINEAR = "all-linear"
 PATTERN = "re:"
-_INDEX = re.compile(r"\*(\(\d+\))?")
 
 
 @dataclass(frozen=True, slots=True)
-class Targeted(Part):
+class Targeted(Layered):
     """A part with targets, matched as PEFT does (`check_target_module_exists`, peft 0.21 tuners/tuners_utils.py).
 
     Attributes:
@@ -32,6 +34,14 @@ class Targeted(Part):
     target_modules: tuple[str, ...] = (ALL_LINEAR,)
     layers_to_transform: tuple[int, ...] = ()
     autocast_adapter_dtype: bool = True
+
+    def for_depth(self, count: int) -> "Self":
+        """Spans of layers as indices, beside those that `layers_to_transform` has."""
+        part = Layered.for_depth(self, count)
+        if not part.layers:
+            return part
+        chosen = {int(index) for index in part.layers} | set(self.layers_to_transform)
+        return replace(part, layers=(), layers_to_transform=tuple(sorted(chosen)))
 
     def check(self) -> None:
         """Raise InputError for targets that cannot be, and a rank below one."""
@@ -52,13 +62,12 @@ class Targeted(Part):
                     f"{self.label}: layers_to_transform has {index}, but {spec.id} has layers 0 to {spec.num_hidden_layers - 1}"
                 )
 
-    def check_model(self, linears: set[str], layers: int) -> None:
+    def check_model(self, model: "Assembly", layers: int) -> None:
         """Raise InputError where a target names no module of the model."""
         chosen = self.layers_to_transform or range(layers)
-        paths = {_INDEX.sub(str(i), m) for m in linears for i in chosen}
         for target in self.target_modules:
-            if target != ALL_LINEAR and not any(_matches(target, path) for path in paths):
-                names = ", ".join(sorted({m.rsplit(".", 1)[-1] for m in linears}))
+            if target != ALL_LINEAR and not any(_matches(target, numbered(m, i)) for m in model.linears for i in chosen):
+                names = ", ".join(sorted({m.rsplit(".", 1)[-1] for m in model.linears}))
                 raise InputError(
                     f"target module {target!r} matches nothing in this model; it has {names} (all-linear takes all of them)"
                 )
@@ -90,7 +99,7 @@ class Targeted(Part):
 
     def adapts(self, model: "Assembly", site: "Site") -> bool:
         """Whether the module being recorded is adapted. Raises InputError for a rank above both sides of its weight."""
-        if not self.targets(model.path + site.module, model.layer):
+        if not self.targets(model.path(site.module), model.layer):
             return False
         rank, (out_features, in_features) = getattr(self, "r", 1), site.weight.shape
         if rank > max(out_features, in_features):
@@ -114,4 +123,4 @@ def _compiled(target: str) -> re.Pattern[str]:
 def _matches(target: str, path: str) -> bool:
     if target.startswith(PATTERN):
         return bool(_compiled(target).fullmatch(path))
-    return target == ALL_LINEAR or path == target or path.endswith(f".{target}")
+    return target in (ALL_LINEAR, path) or path.endswith(f".{target}")

@@ -1,6 +1,5 @@
 """The workbench on which a family assembles its model: weights, modules and blocks under one method and one run's settings."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,11 +11,9 @@ from tuneplan.planner.graph.tape import Tape
 from tuneplan.planner.graph.tensor import WEIGHTS, Size, Storage, Tensor, elements
 from tuneplan.planner.methods.formats import QUANTIZED, kernel, stored_bytes
 from tuneplan.planner.methods.method import Method
-from tuneplan.planner.methods.part import CLASSIFIER, Part, Weight
+from tuneplan.planner.methods.part import CLASSIFIER, Part, Weight, numbered
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.training.settings import Settings
-
-_INDEX = re.compile(r"\*(\(\d+\))?")
 
 
 @dataclass(slots=True)
@@ -89,10 +86,17 @@ class Assembly:
         spec: the model's dimensions.
         rotary: cosines and sines of the positions, where the model has them.
         prefix: keys and values that a part puts before those of each layer, once the first block has made them.
+        layers_share: what the family's layers share, once the first block is recorded.
+        side_rotary: the same tables as `rotary` for a narrower network beside the layers, where there is one.
+        attention_input: what the attention being recorded got.
+        streams: hidden states of the layer being recorded, where they run in two streams.
+        beside: state of a network beside the layers after the block before; None without one.
         tape: of the block being recorded.
         parameters: of all blocks so far.
+        met: names of those that the block being recorded has used.
         notes: what the report must say, such as which attention kernel runs and why.
-        linears: linear modules that a method may adapt, by their whole path, layers written as `*`.
+        linears: linear modules that a method may adapt, by path, layers written as `*`.
+        norms: normalizations, likewise.
         layer: index of the decoder layer being recorded (the first of those alike), None outside the layers.
         extra_saved_bytes: what a checkpoint has that is no parameter.
         heads: weights of the classifier.
@@ -105,12 +109,19 @@ class Assembly:
         self.spec = spec
         self.rotary: tuple[Tensor, ...] = ()
         self.prefix: tuple[Tensor, Tensor] | None = None
+        self.layers_share: tuple[Tensor, ...] = ()
+        self.side_rotary: tuple[Tensor, ...] = ()
+        self.attention_input: Tensor | None = None
+        self.streams: tuple[Tensor, ...] = ()
+        self.beside: Tensor | None = None
         self.tape = Tape()
         self.parameters: dict[str, Parameter] = {}
+        self.met: set[str] = set()
         self.notes: dict[str, str] = {}
         self._prefix = ""
         self._count = 1
         self.linears: set[str] = set()
+        self.norms: set[str] = set()
         self.layer: int | None = None
         self.extra_saved_bytes = 0
         self.largest: dict[str, int] = {}
@@ -119,28 +130,51 @@ class Assembly:
     def begin(self, prefix: str, count: int, layer: int | None = None) -> Tape:
         """Start a block whose weights are named `prefix` + module and exist `count` times."""
         self.tape = Tape(self.settings.autocast)
+        self.met = set()
         self._prefix = prefix
         self._count = count
         self.layer = layer
         return self.tape
 
-    @property
-    def path(self) -> str:
-        """What the names of modules of the block being recorded start with, such as "model.layers.0."."""
-        return self._prefix if self.layer is None else _INDEX.sub(str(self.layer), self._prefix)
+    def within(self, name: str, spec: ModelSpec, method: Method) -> "Assembly":
+        """An assembly for another network whose ops are part of the block being recorded; `adopt` takes over its weights.
 
-    def weight(self, module: str, shape: tuple[int, ...], kind: str, suffix: str = "weight", stored: str = "") -> Tensor:
+        Args:
+            name: under which its weights stand within the block.
+            spec: its dimensions.
+            method: what is trained of it.
+        """
+        inner = Assembly(method, self.settings, spec)
+        inner.tape, inner.layer, inner.rotary = self.tape, self.layer, self.rotary
+        inner._prefix, inner._count = f"{self._prefix}{name}.", self._count
+        return inner
+
+    def adopt(self, inner: "Assembly") -> None:
+        """Count the weights of a network of `within` as brought by the method."""
+        for name, parameter in inner.parameters.items():
+            parameter.adapter = True
+            self.parameters.setdefault(name, parameter)
+            self.met.add(name)
+
+    def path(self, module: str) -> str:
+        """The path in the model of a module of the block being recorded, its layer as a number."""
+        return numbered(f"{self._prefix}{module}", self.layer)
+
+    def weight(
+        self, module: str, shape: tuple[int, ...], kind: str, suffix: str = "weight", owner: str = "linear", stored: str = ""
+    ) -> Tensor:
         """A weight of the base model; asking twice for one name gives one tensor (tied embeddings).
 
         `stored`: the dtype that it is kept in, whatever the method says.
         """
         name = f"{self._prefix}{module}.{suffix}"
+        self.met.add(name)
         known = self.parameters.get(name)
         if known is not None:
             return known.tensor
         if kind == CLASSIFIER:
             self.heads.append(name)
-        weight = Weight(name, kind, module, self.layer, self.spec.num_hidden_layers, self.path + module)
+        weight = Weight(name, kind, module, self.layer, self.spec.num_hidden_layers, owner)
         dtype = self.settings.dtype
         storage = stored or self.method.storage(weight, dtype)
         tensor = self._declare(name, shape, storage, self.method.trains(weight))
@@ -151,10 +185,7 @@ class Assembly:
         return tensor
 
     def embedding_weight(self, module: str, width: int = 0) -> Tensor:
-        """The matrix that embeds tokens, with whatever the method does to it. Shape: `(vocabulary, width)`.
-
-        `width`: 0 for the model's own.
-        """
+        """The matrix that embeds tokens, with whatever the method does to it. Shape: `(vocabulary, width or hidden)`."""
         weight = self.weight(module, (self.spec.vocab_size, width or self.spec.hidden_size), "embedding")
         for part in self.method.parts:
             weight = part.embedding_weight(self, weight)
@@ -163,6 +194,10 @@ class Assembly:
     def weight_of(self, module: str) -> Tensor:
         """The weight of a module that the block being recorded has met already."""
         return self.parameters[f"{self._prefix}{module}.weight"].tensor
+
+    def has(self, module: str, suffix: str) -> bool:
+        """Whether a module of the block being recorded has such a weight."""
+        return f"{self._prefix}{module}.{suffix}" in self.parameters
 
     def adapter(self, name: str, shape: tuple[int, ...], dtype: str, *, trained: bool = True, saved: bool = True) -> Tensor:
         """A weight that the method adds to the block being recorded.
@@ -194,6 +229,7 @@ class Assembly:
     def _added(
         self, name: str, shape: tuple[int, ...], dtype: str, trained: bool, count: int, saved: bool, buffer: bool = False
     ) -> Tensor:
+        self.met.add(name)
         known = self.parameters.get(name)
         if known is not None:
             return known.tensor
@@ -209,21 +245,28 @@ class Assembly:
         self.parameters[name] = Parameter(name, shape, storage, trainable, False, size, self._count, tensor)
         return tensor
 
-    def linear(self, x: Tensor, module: str, out_features: int, bias: bool = False, kind: str = "linear") -> Tensor:
-        """A linear module, with whatever the method adds to it. Shapes: x `(..., in)` -> `(..., out_features)`."""
+    def linear(
+        self, x: Tensor, module: str, out_features: int, bias: bool = False, kind: str = "linear", conv1d: bool = False
+    ) -> Tensor:
+        """A linear module, with whatever the method adds to it. Shapes: x `(..., in)` -> `(..., out_features)`.
+
+        `conv1d`: transformers' `Conv1D`, which keeps its weight as `(in, out_features)` where it is not quantized.
+        """
         tape = self.tape
         outer = tape.scope
         tape.scope = module
         weight = self.weight(module, (out_features, x.shape[-1]), kind)
         own = kind if kind == CLASSIFIER else "bias"
+        if conv1d:
+            self.parameters[f"{self._prefix}{module}.weight"].shape = (x.shape[-1], out_features)
         parameter = self.parameters[f"{self._prefix}{module}.weight"]
         # `Linear4bit.forward` of bitsandbytes replaces a bias of another dtype for good
         narrow = self.settings.dtype if kernel(parameter.storage) == "4bit" else ""
-        offset = self.weight(module, (out_features,), own, "bias", narrow) if bias else None
+        offset = self.weight(module, (out_features,), own, "bias", stored=narrow) if bias else None
         site = Site(module, weight, offset, kernel(parameter.storage), parameter.stored_bytes)
         run: Base = partial(self._plain, site)
         if kind == "linear":
-            self.linears.add(self._prefix + module)
+            self.linears.add(f"{self._prefix}{module}")
             for part in self.method.parts:
                 run = partial(self._adapted, part, site, run)
         y = run(x)
@@ -268,12 +311,13 @@ class Assembly:
         """RMS normalization over the last dimension, with a weight, as `run` writes it."""
         return self._norm(module, lambda: run(self.tape, x, self.weight(module, (x.shape[-1],), "norm")))
 
-    def layer_norm(self, x: Tensor, module: str) -> Tensor:
-        """`nn.LayerNorm` over the last dimension, with weight and bias."""
+    def layer_norm(self, x: Tensor, module: str, bias: bool = True) -> Tensor:
+        """`nn.LayerNorm` over the last dimension, with weight and, where it has one, bias."""
 
         def run() -> Tensor:
             weight = self.weight(module, (x.shape[-1],), "norm")
-            return pw.layer_norm(self.tape, x, weight, self.weight(module, (x.shape[-1],), "bias", "bias"))
+            offset = self.weight(module, (x.shape[-1],), "bias", "bias", "norm") if bias else None
+            return pw.layer_norm(self.tape, x, weight, offset)
 
         return self._norm(module, run)
 
@@ -281,6 +325,7 @@ class Assembly:
         tape = self.tape
         outer = tape.scope
         tape.scope = module
+        self.norms.add(f"{self._prefix}{module}")
         y = run()
         for part in self.method.parts:
             y = part.normed(self, module, y)

@@ -78,7 +78,7 @@ def token_ids(model: Assembly, length: Any = None) -> tuple[Storage, ...]:
 
 def leaf(model: Assembly, hidden: Tensor) -> tuple[Storage, ...]:
     """Make embeddings require a gradient where checkpointing needs that (`enable_input_require_grads`); gives what is held."""
-    if model.settings.gradient_checkpointing == "off" or not model.method.inputs_need_grad():
+    if model.settings.gradient_checkpointing == "off" or hidden.requires_grad:
         return ()
     hidden.requires_grad = True
     return (hidden.storage,)

@@ -7,6 +7,7 @@ modeling_electra.py: learned positions, layer norm after each residual, biases e
 
 from dataclasses import dataclass
 
+from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.matmul import embedding
@@ -117,6 +118,11 @@ def _start(model: Assembly, spec: BertSpec, _: Tensor | None) -> tuple[Block, tu
     encoder.refuse_losses(model)
     encoder.check_length(model, spec.max_position_embeddings)
     variant = _VARIANTS[spec.model_type]
+    if model.method.virtual_tokens and spec.embedding_size != spec.hidden_size:
+        raise InputError(
+            f"{spec.id} embeds tokens in {spec.embedding_size} numbers, and peft makes virtual tokens of hidden_size="
+            f"{spec.hidden_size}, which it cannot join; use prefix_tuning or lora"
+        )
     tape = model.begin("", 1)
     batch = encoder.token_ids(model)
     prefix = f"{variant.base}.embeddings"
@@ -148,7 +154,7 @@ def _start(model: Assembly, spec: BertSpec, _: Tensor | None) -> tuple[Block, tu
     if spec.embedding_size != spec.hidden_size:
         hidden = model.linear(hidden, f"{variant.base}.embeddings_project", spec.hidden_size, bias=True)
     masks = encoder.mask_of(model, hidden.dtype)
-    carried = (*batch, *[m.storage for m in masks], *leaves)
+    carried = (*batch, *[m.storage for m in masks], *leaves, *tape.held)
     return close("embeddings", tape, None, hidden, carried, batch=2, leaves=leaves * 2), masks
 
 
