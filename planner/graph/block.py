@@ -24,6 +24,7 @@ class Block:
         leaves: activations that were made to require a gradient, and that gradient; they live as long as the loss's graph.
         side: tensors made here whose gradients come from other blocks, bytes of such a gradient, and their number.
         repeated: parameters of the layers (by id) that the block uses several times, and how often.
+        parameters: names of the weights that it uses.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Block:
     leaves: tuple[Storage, ...] = ()
     side: tuple[tuple[Tensor, Size, int], ...] = ()
     repeated: dict[int, int] = field(default_factory=dict)
+    parameters: tuple[str, ...] = ()
 
 
 def close(
@@ -87,6 +89,7 @@ def close(
         leaves=leaves,
         side=tuple(tape.side),
         repeated=_repeated(tape.ops),
+        parameters=tuple(tape.parameters),
     )
 
 

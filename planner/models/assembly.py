@@ -122,6 +122,7 @@ class Assembly:
     def weight(self, module: str, shape: tuple[int, ...], kind: str, suffix: str = "weight") -> Tensor:
         """A weight of the base model; asking twice for one name gives one tensor (tied embeddings)."""
         name = f"{self._prefix}{module}.{suffix}"
+        self.tape.parameters[name] = None
         known = self.parameters.get(name)
         if known is not None:
             return known.tensor
@@ -176,6 +177,7 @@ class Assembly:
     def _added(
         self, name: str, shape: tuple[int, ...], dtype: str, trained: bool, count: int, saved: bool, buffer: bool = False
     ) -> Tensor:
+        self.tape.parameters[name] = None
         known = self.parameters.get(name)
         if known is not None:
             return known.tensor
