@@ -8,8 +8,7 @@ from tuneplan.planner.graph.meter import Levels, Meter, Segment, join
 from tuneplan.planner.graph.tensor import TEMPORARY, WEIGHTS, Size, Storage, elements, round_block
 from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network, Run
-from tuneplan.planner.parallel import fsdp, replicated
-from tuneplan.planner.parallel.shards import weight_bytes
+from tuneplan.planner.parallel import deepspeed, fsdp, replicated
 from tuneplan.planner.parallel.step import EMPTY, Piece, RankStep, Walked
 from tuneplan.planner.training.optimizers import Optimizer
 from tuneplan.planner.training.settings import Settings
@@ -185,17 +184,21 @@ def _rank_step(network: Network, settings: Settings, optimizer: Optimizer, shard
     """What the engine of a layout makes of a walk."""
     master = settings.precision == "master-weights"
     if sharding.engine_used == "fsdp":
-        return fsdp.step(network, _fresh(network, settings, walked), optimizer, sharding, master, settings.accumulating)
+        fresh = _other(network, settings, walked, accumulating=False)
+        return fsdp.step(network, fresh, optimizer, sharding, master, settings.accumulating)
+    if sharding.engine_used == "deepspeed":
+        absorbed = _other(network, settings, walked, accumulating=True)
+        return deepspeed.step(network, walked, absorbed, optimizer, sharding, settings.accumulating)
     return replicated.step(network, walked, optimizer, sharding.data_parallel, master, settings.accumulating)
 
 
-def _fresh(network: Network, settings: Settings, walked: Walked) -> Walked:
-    """The walk in which every backward finds no gradients."""
-    if not settings.accumulating:
+def _other(network: Network, settings: Settings, walked: Walked, accumulating: bool) -> Walked:
+    """The walk in which a backward finds gradients, to which it adds its own, or none."""
+    if settings.accumulating == accumulating:
         return walked
-    if walked.fresh is None:
-        walked.fresh = walk(network, replace(settings, accumulating=False))
-    return walked.fresh
+    if walked.other is None:
+        walked.other = walk(network, replace(settings, accumulating=accumulating))
+    return walked.other
 
 
 def _load(parameters: Sequence[Parameter], settings: Settings, rank: RankStep) -> Phase:

@@ -4,8 +4,8 @@ One unit a decoder layer and a root unit for the rest. Mirrors torch/distributed
 _fsdp_collectives.py:
 
 - A gather copies all ranks' parts into one buffer and from there into one storage a weight. In the forward the buffer stays
-  until the next unit is whole (`comm_ctx.all_gather_state`, and a local variable of `wait_for_unshard`); in the backward it goes at once, but the next unit's is
-  prefetched before the layer's backward starts.
+  until the next unit is whole (`comm_ctx.all_gather_state`, and a local variable of `wait_for_unshard`); in the backward it
+  goes at once, but the next unit's is prefetched before the layer's backward starts.
 - After a layer's backward its weights go, then the buffer of the reduction before (`reduce_scatter_states` keeps one), then
   whole gradients are copied into a buffer, and freed, and reduced into one flat piece that the layer's gradients share.
 - The root's gradients are reduced when the backward is over. So are those of a layer whose input needs no gradient.

@@ -11,6 +11,7 @@ from tuneplan.planner.graph.tensor import BITS, elements, round_block
 from tuneplan.planner.methods.formats import BLOCK_FORMATS, QUANTIZED, ROW_FORMATS
 from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network
+from tuneplan.planner.training.sharding import share
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +52,6 @@ def gradient_bytes(parameters: Iterable[Parameter]) -> int:
     return sum(p.stored_bytes * p.count for p in parameters if p.trainable)
 
 
-def share(size_bytes: int, ranks: int) -> int:
-    """One rank's part, rounded up."""
-    return -(-size_bytes // ranks)
-
-
 def split(parameter: Parameter, ranks: int, wide: bool = False) -> Parameter:
     """A rank's part of a weight.
 
@@ -73,6 +69,16 @@ def split(parameter: Parameter, ranks: int, wide: bool = False) -> Parameter:
     state = padded(parameter.state_shape, ranks) if parameter.state_shape else ()
     stored = round_block(elements(shape) * BITS[storage] // 8)
     return replace(parameter, shape=shape, storage=storage, stored_bytes=stored, state_shape=state)
+
+
+def flat_part(parameter: Parameter, ranks: int) -> int:
+    """Bytes of a rank's part of a weight, in all layers that have it, where it is split by elements (DeepSpeed)."""
+    if parameter.buffer:
+        return parameter.stored_bytes * parameter.count
+    if parameter.storage in QUANTIZED:
+        packed, beside = packed_bytes(parameter)
+        return (round_block(share(packed, ranks)) + beside) * parameter.count
+    return round_block(share(elements(parameter.shape), ranks) * BITS[parameter.storage] // 8) * parameter.count
 
 
 def packed_bytes(parameter: Parameter) -> tuple[int, int]:

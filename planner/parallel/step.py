@@ -26,13 +26,13 @@ class Walked:
         forward: pieces in order.
         backward: pieces in order.
         joined: what engines made of them, remembered by what it depends on.
-        fresh: the same where every backward finds no gradients, for engines that reduce and take away each layer's.
+        other: the same for the other kind of backward: one that finds gradients, or one that finds none.
     """
 
     forward: list[Piece]
     backward: list[Piece]
     joined: dict[object, tuple[Segment, Segment]] = field(default_factory=dict)
-    fresh: "Walked | None" = None
+    other: "Walked | None" = None
 
 
 @dataclass(frozen=True, slots=True)
