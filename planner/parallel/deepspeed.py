@@ -69,9 +69,11 @@ def step(
         base[OPTIMIZER_STATES] = states.device + masters
     bucket = round_block(min(sharding.buckets.reduce_elements, _LARGEST) * trained.narrow)
     part = 0 if on_host else trained.narrow_bytes
+    if stage == 3:
+        base[TEMPORARY] = bucket
     held = base.copy()
     if stage == 3:
-        base[GRADIENTS] = held[GRADIENTS] = part + bucket
+        base[GRADIENTS] = held[GRADIENTS] = part
     else:
         held[GRADIENTS] = part
         base[GRADIENTS] = (trained.whole_bytes if stage == 1 else part) if accumulating else 0

@@ -36,14 +36,8 @@ def test_names_and_shapes_are_those_of_transformers(entry: CatalogEntry) -> None
 
     config: dict[str, Any] = json.loads(entry.config_path.read_text(encoding="utf-8"))
     model = transformers_model(config, "causal-lm", "eager", torch.bfloat16, "meta")
-    ours: dict[str, tuple[int, ...]] = {}
-    for parameter in network_of(entry.id).parameters:
-        if "*" in parameter.name:
-            ours.update({parameter.name.replace("*", str(layer)): parameter.shape for layer in range(parameter.count)})
-        else:
-            ours[parameter.name] = parameter.shape
 
-    assert {name: tuple(parameter.shape) for name, parameter in model.named_parameters()} == ours
+    assert {name: tuple(parameter.shape) for name, parameter in model.named_parameters()} == network_of(entry.id).shapes()
 
 
 def test_adapter_of_the_reference_study() -> None:
