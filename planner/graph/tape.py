@@ -88,6 +88,7 @@ class Tape:
         side: tensors made here whose gradients come from other blocks, bytes of such a gradient, and their number.
         held: storages that a variable of the code around the model holds until the forward is over.
         handed: storages that later blocks let go (`Op.spends`).
+        parameters: names of the weights that the block being recorded uses, in the order of their first use.
         passed: storages that the next block reads besides this one's exit.
     """
 
@@ -102,6 +103,7 @@ class Tape:
         self.side: list[tuple[Tensor, Size, int]] = []
         self.held: list[Storage] = []
         self.handed: list[Storage] = []
+        self.parameters: dict[str, None] = {}
         self.passed: list[Storage] = []
 
     def fresh(self, shape: tuple[Size, ...], dtype: str, requires_grad: bool) -> Tensor:

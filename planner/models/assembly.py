@@ -168,6 +168,7 @@ class Assembly:
         `stored`: the dtype that it is kept in, whatever the method says.
         """
         name = f"{self._prefix}{module}.{suffix}"
+        self.tape.parameters[name] = None
         self.met.add(name)
         known = self.parameters.get(name)
         if known is not None:
@@ -229,6 +230,7 @@ class Assembly:
     def _added(
         self, name: str, shape: tuple[int, ...], dtype: str, trained: bool, count: int, saved: bool, buffer: bool = False
     ) -> Tensor:
+        self.tape.parameters[name] = None
         self.met.add(name)
         known = self.parameters.get(name)
         if known is not None:
