@@ -260,9 +260,12 @@ class Assembly:
     def _adapted(self, part: Part, site: Site, base: Base, x: Tensor, weight: Tensor | None = None) -> Tensor:
         return part.linear(self, site, x, base if weight is None else partial(base, weight=weight))
 
-    def rms_norm(self, x: Tensor, module: str, run: Callable[[Tape, Tensor, Tensor], Tensor] = pw.rms_norm) -> Tensor:
-        """RMS normalization over the last dimension, with a weight, as `run` writes it."""
-        return self._norm(module, lambda: run(self.tape, x, self.weight(module, (x.shape[-1],), "norm")))
+    def rms_norm(
+        self, x: Tensor, module: str, run: Callable[[Tape, Tensor, Tensor], Tensor] = pw.rms_norm, heads: int = 0
+    ) -> Tensor:
+        """RMS normalization over the last dimension, with a weight (of its own for each of `heads`), as `run` writes it."""
+        shape = (heads, x.shape[-1]) if heads else (x.shape[-1],)
+        return self._norm(module, lambda: run(self.tape, x, self.weight(module, shape, "norm")))
 
     def layer_norm(self, x: Tensor, module: str, bias: bool = True) -> Tensor:
         """`nn.LayerNorm` over the last dimension, with weight and, where it has one, bias."""
