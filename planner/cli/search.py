@@ -96,6 +96,9 @@ job_options = stack(
 method_option = click.option(
     "--method", default=",".join(DEFAULT_METHODS), show_default=True, metavar="NAMES", help="Methods to consider."
 )
+why_not_option = click.option(
+    "--why-not", metavar="WISH", help="What is wrong with a configuration, such as method=qlora,gpus=2,optimizer=adamw."
+)
 html_option = click.option("--html", metavar="FILE", help="Also write the report as HTML.")
 
 
@@ -108,6 +111,7 @@ html_option = click.option("--html", metavar="FILE", help="Also write the report
 @method_option
 @job_options
 @html_option
+@why_not_option
 @sweep_options
 @json_option
 @click.version_option(__version__, prog_name="plan", message="%(prog)s %(version)s")
@@ -127,22 +131,27 @@ def plan(ctx: click.Context, /, **given: Any) -> int:
 
     answer = find(job, date.today())
     found = plan_savings(answer.plans[0]) if answer.plans else ()
+    why = None
+    if given["why_not"] is not None:
+        from tuneplan.planner.why_not import why_not
+
+        why = why_not(job, answer, given["why_not"], date.today())
     if given["html"] is not None:
         from tuneplan.planner.report.answer import render
         from tuneplan.planner.report.terminal import console
 
         page = console(record=True, quiet=True)
-        page.print(render(answer, given["model"], found))
+        page.print(render(answer, given["model"], found, why))
         write_file(given["html"], page.export_html())
     if given["as_json"]:
         from tuneplan.planner.report.json_report import answer_json
 
-        click.echo(document.text(answer_json(answer, found)))
+        click.echo(document.text(answer_json(answer, found, why)))
     else:
         from tuneplan.planner.report.answer import render
         from tuneplan.planner.report.terminal import console
 
-        console().print(render(answer, given["model"], found))
+        console().print(render(answer, given["model"], found, why))
     return 0 if answer.plans else 1
 
 

@@ -13,6 +13,7 @@ from tuneplan.planner.report.terminal import breakdown, facts, plan_levels, savi
 from tuneplan.planner.savings import Saving, best
 from tuneplan.planner.search import Answer, Plan, Rejected
 from tuneplan.planner.units import SECONDS_PER_HOUR, format_count, format_gib, format_seconds, format_usd
+from tuneplan.planner.why_not import WhyNot
 
 OLD_DAYS = 180
 MOST_PLANS = 15
@@ -23,8 +24,15 @@ FIRST_FIGURE = 6
 _WORDS = {"cost": "cheapest", "time": "fastest", "memory": "smallest"}
 
 
-def render(answer: Answer, asked: str, savings: Sequence[Saving] = ()) -> RenderableType:
-    """The whole answer. `asked`: the model as the user named it; `savings`: switches of the recommended plan."""
+def render(answer: Answer, asked: str, savings: Sequence[Saving] = (), why: WhyNot | None = None) -> RenderableType:
+    """The whole answer.
+
+    Args:
+        answer: what was found.
+        asked: the model as the user named it.
+        savings: switches of the recommended plan.
+        why: what is wrong with a configuration that the user named.
+    """
     parts: list[RenderableType] = [header(answer.job, asked), Text()]
     if answer.plans:
         parts += _recommendation(answer.plans[0], answer)
@@ -35,8 +43,21 @@ def render(answer: Answer, asked: str, savings: Sequence[Saving] = ()) -> Render
     if answer.rejected:
         parts += [Text(), Text("Does not work:", style="bold"), *_rejected(answer.rejected[:MOST_REJECTED])]
         parts += _more(len(answer.rejected) - MOST_REJECTED)
+    if why is not None:
+        parts += _why(why)
     parts += [Text(), *_footnotes(answer)]
     return Group(*parts)
+
+
+def _why(why: WhyNot) -> list[RenderableType]:
+    plan = why.plan or (why.rejected.plan if why.rejected else None)
+    lines: list[RenderableType] = [Text(), Text(f"Why not {why.wish}:", style="bold")]
+    if plan is not None:
+        request, settings = plan.request, plan.request.settings
+        batch = f"micro-batch {settings.micro_batch_size} x {request.gradient_accumulation_steps}"
+        rest = f"{request.optimizer.name}, checkpointing {settings.gradient_checkpointing}"
+        lines.append(Text(f"{request.method.name} on {_cards(plan)}, {request.sharding.label}, {batch}, {rest}"))
+    return [*lines, *[Text(f"- {reason}") for reason in why.reasons]]
 
 
 def header(job: Job, asked: str, methods: str | None = None) -> Table:

@@ -8,12 +8,16 @@ from tuneplan.planner.job import Job
 from tuneplan.planner.methods.compose import explicit
 from tuneplan.planner.savings import Saving
 from tuneplan.planner.search import Answer, Plan, Rejected
+from tuneplan.planner.why_not import WhyNot
 
 
-def answer_json(answer: Answer, savings: Sequence[Saving] = ()) -> dict[str, Any]:
+def answer_json(answer: Answer, savings: Sequence[Saving] = (), why: WhyNot | None = None) -> dict[str, Any]:
     """The whole answer: the request with every default, the plan that is recommended, all plans, and what cannot be.
 
-    `savings`: what switches would save or cost the recommended plan.
+    Args:
+        answer: what was found.
+        savings: what switches would save or cost the recommended plan.
+        why: what is wrong with a configuration that the user named.
     """
     plans = [plan_json(plan) for plan in answer.plans]
     return {
@@ -22,6 +26,17 @@ def answer_json(answer: Answer, savings: Sequence[Saving] = ()) -> dict[str, Any
         "plans": plans,
         "infeasible": [rejected_json(rejected) for rejected in answer.rejected],
         "savings": [saving.to_json() for saving in savings],
+        **({"why_not": _why_json(why)} if why is not None else {}),
+    }
+
+
+def _why_json(why: WhyNot) -> dict[str, Any]:
+    """The wish, the configuration that it led to, and the reasons."""
+    return {
+        "wish": why.wish,
+        "plan": plan_json(why.plan) if why.plan else None,
+        "infeasible": rejected_json(why.rejected) if why.rejected else None,
+        "reasons": list(why.reasons),
     }
 
 
@@ -44,6 +59,11 @@ def job_json(job: Job) -> dict[str, Any]:
         "gradient_checkpointing": list(job.checkpointing),
         "attention": s.attention,
         "loss": s.loss,
+        "attention_dropout": s.attention_dropout,
+        "padded": s.padded,
+        "keep_outputs": s.keep_outputs,
+        "use_cache": s.use_cache,
+        "max_grad_norm": s.max_grad_norm,
         "zero_stages": list(job.zero_stages),
         "objective": job.objective,
         "purchase": job.purchase,
