@@ -15,6 +15,7 @@ from tuneplan.planner.training.attention_kernel import Kernel, choose
 def kernel_of(model: Assembly, spec: DecoderSpec, x: Tensor, window: int | None) -> Kernel:
     """The kernel that runs for queries of the dtype of `x`, and notes for the report."""
     settings = model.settings
+    model.attention_input = x
     grouped = spec.num_attention_heads != spec.num_key_value_heads
     dtype = settings.autocast or x.dtype
     kernel = choose(replace(settings, padded=masked(model, window)), dtype, grouped, spec.head_dim)
@@ -114,7 +115,6 @@ def attended(
         turned = q, k
         q, k = pw.cast(tape, q, dtype), pw.cast(tape, k, dtype)
         tape.hold(*turned, *before)
-    model.attention_input = x
     out, weights, held = attend(model, spec, kernel, (q, k, v), masks, softcap)
     tape.scope = ""
     y = model.linear(out, output, spec.hidden_size, bias)

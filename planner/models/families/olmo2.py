@@ -56,8 +56,8 @@ def start(model: Assembly, spec: Olmo2Spec) -> tuple[Block, tuple[Tensor, ...]]:
 
 
 def layer_form(model: Assembly, spec: Olmo2Spec, index: int) -> object:
-    """Layers differ where only one kind gets a mask."""
-    return decoder.masked(model, window_of(spec.layer_types, index, spec.sliding_window))
+    """Layers differ where each kind has a mask of its own (eager), or only one kind gets one."""
+    return decoder.layer_mask(model, spec.layer_types[index], window_of(spec.layer_types, index, spec.sliding_window))
 
 
 def layer(model: Assembly, spec: Olmo2Spec, entry: Tensor, shared: tuple[Tensor, ...]) -> Block:
