@@ -111,11 +111,12 @@ class Walk:
             if waiting and op.saves:
                 self._recompute(meter)
                 waiting = False
-            grad = pending.pop(id(op.output), None)
-            made = self._node(op, grad, meter) if grad is not None else []
+            grads = [pending.pop(id(tensor)) for tensor in (op.output, *op.others) if id(tensor) in pending]
+            made = self._node(op, grads[0], meter) if grads else []
             self._release(op.saved, meter)
-            if grad is not None:
+            for grad in grads:
                 _leave(grad, meter)
+            if grads:
                 _deliver(op, made, pending, shared, meter)
         if reentrant:
             _leave(incoming, meter)

@@ -72,19 +72,21 @@ def scale(tape: Tape, x: Tensor, kind: str = "scale") -> Tensor:
 def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     """`a * b`, `b` of the same shape or broadcast; each is saved if the other needs a gradient.
 
-    The gradient of a broadcast factor is a full-size product that is summed when both gradients are there.
+    The gradient of a factor that was broadcast or widened is a full-size product that is summed or cast when both gradients are
+    there (`validate_outputs` of torch/csrc/autograd/engine.cpp).
     """
     shape = a.shape if len(a.shape) >= len(b.shape) else b.shape
     dtype = a.dtype if a.dtype in {b.dtype, "fp32"} else b.dtype
     out = tape.fresh(shape, dtype, a.requires_grad or b.requires_grad)
     full = round_block(out.nbytes)
-    gradients = []
+    gradients = [Gradient(this, round_block(this.nbytes), moved=3 * out.nbytes) for this in (a, b)]
+    # Both products are made before the first is summed or cast; the ledger has counted what they become.
+    needing = [this for this in (a, b) if this.requires_grad]
+    changed = [not same_shape(this.shape, shape) or this.dtype != dtype for this in needing]
     workspace = None
-    for this in (a, b):
-        broadcast = not same_shape(this.shape, shape)
-        scratch = full if this.dtype != dtype and not broadcast else None
-        workspace = full if broadcast and this.requires_grad else workspace
-        gradients.append(Gradient(this, round_block(this.nbytes), scratch=scratch, moved=3 * out.nbytes))
+    if any(changed):
+        rest = needing[changed.index(True) + 1 :]
+        workspace = full + sum([full - round_block(this.nbytes) for this in rest])
     saved = ((a,) if b.requires_grad else ()) + ((b,) if a.requires_grad else ())
     return tape.record("mul", (a, b), out, saved=saved, gradients=tuple(gradients), workspace=workspace)
 
@@ -108,11 +110,21 @@ def dropout(tape: Tape, x: Tensor, p: float) -> Tensor:
     return out
 
 
-def tanh(tape: Tape, x: Tensor) -> Tensor:
-    """`tanh(x)`: saves its output."""
+def tanh(tape: Tape, x: Tensor, kind: str = "tanh") -> Tensor:
+    """`tanh(x)` or another function whose derivative is known from its value: saves its output."""
     out = tape.fresh(x.shape, x.dtype, x.requires_grad)
     gradient = Gradient(x, round_block(x.nbytes), moved=3 * x.nbytes)
-    return tape.record("tanh", (x,), out, saved=(out,), gradients=(gradient,))
+    return tape.record(kind, (x,), out, saved=(out,), gradients=(gradient,))
+
+
+def sigmoid(tape: Tape, x: Tensor) -> Tensor:
+    """`sigmoid(x)`: saves its output."""
+    return tanh(tape, x, "sigmoid")
+
+
+def softmax(tape: Tape, x: Tensor) -> Tensor:
+    """`softmax(x)` over the last dimension: saves its output."""
+    return tanh(tape, x, "softmax")
 
 
 def softcap(tape: Tape, x: Tensor) -> Tensor:
@@ -177,12 +189,26 @@ def layer_norm(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None) -> Te
     return tape.record("layer_norm", kept, out, saved=kept, gradients=tuple(gradients), moved=2 * x.nbytes)
 
 
+def repeated(tape: Tape, x: Tensor, shape: tuple[Size, ...]) -> Tensor:
+    """Rows repeated (`repeat_interleave`): a copy; the gradient is summed over the copies."""
+    out = tape.fresh(shape, x.dtype, x.requires_grad)
+    return tape.record("repeat", (x,), out, gradients=(Gradient(x, round_block(x.nbytes), moved=out.nbytes + x.nbytes),))
+
+
 def narrow(tape: Tape, x: Tensor, shape: tuple[Size, ...]) -> Tensor:
     """A slice of `x`: a view; its gradient is padded with zeros to the full size (`slice_backward`)."""
     out = tape.view("slice", x, shape)
     full = round_block(x.nbytes)
     tape.ops[-1].gradients = (Gradient(x, full, moved=2 * x.nbytes),) if x.requires_grad else ()
     return out
+
+
+def split(tape: Tape, x: Tensor, widths: tuple[Size, ...]) -> tuple[Tensor, ...]:
+    """`x.split(widths, -1)` or `chunk`: views with one node, which joins their gradients in a fresh tensor."""
+    views = [Tensor(x.storage, (*x.shape[:-1], width), x.dtype, x.requires_grad) for width in widths]
+    gradients = (Gradient(x, round_block(x.nbytes), moved=2 * x.nbytes),) if x.requires_grad else ()
+    tape.ops.append(Op("split", (x.storage,), views[0], gradients=gradients, launches=0, others=tuple(views[1:])))
+    return tuple(views)
 
 
 def transpose(tape: Tape, x: Tensor, shape: tuple[Size, ...], copied: bool) -> Tensor:

@@ -51,6 +51,7 @@ class Op:
         workspace: bytes held only while its backward runs, whichever gradient is being computed.
         discards: storages saved by ops whose graph goes here, before any backward.
         pinned: storages that it keeps by itself, so that checkpointing does not free them: to the end of the backward.
+        others: further results, whose gradients the same node waits for.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Op:
     workspace: Size | None = None
     discards: tuple[Storage, ...] = ()
     pinned: tuple[Storage, ...] = ()
+    others: tuple[Tensor, ...] = ()
 
 
 class Tape:

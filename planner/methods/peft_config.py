@@ -124,6 +124,8 @@ def from_mapping(config: Mapping[str, Any], origin: str) -> Given:
 
 def _value(key: str, value: Any, default: Any, origin: str) -> Any:
     """A value in the form of the part's option."""
+    if key == "target_parameters":
+        return _names(key, value, origin)
     if key in ("target_modules", "feedforward_modules"):
         return _targets(value, origin)
     if key == "rank_pattern":

@@ -39,7 +39,7 @@ class Targeted(Part):
             raise InputError("target_modules is empty; name modules such as q_proj,v_proj, or all-linear")
         for target in self.target_modules:
             if target.startswith(PATTERN):
-                _compiled(target)
+                compiled(target)
         rank = getattr(self, "r", 1)
         if rank < 1:
             raise InputError(f"r={rank} is not a rank; it must be at least 1")
@@ -104,7 +104,8 @@ class Targeted(Part):
         return "fp32" if self.autocast_adapter_dtype else model.settings.dtype
 
 
-def _compiled(target: str) -> re.Pattern[str]:
+def compiled(target: str) -> re.Pattern[str]:
+    """The pattern of a target written "re:...". Raises InputError where it is none."""
     try:
         return re.compile(target[len(PATTERN) :])
     except re.error as error:
@@ -113,5 +114,5 @@ def _compiled(target: str) -> re.Pattern[str]:
 
 def _matches(target: str, module: str, path: str) -> bool:
     if target.startswith(PATTERN):
-        return bool(_compiled(target).fullmatch(path + module))
+        return bool(compiled(target).fullmatch(path + module))
     return target == ALL_LINEAR or path + module == target or (path + module).endswith(f".{target}")

@@ -92,6 +92,9 @@ class Assembly:
         linears: linear modules that a method may adapt.
         layer: index of the decoder layer being recorded (the first of those alike), None outside the layers.
         extra_saved_bytes: what a checkpoint has that is no parameter.
+        stacks: parameters of three dimensions that hold the matrices of all experts.
+        wrapped: tensors that a wrapper around the module being recorded holds until the module is done.
+        router_logits: of each router of the block being recorded.
         largest: largest sizes that parts met so far, by a name of theirs; see `meet`.
     """
 
@@ -109,6 +112,9 @@ class Assembly:
         self.linears: set[str] = set()
         self.layer: int | None = None
         self.extra_saved_bytes = 0
+        self.stacks: set[str] = set()
+        self.router_logits: list[Tensor] = []
+        self.wrapped: list[Tensor] = []
         self.largest: dict[str, int] = {}
 
     def begin(self, prefix: str, count: int, layer: int | None = None) -> Tape:
@@ -117,6 +123,7 @@ class Assembly:
         self._prefix = prefix
         self._count = count
         self.layer = layer
+        self.router_logits = []
         return self.tape
 
     def weight(self, module: str, shape: tuple[int, ...], kind: str, suffix: str = "weight") -> Tensor:
@@ -141,6 +148,33 @@ class Assembly:
         for part in self.method.parts:
             weight = part.embedding_weight(self, weight)
         return weight
+
+    def stacked_weight(
+        self, module: str, name: str, shape: tuple[int, ...], transposed: bool = False, kind: str = "expert"
+    ) -> Callable[[], Tensor]:
+        """A weight that no linear module holds, with whatever the method does to it, made when it is asked for.
+
+        Args:
+            module: what holds it.
+            name: within the module.
+            shape: `(experts, out, in)` or, transposed, `(experts, in, out)`; `(out, in)` for a router.
+            transposed: see shape.
+            kind: see `Weight`.
+        """
+        weight = self.weight(module, shape, kind, name)
+        self.stacks.add(f"{module}.{name}")
+
+        def give() -> Tensor:
+            return weight
+
+        made: Callable[[], Tensor] = give
+        for part in self.method.parts:
+            made = part.stacked_weight(self, f"{module}.{name}", made, shape, transposed)
+        return made
+
+    def stored_dtype(self, name: str) -> str:
+        """The dtype of a weight that the block being recorded has met already, by its name within the block."""
+        return self.parameters[f"{self._prefix}{name}"].tensor.dtype
 
     def weight_of(self, module: str) -> Tensor:
         """The weight of a module that the block being recorded has met already."""

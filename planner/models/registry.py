@@ -12,6 +12,7 @@ FAMILIES = {
     "gemma": ("gemma", "gemma2", "gemma3_text"),
     "olmo2": ("olmo2",),
     "phi3": ("phi3",),
+    "mixtral": ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"),
 }
 """Module names in `families/`, which are imported when they are needed, with the model types that each mirrors."""
 
