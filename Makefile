@@ -9,7 +9,7 @@ install:  ## make .venv with tuneplan (editable) and everything that the tests n
 	.venv/bin/pip install -c constraints/test.txt -e '.[test,profile]'
 
 test:  ## run the tests (make install first)
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto
 
 check:  ## what CI runs: install, tests, format, lint, types, generated files up to date
 	.ci/run

@@ -2,6 +2,7 @@
 
     python -m tuneplan.profiling.validation small docs/accuracy/small.json     under two minutes on two cores
     python -m tuneplan.profiling.validation large docs/accuracy/large.json     models at their real size, some minutes
+    python -m tuneplan.profiling.validation families docs/accuracy/families.json [MODEL ...]     every family on small models
     python -m tuneplan.profiling.validation render docs/accuracy.md            the tables between the markers, from the results
 
 The tests run every small case and hold it against the file, so that the published table is that of the code beside it.
@@ -25,6 +26,7 @@ from tuneplan.planner.training.optimizers import OPTIMIZERS
 from tuneplan.planner.training.optimizers import find as find_optimizer
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.units import GIB
+from tuneplan.profiling import family_matrix, small_models
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "granite")
 STEP_PHASES = ("forward", "backward", "optimizer_step")
@@ -68,7 +70,7 @@ class Case:
         if self.model not in FAMILIES:
             config: dict[str, Any] = json.loads(find_model(self.model).config_path.read_text(encoding="utf-8"))
             return config
-        return small(self.model)
+        return small_models.config(self.model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,21 +96,6 @@ class Row:
 def error(estimated: int, traced: int) -> float:
     """Estimated over traced, less one, in percent."""
     return 100 * (estimated / traced - 1)
-
-
-def small(model_type: str) -> dict[str, Any]:
-    """A config small enough to trace in half a second: grouped heads, four layers, tied embeddings but for Mistral."""
-    return {
-        "model_type": model_type,
-        "hidden_size": 512,
-        "intermediate_size": 1376,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "vocab_size": 1000,
-        "tie_word_embeddings": model_type not in ("mistral", "llama"),
-        **({"head_dim": 96} if model_type == "qwen3" else {}),
-    }
 
 
 def small_cases() -> list[Case]:
@@ -224,11 +211,13 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def rendered(text: str, folder: Path) -> str:
     """The page with the part between each pair of markers replaced by its table."""
-    for name in TABLES:
+    tables = {name: render(read(folder / f"{name}.json")) for name in TABLES}
+    tables["families"] = family_matrix.render(family_matrix.read(folder / "families.json"))
+    for name, table in tables.items():
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
         head, _, rest = text.partition(begin)
         _, _, tail = rest.partition(end)
-        text = f"{head}{begin}\n{render(read(folder / f'{name}.json'))}\n{end}{tail}"
+        text = f"{head}{begin}\n{table}\n{end}{tail}"
     return text
 
 
@@ -242,11 +231,23 @@ def main(arguments: list[str]) -> None:
     from tuneplan.profiling.quiet import quiet
 
     quiet()
+    if what == "families":
+        _families(path, arguments[2:] or list(small_models.names()))
+        return
     rows = []
     for case in {"small": small_cases, "large": large_cases}[what]():
         rows.append(run(case))
         print(f"{rows[-1].percent:+.4f} %  {case}", flush=True)
     write(rows, path)
+
+
+def _families(path: Path, models: list[str]) -> None:
+    for model in models:
+        rows = []
+        for cell in family_matrix.cells(model):
+            rows.append(family_matrix.run(cell))
+            print(f"{rows[-1].worst:+.4f} %" if rows[-1].points else "refused", cell, flush=True)
+        family_matrix.write(rows, path)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from tuneplan.planner.models.network import Network, build  # noqa: E402
 from tuneplan.planner.models.registry import read_spec  # noqa: E402
 from tuneplan.planner.training.optimizers import OPTIMIZERS  # noqa: E402
 from tuneplan.planner.training.settings import Settings  # noqa: E402
-from tuneplan.profiling import attention  # noqa: E402
+from tuneplan.profiling import attention, small_models  # noqa: E402
 from tuneplan.profiling.build import build as build_real  # noqa: E402
 from tuneplan.profiling.step import StepTrace, trace_step  # noqa: E402
 from tuneplan.profiling.subject import Subject  # noqa: E402
@@ -74,17 +74,10 @@ def check(case: Case, device: str = "meta", tolerance: float = 0.001, phases: fl
 
 
 def small(model_type: str = "llama", **changes: Any) -> dict[str, Any]:
-    """A config small enough to trace in a second, with the proportions of a real model."""
-    return {
-        "model_type": model_type,
-        "hidden_size": 512,
-        "intermediate_size": 1376,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "vocab_size": 1000,
-        **changes,
-    }
+    """A config small enough to trace in a second: the sizes of the small Llama under another name, with changes."""
+    sizes = small_models.config("llama")
+    del sizes["tie_word_embeddings"]
+    return {**sizes, "model_type": model_type, **changes}
 
 
 def with_settings(case: Case, **changes: Any) -> Case:
