@@ -2,7 +2,8 @@
 
 Forward: a storage dies with its last Python reference unless an op saved it. Backward: ops in reverse order; while a node
 runs its output's gradient, everything it saved and the gradients it makes are alive; then the saved tensors go, and gradients
-of one tensor are added in place if the earlier one has no other user (torch/csrc/autograd/engine.cpp, input_buffer.cpp).
+of one tensor are added in place if the earlier one has no other user and is no view (torch/csrc/autograd/engine.cpp,
+input_buffer.cpp).
 """
 
 from collections.abc import Iterable
@@ -16,12 +17,23 @@ from tuneplan.planner.graph.tensor import GRADIENTS, LOGITS, TEMPORARY, Size, St
 
 @dataclass(slots=True)
 class _Pending:
-    """A gradient on its way: its bytes and category, how many tensors share its storage, and of how many pieces it is."""
+    """A gradient on its way.
+
+    Attributes:
+        nbytes: its size.
+        category: of CATEGORIES, by index.
+        users: how many tensors share its storage.
+        pieces: of how many pieces it is.
+        beside: gradients of the other outputs of the same node, which are used together with it.
+        view: it is a view of another tensor, so that nothing is added to it in place.
+    """
 
     nbytes: Size
     category: int
     users: int = 1
     pieces: int = 1
+    beside: "list[_Pending] | None" = None
+    view: bool = False
 
 
 @dataclass(slots=True)
@@ -51,16 +63,19 @@ class Walk:
         self._saved: dict[int, int] = {}
         self._released: set[int] = set()
 
-    def forward(self, keep: bool = True) -> Segment:
+    def forward(self, keep: bool = True, rebuilt: bool = False) -> Segment:
         """The forward pass; leaves behind what is saved and the exit.
 
         Args:
             keep: whether autograd saves tensors; if not (a checkpointed region) only the entry stays.
+            rebuilt: the entry goes too, because the backward computes it from the exit (a reversible layer).
         """
         meter = self._meter()
         self._run(len(self.block.ops), keep, meter)
-        if keep and self.block.entry is not None and self.block.entry_held:
+        if (keep or rebuilt) and self.block.entry is not None and self.block.entry_held:
             self._unreference(self.block.entry.storage, meter)
+        for storage in self.block.beside:
+            self._unreference(storage, meter)
         return meter.segment()
 
     def release(self, keep_outputs: bool = False) -> Segment:
@@ -79,11 +94,13 @@ class Walk:
         Args:
             shared: state of the whole backward.
             checkpointing: "off"; "non-reentrant": the forward runs again when the first saved tensor is asked for, and stops
-                early; "reentrant": it runs again whole, and its output and the incoming gradient are held to the end.
+                early; "reentrant": it runs again whole, and its output and the incoming gradient are held to the end;
+                "reversible": the same, after the entry was computed from the exit; it stays for the block before.
         """
         meter = self._meter()
         block = self.block
-        reentrant = checkpointing == "reentrant"
+        reversible = checkpointing == "reversible"
+        reentrant = checkpointing == "reentrant" or reversible
         pending: dict[int, _Pending] = {}
         start = block.exit if block.exit is not None else _last_output(block)
         for key, count in block.repeated.items():
@@ -101,6 +118,9 @@ class Walk:
         if start.requires_grad:
             pending[id(start)] = incoming
         waiting = checkpointing == "non-reentrant"
+        if reversible and block.entry is not None:
+            meter.add(incoming.nbytes, TEMPORARY)
+            meter.add(block.entry.storage.nbytes, block.entry.storage.category)
         if reentrant:
             self._run(len(block.ops), True, meter)
             for storage in block.cached:
@@ -111,17 +131,19 @@ class Walk:
             if waiting and op.saves:
                 self._recompute(meter)
                 waiting = False
-            grads = [pending.pop(id(tensor)) for tensor in (op.output, *op.others) if id(tensor) in pending]
-            made = self._node(op, grads[0], meter) if grads else []
+            grad = pending.pop(id(op.output), None)
+            made = self._node(op, grad, meter) if grad is not None else []
             self._release(op.saved, meter)
-            for grad in grads:
+            if grad is not None:
                 _leave(grad, meter)
-            if grads:
                 _deliver(op, made, pending, shared, meter)
         if reentrant:
             _leave(incoming, meter)
             meter.drop(start.storage.nbytes, start.storage.category)
-        if checkpointing != "off" and block.entry is not None:
+        if reversible:  # the last layer's output and its gradient stay until all layers are done, beside this one's
+            meter.drop(incoming.nbytes, TEMPORARY)
+            meter.drop(start.storage.nbytes, start.storage.category)
+        if checkpointing != "off" and not reversible and block.entry is not None:
             meter.drop(block.entry.storage.nbytes, block.entry.storage.category)
         return meter.segment()
 
@@ -133,8 +155,11 @@ class Walk:
         """
         ops = self.block.ops
         last = max(index for index, op in enumerate(ops) if op.saves)
-        own = ops[last].allocates
-        stop = last + 1 if own in ops[last].saved else last
+        made = [
+            ops[last].allocates,
+            *[op.allocates for op in ops if op.launches == 0],
+        ]  # further outputs are ops without a launch
+        stop = last + 1 if any(storage is own for storage in ops[last].saved for own in made) else last
         self._run(stop, True, meter)
         for storage in ops[last].saved:
             if stop == last:
@@ -182,11 +207,12 @@ class Walk:
                 made.append((gradient, _Pending(gradient.given.nbytes, gradient.given.category)))
             elif gradient.nbytes is None:
                 grad.users += 1
+                grad.view = grad.view or gradient.view
                 made.append((gradient, grad))
             else:
                 category = gradient_category(gradient.of)
                 meter.add(gradient.nbytes, category)
-                made.append((gradient, _Pending(gradient.nbytes, category)))
+                made.append((gradient, _Pending(gradient.nbytes, category, view=gradient.view)))
             if gradient.scratch is not None:
                 meter.touch(gradient.scratch)
         if op.workspace is not None:
@@ -216,13 +242,17 @@ def _deliver(op: Op, made: list[tuple[Gradient, _Pending]], pending: dict[int, _
             _to_parameter(gradient, new, shared, meter)
             continue
         old = pending.get(id(gradient.of))
-        if old is None:
+        if gradient.piece and old is not None and old.beside is not None:
+            old.beside.append(new)
+        elif gradient.piece:
+            pending[id(gradient.of)] = _Pending(0, new.category, beside=[new])
+        elif old is None:
             pending[id(gradient.of)] = new
-        elif old.users == 1:
+        elif old.users == 1 and not old.view:
             _leave(new, meter)
         else:
             meter.op = f"{op.name} (sum of gradients)"
-            total = _Pending(old.nbytes, gradient_category(gradient.of))
+            total = _Pending(round_block(gradient.of.nbytes), gradient_category(gradient.of))
             meter.add(total.nbytes, total.category)
             pending[id(gradient.of)] = total
             _leave(old, meter)
@@ -263,6 +293,8 @@ def _leave(grad: _Pending, meter: Meter) -> None:
     if grad.users == 0:
         for _ in range(grad.pieces):
             meter.drop(grad.nbytes // grad.pieces, grad.category)
+        for other in grad.beside or ():
+            _leave(other, meter)
 
 
 def _last_output(block: Block) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""From hidden states to the loss: the head's logits and the three ways of computing cross-entropy.
+"""From hidden states to the loss: the head's logits and the ways of computing cross-entropy.
 
 N tokens, V vocabulary, H hidden size. Logits and their gradients are in the category "logits".
 """
@@ -7,6 +7,7 @@ from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.matmul import linear
 from tuneplan.planner.graph.tape import Gradient, Tape
 from tuneplan.planner.graph.tensor import LOGITS, Size, Tensor, elements, round_block, tensor_bytes
+from tuneplan.planner.graph.trl_loss import trl
 
 CHUNKS = 8
 
@@ -148,4 +149,4 @@ def shifted_fp32(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None
     return shifted(tape, hidden, weight, bias, rescale, fp32_outputs=True)
 
 
-LOSSES = {"eager": eager, "shifted": shifted, "shifted_fp32": shifted_fp32, "liger": liger, "chunked": chunked}
+LOSSES = {"eager": eager, "shifted": shifted, "shifted_fp32": shifted_fp32, "liger": liger, "chunked": chunked, "trl": trl}

@@ -203,12 +203,17 @@ def narrow(tape: Tape, x: Tensor, shape: tuple[Size, ...]) -> Tensor:
     return out
 
 
-def split(tape: Tape, x: Tensor, widths: tuple[Size, ...]) -> tuple[Tensor, ...]:
-    """`x.split(widths, -1)` or `chunk`: views with one node, which joins their gradients in a fresh tensor."""
-    views = [Tensor(x.storage, (*x.shape[:-1], width), x.dtype, x.requires_grad) for width in widths]
-    gradients = (Gradient(x, round_block(x.nbytes), moved=2 * x.nbytes),) if x.requires_grad else ()
-    tape.ops.append(Op("split", (x.storage,), views[0], gradients=gradients, launches=0, others=tuple(views[1:])))
-    return tuple(views)
+def split(tape: Tape, x: Tensor, shapes: "list[tuple[Size, ...]]") -> list[Tensor]:
+    """`x.split(...)` or `chunk`: views of `x`; their gradients wait for each other and are joined into one of the full size."""
+    whole = tape.view("split", x, x.shape)
+    if x.requires_grad:
+        tape.ops[-1].gradients = (Gradient(x, round_block(x.nbytes), moved=2 * x.nbytes),)
+    parts = []
+    for shape in shapes:
+        parts.append(tape.view("split", whole, shape))
+        if x.requires_grad:
+            tape.ops[-1].gradients = (Gradient(whole, None, piece=True),)
+    return parts
 
 
 def transpose(tape: Tape, x: Tensor, shape: tuple[Size, ...], copied: bool) -> Tensor:
@@ -232,3 +237,18 @@ def rotate(tape: Tape, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     tape.record("cat", (negative, first), joined, gradients=(Gradient(negative, None), Gradient(first, None)))
     tape.hold(first, second)
     return add(tape, turned, multiply(tape, joined, sin))
+
+
+def rotate_part(tape: Tape, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotary position embedding of the first columns of each head, as many as the tables have; the others pass.
+
+    Returns the joined heads, and the rotated and the passed columns, which a caller's variables may hold.
+    """
+    width = cos.shape[-1]
+    first = narrow(tape, x, (*x.shape[:-1], width))
+    rest = narrow(tape, x, (*x.shape[:-1], x.shape[-1] - width))
+    turned = rotate(tape, first, cos, sin)
+    joined = tape.fresh(x.shape, x.dtype, x.requires_grad)
+    tape.record("cat", (turned, rest), joined, gradients=(Gradient(turned, None), Gradient(rest, None)))
+    tape.hold(x)
+    return joined, turned, rest

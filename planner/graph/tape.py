@@ -16,8 +16,9 @@ class Gradient:
     Attributes:
         of: the input that receives the gradient.
         nbytes: bytes of a fresh gradient; None when the output's gradient is passed on (a view, or an addition).
-        view: it arrives as a transposed view, which the first sum into it does not overwrite.
+        view: it arrives as a view, which the first sum into it does not overwrite.
         given: a saved storage that becomes the gradient (a loss that computed it in the forward).
+        piece: it waits, beside those of the node's other outputs, to be joined with them (`split`).
         scratch: bytes held only while this gradient is computed.
         flops: matrix-multiply FLOPs of this gradient.
         moved: bytes read and written for this gradient.
@@ -30,6 +31,7 @@ class Gradient:
     moved: Size = 0
     view: bool = False
     given: Storage | None = None
+    piece: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -51,7 +53,6 @@ class Op:
         workspace: bytes held only while its backward runs, whichever gradient is being computed.
         discards: storages saved by ops whose graph goes here, before any backward.
         pinned: storages that it keeps by itself, so that checkpointing does not free them: to the end of the backward.
-        others: further results, whose gradients the same node waits for.
     """
 
     name: str
@@ -68,7 +69,6 @@ class Op:
     workspace: Size | None = None
     discards: tuple[Storage, ...] = ()
     pinned: tuple[Storage, ...] = ()
-    others: tuple[Tensor, ...] = ()
 
 
 class Tape:
@@ -83,6 +83,7 @@ class Tape:
         cached: storages that autocast's cache holds until the forward ends: casts of trained fp32 weights.
         side: tensors made here whose gradients come from other blocks, bytes of such a gradient, and their number.
         held: storages that a variable of the code around the model holds until the forward is over.
+        passed: storages that the next block reads besides this one's exit.
     """
 
     def __init__(self, autocast: str = "") -> None:
@@ -95,6 +96,7 @@ class Tape:
         self.cached: list[Storage] = []
         self.side: list[tuple[Tensor, Size, int]] = []
         self.held: list[Storage] = []
+        self.passed: list[Storage] = []
 
     def fresh(self, shape: tuple[Size, ...], dtype: str, requires_grad: bool) -> Tensor:
         """A new tensor in a new storage."""
@@ -140,7 +142,7 @@ class Tape:
     def view(self, kind: str, x: Tensor, shape: tuple[Size, ...]) -> Tensor:
         """The same storage seen with another shape; its gradient is a view of the output's gradient."""
         output = Tensor(x.storage, shape, x.dtype, x.requires_grad)
-        gradients = (Gradient(x, None),) if x.requires_grad else ()
+        gradients = (Gradient(x, None, view=True),) if x.requires_grad else ()
         self.ops.append(Op(kind, (x.storage,), output, gradients=gradients, launches=0))
         return output
 

@@ -62,7 +62,7 @@ def converted(model_type: str, module: str) -> bool:
 def targets_of(part: "Lora", model_type: str) -> Targets:
     """What PEFT wraps of a model type. Raises InputError for one of two names that lie in one parameter."""
     old_names = CONVERTED.get(model_type, {})
-    asked = [old for old in old_names if any(_asks(target, old) for target in part.target_modules)]
+    asked = [old for old in old_names if any(asks(target, old) for target in part.target_modules)]
     fused = [old for old in asked if old_names[old] == FUSED]
     wanted = [old for old, new in old_names.items() if new == FUSED]
     if 0 < len(fused) < len(wanted):
@@ -72,7 +72,8 @@ def targets_of(part: "Lora", model_type: str) -> Targets:
     return Targets(tuple(names), ((FUSED, part.r * len(fused)),) if fused else ())
 
 
-def _asks(target: str, old: str) -> bool:
+def asks(target: str, old: str) -> bool:
+    """Whether a target names an old name."""
     if target.startswith(PATTERN):
         paths = [f"model.layers.0.mlp.{old}"] if old == "gate" else [f"model.layers.0.mlp.experts.{old}"]
         return any(compiled(target).fullmatch(path) for path in paths)
@@ -90,7 +91,9 @@ def check_options(part: "Lora", name: str) -> None:
             )
 
 
-def wrap(part: "Lora", model: "Assembly", name: str, rank: int, inner: Weight, shape: tuple[int, ...], transposed: bool) -> Weight:
+def wrap(
+    part: "Lora", model: "Assembly", name: str, rank: int, inner: Weight, shape: tuple[int, ...], transposed: bool
+) -> Weight:
     """Put the wrapper in place: the low-rank factors and the check of its shape; gives the adapted weight when it is asked for.
 
     Args:

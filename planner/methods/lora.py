@@ -7,7 +7,7 @@ from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.matmul import linear
 from tuneplan.planner.graph.tensor import Tensor
-from tuneplan.planner.methods import dora, expert_adapters
+from tuneplan.planner.methods import dora, expert_adapters, gate
 from tuneplan.planner.methods.part import Part, Weight
 from tuneplan.planner.methods.targeted import Targeted
 
@@ -30,6 +30,7 @@ class Lora(Targeted):
         use_dora: a trained magnitude for each output (Liu et al. 2024, DoRA).
         freeze_a: only B is trained (Zhang et al. 2023, LoRA-FA).
         gate: a trained factor for each rank between A and B (Ding et al. 2023, SoRA, equation 3); its pruning is not modelled.
+        use_gating: the product is multiplied by a gate from the module's input instead of alpha / r (Mao et al. 2022, UniPELT).
         frozen_tasks: adapters of earlier tasks that stay beside the new one, frozen (Wang et al. 2023, O-LoRA, section 3).
         rank_pattern: other ranks for modules whose path ends in a name, written name:rank.
         target_parameters: weights that no module holds, matched at the end of their path, such as `mlp.experts.gate_up_proj`.
@@ -50,6 +51,7 @@ class Lora(Targeted):
     use_dora: bool = False
     freeze_a: bool = False
     gate: bool = False
+    use_gating: bool = False
     frozen_tasks: int = 0
     rank_pattern: tuple[str, ...] = ()
     target_parameters: tuple[str, ...] = ()
@@ -83,7 +85,7 @@ class Lora(Targeted):
         """Biases, as `bias` says."""
         if weight.kind != "bias" or self.bias == "none":
             return False
-        return self.bias == "all" or self.targets(weight.module, weight.layer)
+        return self.bias == "all" or self.targets(weight.path, weight.layer)
 
     def at_inference(self) -> Part:
         """The same without dropout."""
@@ -91,7 +93,7 @@ class Lora(Targeted):
 
     def peft_config(self) -> dict[str, Any] | None:
         """`LoraConfig` of peft 0.21; PEFT has no gates and no adapters of earlier tasks."""
-        if self.gate or self.frozen_tasks:
+        if self.gate or self.use_gating or self.frozen_tasks:
             return None
         parameters = {"target_parameters": list(self.target_parameters)} if self.target_parameters else {}
         return {
@@ -107,11 +109,15 @@ class Lora(Targeted):
             "rank_pattern": {name: int(rank) for name, _, rank in (item.rpartition(":") for item in self.rank_pattern)},
         }
 
-    def check_stacks(self, stacks: set[str]) -> None:
-        """Raise InputError for a name of `target_parameters` that the model does not have."""
+    def check_model(self, model: "Assembly", layers: int) -> None:
+        """Raise InputError where a target names neither a module, nor the old name of an expert's, nor a parameter."""
+        old = expert_adapters.CONVERTED.get(model.spec.model_type, {}) if model.stacks else {}
+        modules = tuple([t for t in self.target_modules if not any(expert_adapters.asks(t, name) for name in old)])
+        if modules:
+            Targeted.check_model(replace(self, target_modules=modules), model, layers)
         for target in self.target_parameters:
-            if not any(name == target or name.endswith(f".{target}") for name in stacks):
-                has = f"it has {', '.join(sorted(stacks))}" if stacks else "its weights all lie in modules"
+            if not any(name == target or name.endswith(f".{target}") for name in model.stacks):
+                has = f"it has {', '.join(sorted(model.stacks))}" if model.stacks else "its weights all lie in modules"
                 raise InputError(f"target parameter {target!r} matches nothing in this model; {has}")
 
     def adapts(self, model: "Assembly", site: "Site") -> bool:
@@ -136,7 +142,7 @@ class Lora(Targeted):
             return y
         out_features, in_features = site.weight.shape
         dtype = self.dtype(model)
-        rank = self.rank_of(f"model.layers.{model.layer}.{site.module}")
+        rank = self.rank_of(model.path(site.module))
         a = model.adapter(f"{site.module}.lora_A.weight", (rank, in_features), dtype, trained=not self.freeze_a)
         b = model.adapter(f"{site.module}.lora_B.weight", (out_features, rank), dtype)
         tape = model.tape
@@ -151,7 +157,11 @@ class Lora(Targeted):
             low = linear(tape, dropped, a)
             if self.gate:
                 low = pw.multiply(tape, low, model.adapter(f"{site.module}.lora_gate", (rank,), dtype))
-            product = pw.scale(tape, linear(tape, low, b))
+            product = linear(tape, low, b)
+            if self.use_gating:
+                product = pw.multiply(tape, product, gate.record(model, f"{site.module}.lora_gate", wide))
+            else:
+                product = pw.scale(tape, product)
             if site.form:
                 product = pw.cast(tape, product, y.dtype)
         result = pw.add(tape, y, product)

@@ -1,5 +1,6 @@
 """What a fine-tuning method is made of: parts that decide storage and training of weights, and rewrite the ops of modules."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,7 +14,13 @@ if TYPE_CHECKING:
 
 FAMILIES = ("full", "additive", "selective", "reparameterized", "quantized", "memory-efficient", "pruned", "hybrid")
 EFFORTS = ("none", "wrapper", "training loop", "model code", "kernel")
+_STAR = re.compile(r"\*(\(\d+\))?")
 WRAPPER = "nothing: peft.get_peft_model wraps the modules"
+
+
+def numbered(name: str, layer: int | None) -> str:
+    """A name with its `*`, or the `*(2)` of a further form of layers, replaced by the layer's index."""
+    return name if layer is None else _STAR.sub(str(layer), name, count=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +34,7 @@ class Weight:
         module: name of its module within its block, such as "self_attn.q_proj".
         layer: index of its decoder layer, None outside the layers.
         layers: how many decoder layers the model has.
+        owner: of a bias: "linear", "norm" or "head".
     """
 
     name: str
@@ -34,6 +42,12 @@ class Weight:
     module: str
     layer: int | None = None
     layers: int = 0
+    owner: str = "linear"
+
+    @property
+    def path(self) -> str:
+        """The path of its module in the model, the layer as a number: "model.layers.3.self_attn.q_proj"."""
+        return numbered(self.name, self.layer).rpartition(".")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +66,7 @@ class Part:
         effort: the same as a grade, one of EFFORTS, least first.
         swappable: whether what it trained can be exchanged on a loaded base that stays as it is.
         batchable: whether requests with different such adapters can share a batch.
-        clashes: labels of parts that it cannot act with, and why.
+        clashes: labels of parts that it cannot act with, and why; "*" for all but those listed with None.
     """
 
     label: ClassVar[str]
@@ -66,16 +80,13 @@ class Part:
     effort: ClassVar[str] = "wrapper"
     swappable: ClassVar[bool] = True
     batchable: ClassVar[bool] = False
-    clashes: ClassVar[Mapping[str, str]] = {}
+    clashes: ClassVar[Mapping[str, str | None]] = {}
 
     def check(self) -> None:
         """Raise InputError where an option makes no sense."""
 
-    def check_model(self, linears: set[str], layers: int) -> None:
-        """Raise InputError where the part does not fit a model with these linear modules in so many layers."""
-
-    def check_stacks(self, stacks: set[str]) -> None:
-        """Raise InputError where the part asks for parameters that are not among these, which no module holds."""
+    def check_model(self, model: "Assembly", layers: int) -> None:
+        """Raise InputError where the part does not fit the model, which is recorded whole by now."""
 
     def check_spec(self, spec: "ModelSpec", settings: "Settings") -> None:
         """Raise InputError where the part does not fit the model's dimensions or the run."""
@@ -103,10 +114,6 @@ class Part:
     def storage(self, weight: Weight, dtype: str) -> str | None:
         """The format in which the base weight is kept instead of `dtype` (a name of formats.py), or None to leave it."""
         return None
-
-    def inputs_need_grad(self) -> bool:
-        """Whether embeddings are made to require a gradient when gradient checkpointing is on."""
-        return False
 
     def peft_config(self) -> dict[str, Any] | None:
         """The same part as PEFT's adapter_config.json has it, or None where PEFT adds nothing to the model.
@@ -187,6 +194,26 @@ class Part:
             y: its output so far.
         """
         return y
+
+    def for_depth(self, count: int) -> "Part":
+        """The part as it acts on a model of `count` decoder layers."""
+        return self
+
+    def reshaped(self, spec: "ModelSpec") -> "ModelSpec":
+        """The dimensions of the model under this part, which may have taken layers, heads or channels out of it."""
+        return spec
+
+    def reversible(self) -> bool:
+        """Whether the layers' inputs are computed from their outputs in the backward, so that nothing of them is kept."""
+        return False
+
+    def layer_entry(self, model: "Assembly", hidden: Tensor) -> Tensor:
+        """What a decoder layer runs on, given what enters its block; a network beside the layers moves `model.beside` on."""
+        return hidden
+
+    def stack_exit(self, model: "Assembly", hidden: Tensor) -> Tensor:
+        """What the model's last norm gets, given what left the last layer."""
+        return hidden
 
     def layer_exit(self, model: "Assembly", hidden: Tensor) -> Tensor:
         """The output of a decoder layer."""

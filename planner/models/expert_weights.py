@@ -75,7 +75,7 @@ class Experts:
             return activate(model, x, self.activation)
         if self.gate:
             return GATES[self.gate](model, x, self.intermediate)
-        gate, up = pw.split(tape, x, (self.intermediate,) * 2)
+        gate, up = pw.split(tape, x, [(*x.shape[:-1], self.intermediate)] * 2)
         y = pw.multiply(tape, pw.activation(tape, gate, self.activation), up)
         tape.hold(gate, up)
         return y

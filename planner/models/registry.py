@@ -10,7 +10,10 @@ from tuneplan.planner.models.spec import ModelSpec
 FAMILIES = {
     "llama": ("llama", "mistral", "qwen2", "qwen3", "granite"),
     "gemma": ("gemma", "gemma2", "gemma3_text"),
+    "gpt2": ("gpt2", "gpt-sw3"),
     "olmo2": ("olmo2",),
+    "opt": ("opt",),
+    "phi": ("phi",),
     "phi3": ("phi3",),
     "mixtral": ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"),
 }

@@ -200,9 +200,7 @@ def _experts(model: Assembly, spec: MixtralSpec, x: Tensor) -> Tensor:
     routed = softmax_router(
         model, "mlp.gate", flat, spec.num_experts, spec.top_k, normed=spec.norm_topk, cast_back=spec.cast_back
     )
-    experts = Experts(
-        "mlp.experts", spec.num_experts, spec.top_k, spec.hidden_size, spec.moe_intermediate_size, spec.hidden_act
-    )
+    experts = Experts("mlp.experts", spec.num_experts, spec.top_k, spec.hidden_size, spec.moe_intermediate_size, spec.hidden_act)
     y = run_experts(model, flat, routed, experts)
     if beside is not None:
         gate = pw.sigmoid(tape, model.linear(flat, "mlp.shared_expert_gate", 1))
