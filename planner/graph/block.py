@@ -24,6 +24,7 @@ class Block:
         leaves: activations that were made to require a gradient, and that gradient; they live as long as the loss's graph.
         side: tensors made here whose gradients come from other blocks, bytes of such a gradient, and their number.
         repeated: parameters of the layers (by id) that the block uses several times, and how often.
+        parameters: names of the weights that it uses.
         beside: storages without a gradient that the block before made for this one beside its entry; they go when it ends.
         frozen_exit: what the next layer reads, where the exit is the state of a network beside the layers.
         locals: storages that a variable of the model's forward holds to its end, and nothing else.
@@ -43,6 +44,7 @@ class Block:
     leaves: tuple[Storage, ...] = ()
     side: tuple[tuple[Tensor, Size, int], ...] = ()
     repeated: dict[int, int] = field(default_factory=dict)
+    parameters: tuple[str, ...] = ()
     beside: tuple[Storage, ...] = ()
     frozen_exit: Tensor | None = None
     locals: tuple[Storage, ...] = ()
@@ -97,6 +99,7 @@ def close(
         leaves=leaves,
         side=tuple(tape.side),
         repeated=_repeated(tape.ops),
+        parameters=tuple(tape.parameters),
         locals=locals,
         exit_held=exit_held,
     )

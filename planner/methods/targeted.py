@@ -105,8 +105,8 @@ class Targeted(Layered):
         return True
 
     def dtype(self, model: "Assembly") -> str:
-        """The dtype that adapter weights are kept in."""
-        return "fp32" if self.autocast_adapter_dtype else model.settings.dtype
+        """The dtype in which adapter weights compute, which is that they are kept in unless they are cast to gather them."""
+        return "fp32" if self.autocast_adapter_dtype and not model.settings.gathered_cast else model.settings.dtype
 
 
 def compiled(target: str) -> re.Pattern[str]:

@@ -168,6 +168,7 @@ class Assembly:
     def weight(self, module: str, shape: tuple[int, ...], kind: str, suffix: str = "weight", owner: str = "linear") -> Tensor:
         """A weight of the base model; asking twice for one name gives one tensor (tied embeddings)."""
         name = f"{self._prefix}{module}.{suffix}"
+        self.tape.parameters[name] = None
         self.met.add(name)
         known = self.parameters.get(name)
         if known is not None:
@@ -254,6 +255,7 @@ class Assembly:
     def _added(
         self, name: str, shape: tuple[int, ...], dtype: str, trained: bool, count: int, saved: bool, buffer: bool = False
     ) -> Tensor:
+        self.tape.parameters[name] = None
         self.met.add(name)
         known = self.parameters.get(name)
         if known is not None:

@@ -38,6 +38,8 @@ class Settings:
             gradient checkpointing.
         experts: transformers' `experts_implementation` of a mixture of experts; "grouped_mm" unless it is told otherwise.
         routing: how its tokens are spread: "even", or "worst", where all tokens choose the same experts.
+        gathered_cast: fp32 adapters are cast to `dtype` as they are gathered, so that the model computes in one dtype (FSDP's
+            mixed precision).
     """
 
     micro_batch_size: Size = 1
@@ -57,6 +59,7 @@ class Settings:
     use_cache: bool = False
     experts: str = "grouped_mm"
     routing: str = "even"
+    gathered_cast: bool = False
 
     @property
     def autocast(self) -> str:
