@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from tuneplan.planner.graph.ledger import Shared, Walk
 from tuneplan.planner.graph.meter import Levels, Meter, Segment, join
 from tuneplan.planner.graph.tensor import TEMPORARY, WEIGHTS, Size, Storage, elements, round_block
+from tuneplan.planner.lifetimes import gradient_uses, kept_outputs, lifetimes
 from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network, Run
 from tuneplan.planner.parallel import deepspeed, fsdp, replicated
@@ -49,89 +50,31 @@ class StepMemory:
 def walk(network: Network, settings: Settings) -> Walked:
     """Walk each distinct block forward and backward."""
     shared = Shared(settings.accumulating, gradient_uses(network), fused_update=network.fused_update)
+    lives = lifetimes(network)
     forward: list[Piece] = []
     walks: list[tuple[Run, Walk]] = []
-    held = held_embeddings(network)
     for index, run in enumerate(network.runs):
+        forward.append(Piece(_deaths(lives.ended.get(index, ()))))
         walked = Walk(run.block)
         segment = walked.forward(keep=not run.checkpointed, rebuilt=run.reversible)
-        if index == 1 and held:
+        held = lives.reborn.get(index, [])
+        if held:
             forward += [Piece(segment, 1, index), Piece(_births(held))]
             forward += [Piece(segment, run.count - 1, index)] if run.count > 1 else []
         else:
             forward.append(Piece(segment, run.count, index))
         walks.append((run, walked))
-    early, late = carried(network)
-    forward.insert(-1, Piece(_deaths(early)))
-    forward.insert(len(forward) if network.embeddings_passed else -1, Piece(_deaths(held)))
+    forward.append(Piece(_deaths(lives.released)))
     for run, walked in walks:
-        forward.append(Piece(walked.release(settings.keep_outputs), run.count))
+        forward.append(Piece(walked.release(settings.keep_outputs, lives.held), run.count))
         if settings.keep_outputs:
             forward.append(Piece(_deaths(kept_outputs(run)), run.count))
     backward: list[Piece] = []
     for index, (run, walked) in reversed(list(enumerate(walks))):
         again = Walk(run.block) if run.checkpointed else walked
         segment = again.backward(shared, run.recomputation(settings))
-        backward.append(Piece(segment, run.count, index))
-    backward.append(Piece(_deaths(late)))
+        backward += [Piece(segment, run.count, index), Piece(_deaths(lives.spent[index]))]
     return Walked(forward, backward)
-
-
-def gradient_uses(network: Network) -> dict[int, int]:
-    """How many gradients each parameter receives that is used outside the layers or in several of them.
-
-    Layers alike are walked once, so their use counts once.
-    """
-    uses: dict[int, int] = {}
-    ends = {id(g.of) for run in (network.runs[0], network.runs[-1]) for op in run.block.ops for g in op.gradients}
-    for run in network.runs:
-        for op in run.block.ops:
-            for gradient in op.gradients:
-                if gradient.of.name and ("*" not in gradient.of.name or id(gradient.of) in ends):
-                    uses[id(gradient.of)] = uses.get(id(gradient.of), 0) + 1
-    return uses
-
-
-def carried(network: Network) -> tuple[list[Storage], list[Storage]]:
-    """Storages that blocks share: those that die with the forward, and those that live to the end of the backward.
-
-    What reversible layers computed last is among the latter. Others stay where an op saved them, where a checkpoint holds its
-    arguments, and where they are the batch itself.
-    """
-    arguments = {id(storage) for run in network.runs if run.checkpointed for op in run.block.ops for storage in op.reads}
-    arguments |= {id(storage) for run in network.runs for storage in run.block.leaves}
-    saved = {id(storage) for run in network.runs for op in run.block.ops for storage in op.saved}
-    early: list[Storage] = []
-    late: list[Storage] = []
-    for run in network.runs:
-        for index, storage in enumerate(run.block.carried):
-            held = id(storage) in arguments or id(storage) in saved or index < run.block.batch
-            (late if held else early).append(storage)
-        early += [storage for storage in run.block.locals if id(storage) not in saved]
-        late += [storage for storage in run.block.locals if id(storage) in saved]
-        pinned = {id(storage): storage for op in run.block.ops for storage in op.pinned}
-        late += list(pinned.values()) * run.count
-    rebuilt = [run.block.entry for run in network.runs if run.reversible]
-    late += [entry.storage for entry in rebuilt[:1] if entry is not None]
-    return early, late
-
-
-def held_embeddings(network: Network) -> list[Storage]:
-    """What enters the first layer, where nothing else holds it: a variable of the model's forward does, up to the head.
-
-    The walk of the first layer lets it go with its other input, so it is born again after that layer.
-    """
-    first, run = network.runs[0].block, network.runs[1]
-    if first.exit is None or not first.exit_held or (run.checkpointed and not run.reversible):
-        return []
-    storage = first.exit.storage
-    saved = not run.reversible and any(storage in op.saved for op in run.block.ops)
-    return [] if saved else [storage]
-
-
-def kept_outputs(run: Run) -> tuple[Storage, ...]:
-    """What a loop that keeps the model's outputs, and with them the loss's graph, holds of one block between steps."""
-    return run.block.outputs + run.block.leaves
 
 
 def _births(storages: Iterable[Storage]) -> Segment:

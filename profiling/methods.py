@@ -10,7 +10,7 @@ from torch import nn
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.method import Method
-from tuneplan.planner.methods.part import Part, Weight
+from tuneplan.planner.methods.part import CLASSIFIER, Part, Weight
 
 _REWRITES = (
     "linear",
@@ -28,7 +28,14 @@ _REWRITES = (
 """What a part can change beyond choosing the weights that are trained."""
 TASK_TYPES = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM", "sequence-classification": "SEQ_CLS"}
 """PEFT's name of a task; the others have none."""
-_KINDS = (("bias", "bias"), ("norm", "norm"), ("embed", "embedding"), ("lm_head", "head"))
+_KINDS = (
+    ("bias", "bias"),
+    ("norm", "norm"),
+    ("embed", "embedding"),
+    ("lm_head", "head"),
+    ("classifier", CLASSIFIER),
+    ("score", CLASSIFIER),
+)
 
 
 def has_real_code(part: Part) -> bool:

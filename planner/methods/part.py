@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 FAMILIES = ("full", "additive", "selective", "reparameterized", "quantized", "memory-efficient", "pruned", "hybrid")
 EFFORTS = ("none", "wrapper", "training loop", "model code", "kernel")
+CLASSIFIER = "classifier"
+"""The kind of weight that every method trains: the head of a classification is new."""
 _STAR = re.compile(r"\*(\(\d+\))?")
 WRAPPER = "nothing: peft.get_peft_model wraps the modules"
 
@@ -29,8 +31,8 @@ class Weight:
 
     Attributes:
         name: its name in the state dict, layers written as `*`: "model.layers.*.self_attn.q_proj.weight".
-        kind: "linear", "bias", "norm", "embedding", "head", "router", "expert" (the matrices of all experts of a layer), or
-            "other".
+        kind: "linear", "bias", "norm", "embedding", "head", CLASSIFIER, "router", "expert" (the matrices of all experts of a
+            layer), or "other".
         module: name of its module within its block, such as "self_attn.q_proj".
         layer: index of its decoder layer, None outside the layers.
         layers: how many decoder layers the model has.

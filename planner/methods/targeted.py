@@ -79,10 +79,14 @@ class Targeted(Layered):
         return not self.layers_to_transform or index in self.layers_to_transform
 
     def targets(self, path: str, layer: int | None = None) -> bool:
-        """Whether the linear module of this path is adapted."""
-        if layer is not None and self.layers_to_transform and layer not in self.layers_to_transform:
+        """Whether a linear module is adapted, given its whole path and the index of its layer."""
+        if self.layers_to_transform and layer not in self.layers_to_transform:
             return False
         return any(_matches(target, path) for target in self.target_modules)
+
+    def inputs_need_grad(self) -> bool:
+        """PEFT hooks the embeddings when the model checkpoints."""
+        return True
 
     def peft_targets(self) -> dict[str, Any]:
         """What every PEFT configuration with targets has."""
