@@ -84,6 +84,7 @@ class Tape:
         side: tensors made here whose gradients come from other blocks, bytes of such a gradient, and their number.
         held: storages that a variable of the code around the model holds until the forward is over.
         passed: storages that the next block reads besides this one's exit.
+        logits: of another model, which are added to this one's.
     """
 
     def __init__(self, autocast: str = "") -> None:
@@ -97,6 +98,7 @@ class Tape:
         self.side: list[tuple[Tensor, Size, int]] = []
         self.held: list[Storage] = []
         self.passed: list[Storage] = []
+        self.logits: Tensor | None = None
 
     def fresh(self, shape: tuple[Size, ...], dtype: str, requires_grad: bool) -> Tensor:
         """A new tensor in a new storage."""

@@ -168,6 +168,14 @@ class Part:
         """Keys and values of a layer. Shapes: `(batch, key_heads, length, head_dim)`, longer by the prefix."""
         return keys, values
 
+    def grouped(self, model: "Assembly", q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as the kernel gets them. Shapes: `(batch, heads, length, head_dim)`."""
+        return q, k, v
+
+    def ungrouped(self, model: "Assembly", out: Tensor) -> Tensor:
+        """What left the kernel, as the output projection gets it. Shape: `(batch, length, heads, head_dim)`."""
+        return out
+
     def submodule(self, model: "Assembly", name: str, x: Tensor, residual: Tensor, y: Tensor) -> Tensor:
         """The output of `self_attn` or `mlp`, before the residual is added.
 
@@ -199,6 +207,10 @@ class Part:
     def stack_exit(self, model: "Assembly", hidden: Tensor) -> Tensor:
         """What the model's last norm gets, given what left the last layer."""
         return hidden
+
+    def added_logits(self, model: "Assembly") -> Tensor | None:
+        """Logits of another model, which are added to this one's; None for none."""
+        return None
 
     def layer_exit(self, model: "Assembly", hidden: Tensor) -> Tensor:
         """The output of a decoder layer."""

@@ -273,6 +273,8 @@ def finish(
     shape = (spec.vocab_size, int(hidden.shape[-1]))
     weight = model.embedding_weight(embedding) if spec.tie_word_embeddings else model.weight(head, shape, "head")
     offset = model.weight(head, (spec.vocab_size,), "bias", "bias", "head") if bias else None
+    for part in model.method.parts:
+        tape.logits = part.added_logits(model) or tape.logits
     tape.scope = head
     loss = losses.LOSSES[model.settings.loss](tape, hidden, weight, offset, rescale)
     for part in model.method.parts:

@@ -137,7 +137,7 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
         runs.append(Run(last, 1, checkpointed=False))
         assert last.exit is not None
         entry = last.exit
-    runs.append(Run(builder.finish(model, spec, entry), 1, checkpointed=False))
+    runs.append(Run(_finish(builder, model, spec, entry, last is None), 1, checkpointed=False))
     for part in method.parts:
         part.check_model(model, layers)
     fused = any(part.fuses_update() for part in method.parts)
@@ -184,6 +184,15 @@ def _after_layers(model: Assembly, entry: Tensor) -> Block | None:
         return close("after_layers", tape, None if kept else entry, hidden)
     block = close("after_layers", tape, before, hidden)
     block.beside = (entry.storage,)
+    return block
+
+
+def _finish(builder: ModuleType, model: Assembly, spec: ModelSpec, entry: Tensor, direct: bool) -> Block:
+    """Record head and loss. `direct`: they read what left the last layer, and with it the network beside the layers, if any."""
+    state = model.beside if direct else None
+    block: Block = builder.finish(model, spec, entry)
+    if state is not None:
+        block.entry, block.beside = state, (state.storage,)
     return block
 
 
