@@ -35,6 +35,7 @@ class HyperTuning(PrefixTuning):
         "hypermodel at inference, which runs once a task. Tuning a task without training is one forward of the hypermodel"
     )
     code_changes: ClassVar[str] = "a second model, and a head that writes the first one's prefix"
+    one_stack: ClassVar[bool] = True
     effort: ClassVar[str] = "model code"
 
     num_virtual_tokens: int = 16

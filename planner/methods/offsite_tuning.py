@@ -28,6 +28,7 @@ class OffsiteTuning(Part):
     not_modelled: ClassVar[str] = "distillation of the emulator, which the owner of the model does before"
     merge_note: ClassVar[str] = "the trained layers take the place of the model's own"
     code_changes: ClassVar[str] = "the list of layers before and after training"
+    one_stack: ClassVar[bool] = True
     effort: ClassVar[str] = "training loop"
     clashes: ClassVar[Mapping[str, str | None]] = {"full": "the emulator is frozen"}
 

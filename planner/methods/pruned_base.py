@@ -35,6 +35,7 @@ class PrunedBase(Part):
         "running importances (a number a head or channel), and the steps between start and end; layers are pruned alike"
     )
     code_changes: ClassVar[str] = "a callback that scores heads and channels and cuts the weights"
+    one_stack: ClassVar[bool] = True
     effort: ClassVar[str] = "training loop"
     swappable: ClassVar[bool] = False
 

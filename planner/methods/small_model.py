@@ -33,6 +33,7 @@ class SmallModel(Part):
         "widths; the checkpoint has the small one's"
     )
     code_changes: ClassVar[str] = "a bridge between the modules of two models"
+    one_stack: ClassVar[bool] = True
     effort: ClassVar[str] = "model code"
     clashes: ClassVar[Mapping[str, str | None]] = {"full": "weights of the small model do not fit the large one; train adapters"}
 
