@@ -5,7 +5,7 @@ Mirrors transformers 5.23 models/phi3/modeling_phi3.py.
 
 from dataclasses import dataclass
 
-from tuneplan.planner.errors import InputError
+from tuneplan.planner.errors import NotModelledError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.tensor import Tensor
@@ -30,7 +30,7 @@ def read(id: str, config: ConfigReader) -> Phi3Spec:
     """The spec of a config.json. Raises InputError where it makes no sense, and for heads rotated in part (Phi-4-mini)."""
     scopes = [config, *[config.section(key) for key in ("rope_parameters", "rope_scaling") if config.has(key)]]
     if any(scope.number("partial_rotary_factor", 1.0, maximum=1.0) != 1.0 for scope in scopes):
-        raise InputError(
+        raise NotModelledError(
             f"{config.origin}: partial_rotary_factor below 1 rotates a part of each head, which tuneplan does not know for phi3"
         )
     fields = decoder.dimensions(id, config, defaults={"max_position_embeddings": 4096, "vocab_size": 32064})
