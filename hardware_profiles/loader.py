@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tuneplan.hardware_profiles.calibrations import bundled
 from tuneplan.hardware_profiles.errors import ProfileError, UnknownHardwareError
 from tuneplan.hardware_profiles.records import Figure, Gpu, Instance, Offer, Source
 
@@ -144,7 +145,8 @@ def load_price_file(path: str | Path, gpus: Iterable[Gpu] = ()) -> list[Offer]:
     """Prices of the user's own, from a CSV file in the format of `prices/`; the newest row of each kind wins.
 
     The columns `provider, instance, purchase, usd_per_hour, region` are needed, `date, date_note, source` may be
-    left out. Two more, `gpu` and `gpu_count`, define instances that are not known here.
+    left out. Two more, `gpu` and `gpu_count`, define instances that are not known here. A catalog of SkyPilot (`vms.csv`) is
+    taken too, and the path "skypilot" stands for all those that SkyPilot keeps on this machine.
 
     Args:
         path: the file.
@@ -168,7 +170,7 @@ def gpu_from_index(gpu_id: str, entry: Mapping[str, Any]) -> Gpu:
 
     fields_of_gpu: dict[str, Any] = entry["plain"] | {name: figure(fields) for name, fields in entry["figures"].items()}
     peaks = {dtype: figure(fields) for dtype, fields in entry["peaks"].items()}
-    return Gpu(id=gpu_id, aliases=tuple(entry["aliases"]), peaks=peaks, **fields_of_gpu)
+    return Gpu(id=gpu_id, aliases=tuple(entry["aliases"]), peaks=peaks, calibration=bundled(gpu_id), **fields_of_gpu)
 
 
 @cache

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 
+from tuneplan.hardware_profiles.calibrations import Calibration
+
 _DTYPE_NAMES = {
     "bf16": "bf16",
     "bfloat16": "bf16",
@@ -51,6 +53,7 @@ class Gpu:
             lowest report found for the card); "nvidia-smi": somewhat more than a program can get; "label": the
             nominal capacity, not measured, expect less.
         peaks: dense peak rate by data type, FLOP/s, one multiply-add is 2.
+        calibration: constants that were fitted to measurements on such a card, or None.
     """
 
     id: str
@@ -69,6 +72,7 @@ class Gpu:
     purchase: Figure | None = None
     peaks: Mapping[str, Figure] = field(default_factory=dict, hash=False)
     note: str = ""
+    calibration: Calibration | None = None
 
     @property
     def memory_bytes(self) -> int:

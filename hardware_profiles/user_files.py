@@ -7,7 +7,7 @@ from decimal import Decimal
 from functools import cache
 from pathlib import Path
 
-from tuneplan.hardware_profiles import loader
+from tuneplan.hardware_profiles import loader, skypilot
 from tuneplan.hardware_profiles.compile import gpu_entry, parse
 from tuneplan.hardware_profiles.errors import ProfileError, UnknownHardwareError
 from tuneplan.hardware_profiles.reading import read_text, read_toml
@@ -28,9 +28,13 @@ def load_gpu_file(path: str | Path) -> Gpu:
 
 def load_price_file(path: str | Path, gpus: Iterable[Gpu] = ()) -> list[Offer]:
     """See `loader.load_price_file`."""
+    if str(path) == skypilot.NAME:
+        return list(skypilot.read_installed().offers)
     own_gpus = {name: gpu for gpu in gpus for name in (gpu.id, *gpu.aliases)}
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
+        if skypilot.is_catalog(list(reader.fieldnames or ())):
+            return list(skypilot.read_catalog(Path(path)).offers)
         _check_columns(reader.fieldnames, path)
         found = [_offer(row, f"{path} line {reader.line_num}", path, own_gpus) for row in reader]
     except csv.Error as error:

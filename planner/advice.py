@@ -20,6 +20,7 @@ def warnings(estimate: Estimate) -> tuple[str, ...]:
     """Warnings, most important first."""
     request = estimate.request
     texts = [
+        *(request.config.config.warnings if request.config else ()),
         *_capacity(estimate),
         *_kernel(estimate),
         *_adapter_inputs(estimate),

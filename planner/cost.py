@@ -6,9 +6,14 @@ from datetime import date
 from decimal import Decimal
 
 from tuneplan.hardware_profiles.loader import Offer
+from tuneplan.hardware_profiles.loader import offers as all_offers
+from tuneplan.planner.errors import UnknownNameError
 from tuneplan.planner.units import MEGA, SECONDS_PER_HOUR
 
 STALE_DAYS = 548
+SPOT = "spot"
+OWNED = "owned"
+"""The purchase of a machine of one's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,25 +48,49 @@ class Price:
         }
 
 
-def cheapest(offers: Sequence[Offer], gpu_count: int, purchase: str, today: date) -> Price | None:
-    """The cheapest way to rent `gpu_count` GPUs in one machine.
+def cheapest(offers: Sequence[Offer], gpu_count: int, purchase: str, today: date, machines: int = 1) -> Price | None:
+    """The cheapest way to have `gpu_count` GPUs in a number of machines that are alike.
 
-    Prices older than a year and a half are left out; prices whose source has no date are used and say so.
+    Prices older than a year and a half are left out; prices whose source has no date are used and say so. A machine of one's own
+    is an offer whatever the purchase.
 
     Args:
         offers: of machines with the right card.
-        gpu_count: GPUs that must share a machine.
+        gpu_count: GPUs in all, as many in each machine.
         purchase: on_demand, spot or reserved.
         today: for the age of a price.
+        machines: how many; those of one's own are one.
     """
     prices = []
     for offer in offers:
-        if offer.purchase != purchase or offer.instance.gpu_count < gpu_count:
+        if offer.purchase not in (purchase, OWNED) or offer.instance.gpu_count * machines < gpu_count:
+            continue
+        if offer.purchase == OWNED and machines > 1:
             continue
         age = (today - date.fromisoformat(offer.date)).days if offer.date else None
         if age is None or age <= STALE_DAYS:
-            prices.append(Price(offer, 1, offer.usd_per_hour, age))
+            prices.append(Price(offer, machines, machines * offer.usd_per_hour, age))
     return min(prices, key=lambda p: (p.usd_per_hour, p.offer.instance.gpu_count, p.offer.instance.provider), default=None)
+
+
+def within(offers: Sequence[Offer], clouds: Sequence[str], regions: Sequence[str]) -> tuple[Offer, ...]:
+    """Offers of some providers (any if none is named) in some regions (any if none is named); names in any case.
+
+    Raises:
+        UnknownNameError: no offer, of any card, has the provider or the region.
+    """
+    known = {offer.instance.provider.lower() for offer in all_offers()} | {offer.instance.provider.lower() for offer in offers}
+    places = {offer.region.lower() for offer in all_offers()} | {offer.region.lower() for offer in offers}
+    for option, names, listed in (("cloud", clouds, known), ("region", regions, places)):
+        for name in names:
+            if name.lower() not in listed:
+                raise UnknownNameError(option, name, sorted(listed), "plan gpus show NAME")
+    wanted, where = {name.lower() for name in clouds}, {name.lower() for name in regions}
+    return tuple(
+        offer
+        for offer in offers
+        if (not wanted or offer.instance.provider.lower() in wanted) and (not where or offer.region.lower() in where)
+    )
 
 
 def usd(price: Price, seconds: float) -> Decimal:

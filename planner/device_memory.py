@@ -5,6 +5,7 @@ Figures of `runtime_bytes` are calibrated on few public rows and say so; the res
 
 from dataclasses import dataclass
 
+from tuneplan.hardware_profiles.records import Gpu
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph.tensor import BITS, elements
 from tuneplan.planner.models.assembly import Parameter
@@ -107,6 +108,24 @@ def runtime_bytes(vendor: str, compute_capability: tuple[int, int] | None, gpu_c
         return RuntimeMemory(platform.context_bytes, libraries, 0, platform.basis)
     nccl = _NCCL_BYTES_PER_GPU * gpu_count
     return RuntimeMemory(platform.context_bytes, libraries, nccl, platform.basis + _NCCL_BASIS)
+
+
+def runtime_of(gpu: Gpu | None, gpu_count: int, quantized: bool) -> RuntimeMemory:
+    """As `runtime_bytes`, of a card; what was measured on it takes the place of the figures for cards like it."""
+    if gpu is None:
+        return runtime_bytes("nvidia", None, gpu_count, quantized)
+    found = runtime_bytes(gpu.vendor, gpu.compute_capability, gpu_count, quantized)
+    measured = gpu.calibration.constants.get("runtime_bytes") if gpu.calibration else None
+    if measured is None:
+        return found
+    device = (
+        ", ".join(value for key, value in gpu.calibration.measured.items() if key in ("device", "date"))
+        if gpu.calibration
+        else ""
+    )
+    context = min(found.context_bytes, int(measured))
+    basis = f"calibrated: the process less what the allocator reserved, measured ({device})"
+    return RuntimeMemory(context, int(measured) - context, found.nccl_bytes, basis)
 
 
 def workspace_bytes(compute_capability: tuple[int, int]) -> int:

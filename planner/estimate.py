@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tuneplan.planner.device_memory import RuntimeMemory, checkpoint_bytes, host_bytes, runtime_bytes
+from tuneplan.planner.device_memory import RuntimeMemory, checkpoint_bytes, host_bytes, runtime_of
 from tuneplan.planner.fragmentation import allowance
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.memory import StepMemory, step_memory
@@ -90,6 +90,7 @@ class Estimate:
             "basis": self.basis(),
             "savings": [saving.to_json() for saving in self.savings],
             "warnings": list(self.warnings),
+            **({"config": self.request.config.to_json()} if self.request.config else {}),
         }
 
     def peak_json(self) -> dict[str, Any]:
@@ -108,6 +109,15 @@ class Estimate:
         """Where the process's memory lies, judged by the errors of published runs."""
         return interval(self.reserved_bytes, self.runtime.total_bytes)
 
+    def _clock_basis(self) -> str:
+        if not self.time or self.request.gpu is None:
+            return "no GPU named"
+        fitted = self.request.gpu.calibration
+        if fitted is None:
+            return "modelled: a roofline over the same ops with stated efficiencies"
+        where = ", ".join(fitted.measured.get(key, "") for key in ("device", "date"))
+        return f"calibrated: a roofline over the same ops with {', '.join(fitted.constants)} fitted to measured steps ({where})"
+
     def basis(self) -> dict[str, str]:
         """For each kind of figure, whether it is counted, modelled or calibrated, and on what."""
         notes = self.network.notes
@@ -121,7 +131,7 @@ class Estimate:
             else "modelled: the caching allocator's rules replayed over the step",
             "runtime": self.runtime.basis,
             "host_bytes": "modelled: loading by shards, gathering and saving the checkpoint",
-            "step_seconds": "modelled: a roofline over the same ops with stated efficiencies" if self.time else "no GPU named",
+            "step_seconds": self._clock_basis(),
             "attention_kernel": notes.get("attention_kernel", "") + (f" ({reason})" if reason else ""),
         }
 
@@ -162,13 +172,7 @@ def estimate(request: Request, advice: bool = True) -> Estimate:
     sharded = request.sharding.zero_stage > 0
     fragmentation = allowance(memory) if sharded else _replayed(request, network).fragmentation_bytes
     gpu = request.gpu
-    quantized = network.quantized
-    runtime = runtime_bytes(
-        gpu.vendor if gpu else "nvidia",
-        gpu.compute_capability if gpu else None,
-        request.sharding.data_parallel,
-        quantized,
-    )
+    runtime = runtime_of(gpu, request.sharding.data_parallel, network.quantized)
     result = Estimate(
         request=request,
         network=network,

@@ -9,9 +9,11 @@ from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.target import Target
 from tuneplan.planner.training.optimizers import OPTIMIZERS, Optimizer
 from tuneplan.planner.training.settings import Settings
+from tuneplan.planner.wall_clock import NO_OVERHEADS, Overheads
 
 AUTO = "auto"
 OBJECTIVES = ("cost", "time", "memory")
+PURCHASES = ("on_demand", "spot", "reserved")
 DEFAULT_OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit")
 MOST_TOKENS = 10**18
 LARGEST_BATCH = 2**24
@@ -41,6 +43,7 @@ class Job:
         safety_margin: share of the card's memory to leave free.
         max_hours: limit, or None.
         max_usd: limit, or None.
+        overheads: what a run does beside training.
     """
 
     spec: ModelSpec
@@ -60,9 +63,11 @@ class Job:
     safety_margin: float = 0.0
     max_hours: float | None = None
     max_usd: Decimal | None = None
+    overheads: Overheads = NO_OVERHEADS
 
     def check(self) -> None:
         """Raise InputError for amounts that make no sense."""
+        self.overheads.check()
         if not 1 <= self.tokens <= MOST_TOKENS:
             raise InputError(f"tokens {self.tokens} is not an amount to train on; use 1 to 10^18, such as 10M")
         if not 1 <= self.global_batch_size <= LARGEST_BATCH:

@@ -154,6 +154,8 @@ def carried(network: Network) -> tuple[list[Storage], list[Storage]]:
         for index, storage in enumerate(run.block.carried):
             held = checkpointed or id(storage) in saved or index < run.block.batch
             (late if held else early).append(storage)
+        early += [storage for storage in run.block.locals if id(storage) not in saved]
+        late += [storage for storage in run.block.locals if id(storage) in saved]
         pinned = {id(storage): storage for op in run.block.ops for storage in op.pinned}
         late += list(pinned.values()) * run.count
     return early, late
@@ -165,7 +167,7 @@ def held_embeddings(network: Network) -> list[Storage]:
     The walk of the first layer lets it go with its other input, so it is born again after that layer.
     """
     first, run = network.runs[0].block, network.runs[1]
-    if first.exit is None or run.checkpointed:
+    if first.exit is None or run.checkpointed or not first.exit_held:
         return []
     storage = first.exit.storage
     return [] if any(storage in op.saved for op in run.block.ops) else [storage]

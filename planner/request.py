@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from tuneplan.hardware_profiles.loader import Gpu
+from tuneplan.planner.configs.training_config import ConfigUse
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.graph.loss import LOSSES
 from tuneplan.planner.methods.compose import explicit
@@ -33,6 +34,7 @@ class Request:
         expandable_segments: PYTORCH_ALLOC_CONF=expandable_segments:True.
         batch_lengths: lengths of one batch after the other, where they vary; the longest is `settings.seq_len`.
         empty_cache_steps: the cache is emptied every so many steps (`torch_empty_cache_steps`); 0 for never.
+        config: the files that it was read from, or None.
     """
 
     spec: ModelSpec
@@ -46,6 +48,7 @@ class Request:
     expandable_segments: bool = False
     batch_lengths: tuple[int, ...] = ()
     empty_cache_steps: int = 0
+    config: ConfigUse | None = None
 
     def to_json(self) -> dict[str, object]:
         """Every option as it was used, defaults included."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tuneplan.planner.device_memory import runtime_bytes
+from tuneplan.planner.device_memory import runtime_of
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.memory import Walked, step_memory, walk
 from tuneplan.planner.models.network import Network, build
@@ -153,6 +153,5 @@ def _saving(switch: Switch, saved: int, seconds: float | None, of: str, base: _S
 def _fits(request: Request, network: Network, reserved_bytes: int) -> bool | None:
     if request.capacity_bytes is None:
         return None
-    gpu, ranks = request.gpu, request.sharding.data_parallel
-    vendor, capability = (gpu.vendor, gpu.compute_capability) if gpu else ("nvidia", None)
-    return reserved_bytes + runtime_bytes(vendor, capability, ranks, network.quantized).total_bytes <= request.capacity_bytes
+    runtime = runtime_of(request.gpu, request.sharding.data_parallel, network.quantized)
+    return reserved_bytes + runtime.total_bytes <= request.capacity_bytes

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
+from math import inf
 
 from tuneplan.hardware_profiles.loader import Gpu
-from tuneplan.planner.cost import Price, cheapest, usd
-from tuneplan.planner.device_memory import RuntimeMemory, runtime_bytes, usable_bytes
+from tuneplan.planner.cost import SPOT, Price, cheapest, usd
+from tuneplan.planner.device_memory import RuntimeMemory, checkpoint_bytes, runtime_of, usable_bytes
 from tuneplan.planner.fragmentation import allowance
 from tuneplan.planner.graph.tensor import CATEGORIES, OPTIMIZER_STATES
 from tuneplan.planner.job import Job
@@ -23,6 +24,7 @@ from tuneplan.planner.training.optimizers import Optimizer
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
 from tuneplan.planner.units import SECONDS_PER_HOUR, format_gib
+from tuneplan.planner.wall_clock import WallClock, wall_clock
 
 GAIN = 0.02
 """An optimizer after the first of the job's must make the objective better by this share to be taken."""
@@ -43,7 +45,8 @@ class Plan:
         runtime: memory outside the allocator.
         usable_bytes: of the card, less the safety margin.
         time: of a step, None for an unknown card.
-        hours: for all tokens, None without a time.
+        clock: what the hours are spent on, None without a time.
+        hours: of the whole run, None without a time.
         price: the offer, None where there is none.
         usd: for all tokens, None without time or price.
     """
@@ -56,6 +59,7 @@ class Plan:
     usable_bytes: int
     replayed: bool = False
     time: StepTime | None = None
+    clock: WallClock | None = None
     hours: float | None = None
     price: Price | None = None
     usd: Decimal | None = None
@@ -165,8 +169,7 @@ class Search:
     def _runtime(self, gpu: Gpu | None, ranks: int, quantized: bool) -> RuntimeMemory:
         key = (gpu.id if gpu else "", ranks, quantized)
         if key not in self._runtimes:
-            vendor, capability = (gpu.vendor, gpu.compute_capability) if gpu else ("nvidia", None)
-            self._runtimes[key] = runtime_bytes(vendor, capability, ranks, quantized)
+            self._runtimes[key] = runtime_of(gpu, ranks, quantized)
         return self._runtimes[key]
 
     def _network(self, method: Method, settings: Settings) -> Network:
@@ -278,11 +281,17 @@ class Search:
         time = time_of(plan.request, network, self._works[key])
         if time.seconds is None or not time.tokens_per_second:
             return replace(plan, time=time)
-        updates = -(-job.tokens // (job.global_batch_size * job.settings.seq_len))
-        seconds = updates * time.seconds
+        tokens = job.global_batch_size * job.settings.seq_len
+        updates = -(-job.tokens // tokens)
         price = cheapest(plan.target.offers, plan.gpu_count, job.purchase, self.today)
-        cost = usd(price, seconds) if price else None
-        return replace(plan, time=time, hours=seconds / SECONDS_PER_HOUR, price=price, usd=cost)
+        states = plan.memory.phases["optimizer_step"].levels[OPTIMIZER_STATES] * plan.request.sharding.state_ranks
+        saved = checkpoint_bytes(network) + states + plan.memory.host_optimizer_bytes
+        spot = price is not None and price.offer.purchase == SPOT
+        clock = wall_clock(time.seconds, updates, time.forward_seconds / tokens, saved, job.overheads, spot)
+        if clock.total == inf:
+            return replace(plan, time=time, clock=clock, price=price)
+        cost = usd(price, clock.total) if price else None
+        return replace(plan, time=time, clock=clock, hours=clock.total / SECONDS_PER_HOUR, price=price, usd=cost)
 
     def _limit(self, plan: Plan) -> str:
         """Which limit of the job a plan that fits breaks; empty if none."""

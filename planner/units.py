@@ -26,6 +26,7 @@ _BYTE_UNITS = {
     "gb": GIGA,
     "tb": TERA,
 }
+_TIME_UNITS = {"s": 1, "min": 60, "h": SECONDS_PER_HOUR, "d": 24 * SECONDS_PER_HOUR}
 _COUNT_UNITS = {"": 1, "k": KILO, "m": MEGA, "b": GIGA, "t": TERA}
 
 
@@ -36,6 +37,15 @@ def parse_bytes(text: str) -> int:
     if match is None or factor is None:
         raise InputError(f"{text!r} is not a size in bytes; write a number and a unit, such as 24GiB or 80GB")
     return _positive(match.group(1), factor, text, "a size in bytes")
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds of a time such as `90s`, `10min` or `1.5h`; a unit is required. Raises InputError."""
+    match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*([a-zA-Z]+)\s*", text)
+    factor = _TIME_UNITS.get(match.group(2).lower()) if match else None
+    if match is None or factor is None:
+        raise InputError(f"{text!r} is not a time; write a number and a unit, such as 90s, 10min or 1.5h")
+    return float(match.group(1)) * factor
 
 
 def parse_count(text: str) -> int:

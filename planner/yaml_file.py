@@ -2,8 +2,8 @@
 
 Only the composer of PyYAML's SafeLoader is used, and the values are built here: no tag makes an object, anchors and
 aliases are refused before they can multiply (so a file of a few lines cannot become gigabytes), a key given twice is an
-error, and size, depth and number of values are bounded. Scalars are read as YAML 1.2 reads them: `no`, `on` and `12:30`
-stay text.
+error, and size, depth and number of values are bounded. Scalars are read as YAML 1.2 reads them (`no`, `on` and `12:30`
+stay text), or as YAML 1.1 does where the file is another tool's, which reads it so.
 """
 
 import os
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.models.config import shown_path
+from tuneplan.planner.secrets import shown_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,6 +32,7 @@ Path: TypeAlias = tuple[str | int, ...]
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _CONSTANTS = {"null": None, "~": None, "": None, "true": True, "false": False}
+_WORDS_1_1 = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +67,16 @@ def read_yaml(path: str | os.PathLike[str]) -> YamlFile:
     Raises:
         InputError: it cannot be read, is not YAML, or uses what is refused; names the file and the line.
     """
+    return parse_yaml(read_text(path, "YAML file"), shown_path(path))
+
+
+def read_text(path: str | os.PathLike[str], kind: str) -> str:
+    """The text of a file of at most MOST_BYTES. `kind`: of file, for messages. Raises InputError where it cannot be read."""
     name = shown_path(path)
     try:
         full = os.path.expanduser(os.fspath(path))
         if not stat.S_ISREG(os.stat(full).st_mode):
-            raise InputError(f"{name} is not a regular file. Give the path of a YAML file.")
+            raise InputError(f"{name} is not a regular file. Give the path of a {kind}.")
         with open(full, "rb") as file:
             data = file.read(MOST_BYTES + 1)
     except (OSError, ValueError) as error:
@@ -78,24 +85,23 @@ def read_yaml(path: str | os.PathLike[str]) -> YamlFile:
     if len(data) > MOST_BYTES:
         raise InputError(f"{name} is larger than {MOST_BYTES // 2**20} MiB. Split the file, or give like entries once.")
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{name} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from None
-    return parse_yaml(text, name)
 
 
-def parse_yaml(text: str, name: str) -> YamlFile:
-    """Read a text. `name` opens every message. Raises InputError as `read_yaml`."""
+def parse_yaml(text: str, name: str, version: str = "1.2") -> YamlFile:
+    """Read a text. `name` opens every message, `version` decides how plain scalars are read. Raises InputError as `read_yaml`."""
     try:
         import yaml
     except ImportError:
-        raise InputError("reading YAML needs PyYAML; install the extra: pip install 'tuneplan[capacity]'") from None
+        raise InputError("reading YAML needs PyYAML, which is not installed; pip install 'pyyaml>=6'") from None
     fast: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         _refuse_early(yaml, fast, text, name)
         node = yaml.compose(text, Loader=fast)
         lines: dict[Path, int] = {}
-        data = None if node is None else _Builder(yaml, name, lines).value(node, (), 0)
+        data = None if node is None else _Builder(yaml, name, lines, version).value(node, (), 0)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f" line {mark.line + 1}" if mark else ""
@@ -137,6 +143,7 @@ class _Builder:
     yaml: Any
     name: str
     lines: dict[Path, int]
+    version: str
 
     def value(self, node: Any, path: Path, depth: int) -> Any:
         self.lines.setdefault(path, node.start_mark.line + 1)
@@ -158,7 +165,9 @@ class _Builder:
             place = (*path, key)
             if key in result:
                 first = self.lines[place]
-                raise InputError(f"{self.name} line {line}: {key[:60]!r} was given on line {first} already. Remove one of them.")
+                raise InputError(
+                    f"{self.name} line {line}: {shown_key(key)!r} was given on line {first} already. Remove one of them."
+                )
             self.lines[place] = line
             result[key] = self.value(value_node, place, depth + 1)
         return result
@@ -167,6 +176,8 @@ class _Builder:
         text: str = node.value
         if node.style:  # None or "" where it is plain
             return text
+        if self.version == "1.1":
+            return self._scalar_1_1(text, node.tag.rpartition(":")[2])
         plain = text.lower()
         if plain in _CONSTANTS:
             return _CONSTANTS[plain]
@@ -176,12 +187,30 @@ class _Builder:
             return float(text)
         return text
 
+    @staticmethod
+    def _scalar_1_1(text: str, tag: str) -> Any:
+        """A plain scalar by the tag that PyYAML's resolver gives it; dates stay text."""
+        if len(text) > LONGEST_NUMBER or tag not in ("null", "bool", "int", "float"):
+            return text
+        if tag == "null":
+            return None
+        if tag == "bool":
+            return _WORDS_1_1[text.lower()]
+        plain = text.replace("_", "").lower()
+        if ":" in plain:
+            return text  # hours and minutes in a file of settings are a slip
+        if tag == "float":
+            return float(plain.replace(".inf", "inf").replace(".nan", "nan"))
+        octal = plain.lstrip("+-").startswith("0") and plain.lstrip("+-0").isdigit()
+        return int(plain, 8 if octal else 0)
+
 
 def shown_place(path: Path) -> str:
     """A path as messages show it: `serving[2].requests`."""
     text = ""
     for step in path:
-        text += f"[{step}]" if isinstance(step, int) else (f".{step[:60]}" if text else step[:60])
+        name = f"[{step}]" if isinstance(step, int) else shown_key(step)
+        text += f".{name}" if text and not isinstance(step, int) else name
     return text
 
 
@@ -190,7 +219,7 @@ def unknown_key(key: str, known: "Iterable[str]") -> str:
     names = sorted(known)
     close = get_close_matches(key.lower()[:60], names, n=2, cutoff=0.6)
     hint = f"Did you mean {' or '.join(repr(name) for name in close)}?" if close else f"Known here: {', '.join(names)}."
-    return f"unknown key {key[:60]!r}. {hint}"
+    return f"unknown key {shown_key(key)!r}. {hint}"
 
 
 def first_problem(file: YamlFile, error: "ValidationError", keys: dict[str, "Iterable[str]"]) -> InputError:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.formats import BLOCK_FORMATS
@@ -41,11 +42,12 @@ def quantize_4bit(
 
     for module in list(model.modules()):
         for child_name, child in list(module.named_children()):
-            if not isinstance(child, nn.Linear) or child_name == "lm_head":
+            if not isinstance(child, (nn.Linear, Conv1D)) or child_name == "lm_head":
                 continue
+            rows, columns = (child.nf, child.nx) if isinstance(child, Conv1D) else (child.out_features, child.in_features)
             layer = bnb.nn.Linear4bit(
-                child.in_features,
-                child.out_features,
+                columns,
+                rows,
                 bias=child.bias is not None,
                 compute_dtype=compute_dtype,
                 compress_statistics=nested,
@@ -55,9 +57,9 @@ def quantize_4bit(
             if child.bias is not None:
                 layer.bias = child.bias
             if device == "meta":
-                layer.weight = _packed(child.out_features, child.in_features, compute_dtype, quant_type, nested, layer)
+                layer.weight = _packed(rows, columns, compute_dtype, quant_type, nested, layer)
             else:
-                dense = torch.empty(child.out_features, child.in_features, dtype=compute_dtype, device=device)
+                dense = torch.empty(rows, columns, dtype=compute_dtype, device=device)
                 dense.normal_(std=0.02)
                 layer.weight = bnb.nn.Params4bit(
                     dense, requires_grad=False, quant_type=quant_type, compress_statistics=nested, module=layer

@@ -209,7 +209,9 @@ def run_once(subject: Subject, device: str, make_tracker: Callable[..., StorageT
         built = build(subject, implementation, device)
         counts = count(built.model)
         steps = subject.gradient_accumulation_steps
-        step = trace_step(built, subject.settings, accumulation=steps, batches=_batches(subject, built.batch), make_tracker=make_tracker)
+        step = trace_step(
+            built, subject.settings, accumulation=steps, batches=_batches(subject, built.batch), make_tracker=make_tracker
+        )
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError) as error:
         raise CannotRunError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
     return Run(counts, step, built.notes)

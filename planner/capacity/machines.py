@@ -85,7 +85,7 @@ def market(hardware: Hardware, today: date, extra: Sequence[Offer] = ()) -> Mark
     for name in hardware.rent:
         machines += _rented(name, today, extra, notes)
     machines += [_reserved(reserved, today) for reserved in hardware.reserved]
-    machines += [_owned(owned, today) for owned in hardware.buy]
+    machines += [owned_machine(owned, today) for owned in hardware.buy]
     for machine in machines:
         if machine.age_days is not None and machine.age_days > STALE_DAYS:
             notes.append(f"the price of {machine.label} is {machine.age_days} days old; ask for a new one")
@@ -146,7 +146,7 @@ def _reserved(reserved: Reserved, today: date) -> MachineType:
     )
 
 
-def _owned(owned: Owned, today: date) -> MachineType:
+def owned_machine(owned: Owned, today: date) -> MachineType:
     """A machine to buy: written off straight over its lifetime; cards draw their rated power while they work."""
     gpu = find_gpu(owned.gpu)
     price = owned.machine_price

@@ -6,23 +6,29 @@ import click
 
 from tuneplan.planner.cli.options import json_option
 from tuneplan.planner.cli.step_words import Asked, asked, request_options
+from tuneplan.planner.cli.sweep import check_plot, sweep_estimate, sweep_options
 from tuneplan.planner.errors import InputError, NotModelledError
 from tuneplan.planner.report import document
 
 
 @click.command(name="estimate")
 @request_options
+@sweep_options
 @json_option
-def command(as_json: bool, **given: Any) -> int:
+def command(as_json: bool, sweep: str | None, plot: str | None, **given: Any) -> int:
     """One configuration, in full: memory by phase and component, time, checkpoint.
 
     \b
     Examples:
       plan estimate --model 7b --method lora --micro-batch-size 8 --seq-len 512
       plan estimate --model 70b --method qlora --gradient-checkpointing --gpu a100-80g --json
+      plan estimate --model 8b --method qlora --gpu rtx-4090 --sweep seq-len=512..8192 --plot lengths.png
 
     A model that no family mirrors is estimated from a trace of the real code, which needs the extra `profile`.
     """  # noqa: D301 (click reads the escape)
+    check_plot(sweep, plot)
+    if sweep is not None:
+        return sweep_estimate(given, sweep, plot, as_json)
     from tuneplan.planner.estimate import estimate
 
     step = asked(given)
@@ -49,7 +55,10 @@ def _traced(step: Asked, error: NotModelledError, as_json: bool) -> int:
             from tuneplan.profiling.fallback.estimate import estimate_traced
     except InputError as missing:
         raise InputError(f"{error}; {missing}") from missing
-    result = estimate_traced(step, "", f"{error.reason}; this is a trace of the real code")
+    try:
+        result = estimate_traced(step, "", f"{error.reason}; this is a trace of the real code")
+    except InputError as refused:
+        raise InputError(f"{error.reason}; its real code cannot be traced either: {refused}") from refused
     if as_json:
         click.echo(document.text(result.to_json()))
     else:

@@ -1,15 +1,16 @@
 """Options that several commands share, and how their words become a request."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from tuneplan.hardware_profiles.records import Gpu
 from tuneplan.planner.device_memory import DEFAULT_OOM_CHANCE
 from tuneplan.planner.errors import InputError
-from tuneplan.planner.methods.compose import parse
+from tuneplan.planner.methods.compose import override, parse
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.lookup import load
@@ -33,7 +34,7 @@ def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 model_option = click.option(
     "--model",
-    required=True,
+    default=None,
     metavar="M",
     help="Alias (70b), hub id of the catalog, or path to a config.json or its folder.",
 )
@@ -45,6 +46,23 @@ lora_options = stack(
         default=None,
         metavar="NAMES",
         help="Modules to adapt, such as q_proj,v_proj, or all-linear.",
+    ),
+)
+
+config_options = stack(
+    click.option(
+        "--config",
+        "configs",
+        multiple=True,
+        metavar="FILE",
+        help="A training config (TRL, accelerate, DeepSpeed, axolotl, LLaMA-Factory, torchtune, ...); several: later ones win.",
+    ),
+    click.option(
+        "--config-format",
+        "config_formats",
+        multiple=True,
+        metavar="NAME",
+        help="Whose config it is, such as trl-dpo or axolotl; recognised by its keys if not given.",
     ),
 )
 
@@ -78,6 +96,10 @@ margin_options = stack(
         help="Chance of running out of memory that you accept; sets the safety margin.",
     ),
     click.option("--safety-margin", type=float, default=None, help="Share of memory to keep free, instead of --oom-chance."),
+)
+
+calibration_option = click.option(
+    "--calibration", default=None, metavar="FILE", help="Constants of the card that plan calibrate fitted, instead of ours."
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
@@ -123,8 +145,22 @@ def safety_margin(given: float | None, oom_chance: float) -> float:
     return given
 
 
-def load_model(name: str) -> tuple[str, ConfigReader]:
+def calibrated(gpu: Gpu, path: str | None) -> Gpu:
+    """The card with the constants of a file. Raises InputError for those of another card, and the loader's errors."""
+    if path is None:
+        return gpu
+    from tuneplan.hardware_profiles.calibrations import read_calibration
+
+    found = read_calibration(path)
+    if found.gpu != gpu.id:
+        raise InputError(f"{path} was fitted on {found.gpu}, and the card is {gpu.id}; give its own, or leave --calibration out")
+    return replace(gpu, calibration=found)
+
+
+def load_model(name: str | None) -> tuple[str, ConfigReader]:
     """The name and the config of `--model`. Raises InputError."""
+    if name is None:
+        raise InputError("Missing option '--model': name one such as 70b, or give a training config that does with --config")
     if not name.strip():
         raise InputError("--model is empty; name one such as 70b, or a path to a config.json")
     return load(name)
@@ -152,9 +188,10 @@ def read_own_method(path: str, spec: ModelSpec) -> Method:
     return given.method
 
 
-def read_method(text: str, rank: int | None, target_modules: str | None) -> Method:
-    """The method of `--method` with the short forms applied. Raises InputError."""
-    return parse(text, _short_forms(rank, target_modules))
+def read_method(text: str | Method, rank: int | None, target_modules: str | None) -> Method:
+    """The method of `--method`, or of a config file, with the short forms applied. Raises InputError."""
+    forms = _short_forms(rank, target_modules)
+    return override(text, forms) if isinstance(text, Method) else parse(text, forms)
 
 
 def read_methods(texts: Sequence[str], rank: int | None, target_modules: str | None) -> tuple[Method, ...]:

@@ -1,5 +1,6 @@
 """`plan --model M --gpu G`: what fits, what it costs, and which to take."""
 
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -9,8 +10,11 @@ import click
 from tuneplan import __version__
 from tuneplan.hardware_profiles.loader import load_gpu_file, load_price_file
 from tuneplan.planner.cli.main import LazyGroup
+from tuneplan.planner.cli.money import money_options, narrowed, owned_target, read_overheads, read_purchase
 from tuneplan.planner.cli.options import (
     Step,
+    calibrated,
+    calibration_option,
     json_option,
     lora_options,
     margin_options,
@@ -24,6 +28,7 @@ from tuneplan.planner.cli.options import (
     step_options,
     write_file,
 )
+from tuneplan.planner.cli.sweep import check_plot, sweep_options, sweep_search
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.job import AUTO, DEFAULT_METHODS, DEFAULT_OPTIMIZERS, OBJECTIVES, Job
 from tuneplan.planner.report import document
@@ -49,7 +54,7 @@ job_options = stack(
     click.option("--gpu", "gpus_named", metavar="G", help="GPU ids or instance types, comma-separated; any; local."),
     click.option("--gpu-memory", metavar="SIZE", help="Memory of a card that is not known, such as 24GiB: no time, no price."),
     click.option("--gpu-file", metavar="FILE", help="Your own card, a TOML file like those of hardware_profiles/gpus."),
-    click.option("--prices", metavar="FILE", help="Your own prices, a CSV like those of hardware_profiles/prices."),
+    click.option("--prices", metavar="FILE", help="Your own prices (CSV), or skypilot: its catalogs here."),
     lora_options,
     peft_config_option,
     click.option("--gpus", default=AUTO, show_default=True, metavar="N|auto", help="Numbers of GPUs, comma-separated."),
@@ -81,7 +86,8 @@ job_options = stack(
     ),
     click.option("--zero-stage", type=int, default=None, help="Only this stage (0 is DDP); all if not given."),
     click.option("--objective", default="cost", show_default=True, metavar="cost|time|memory", help="What to make least."),
-    click.option("--spot", is_flag=True, help="Spot prices instead of on demand."),
+    money_options,
+    calibration_option,
     click.option("--max-hours", type=float, default=None, help="Leave out slower plans."),
     click.option("--max-usd", default=None, help="Leave out dearer plans."),
     margin_options,
@@ -89,6 +95,9 @@ job_options = stack(
 
 method_option = click.option(
     "--method", default=",".join(DEFAULT_METHODS), show_default=True, metavar="NAMES", help="Methods to consider."
+)
+why_not_option = click.option(
+    "--why-not", metavar="WISH", help="What is wrong with a configuration, such as method=qlora,gpus=2,optimizer=adamw."
 )
 html_option = click.option("--html", metavar="FILE", help="Also write the report as HTML.")
 
@@ -102,6 +111,8 @@ html_option = click.option("--html", metavar="FILE", help="Also write the report
 @method_option
 @job_options
 @html_option
+@why_not_option
+@sweep_options
 @json_option
 @click.version_option(__version__, prog_name="plan", message="%(prog)s %(version)s")
 @click.pass_context
@@ -111,28 +122,36 @@ def plan(ctx: click.Context, /, **given: Any) -> int:
         return 0
     if given["model"] is None:
         raise InputError("name a model: plan --model 70b --gpu a100-80g (plan --help)")
+    check_plot(given["sweep"], given["plot"])
+    if given["sweep"] is not None:
+        return sweep_search(given, given["sweep"], given["plot"], given["as_json"])
     job = job_of(given)
     from tuneplan.planner.savings import plan_savings
     from tuneplan.planner.search import find
 
     answer = find(job, date.today())
     found = plan_savings(answer.plans[0]) if answer.plans else ()
+    why = None
+    if given["why_not"] is not None:
+        from tuneplan.planner.why_not import why_not
+
+        why = why_not(job, answer, given["why_not"], date.today())
     if given["html"] is not None:
         from tuneplan.planner.report.answer import render
         from tuneplan.planner.report.terminal import console
 
         page = console(record=True, quiet=True)
-        page.print(render(answer, given["model"], found))
+        page.print(render(answer, given["model"], found, why))
         write_file(given["html"], page.export_html())
     if given["as_json"]:
         from tuneplan.planner.report.json_report import answer_json
 
-        click.echo(document.text(answer_json(answer, found)))
+        click.echo(document.text(answer_json(answer, found, why)))
     else:
         from tuneplan.planner.report.answer import render
         from tuneplan.planner.report.terminal import console
 
-        console().print(render(answer, given["model"], found))
+        console().print(render(answer, given["model"], found, why))
     return 0 if answer.plans else 1
 
 
@@ -174,10 +193,11 @@ def job_of(given: dict[str, Any]) -> Job:
         optimizers=tuple(find_optimizer(name) for name in given["optimizer"].split(",")),
         zero_stages=stages,
         objective=given["objective"],
-        purchase="spot" if given["spot"] else "on_demand",
+        purchase=read_purchase(given),
         safety_margin=safety_margin(given["safety_margin"], given["oom_chance"]),
         max_hours=given["max_hours"],
         max_usd=_dollars(given["max_usd"]),
+        overheads=read_overheads(given),
     )
 
 
@@ -195,7 +215,7 @@ def method_names(text: str) -> list[str]:
 def _targets(given: dict[str, Any]) -> list[Target]:
     counts = _counts(given["gpus"])
     result: list[Target] = []
-    for option in ("gpu_file", "prices", "gpu_memory", "html"):
+    for option in ("gpu_file", "prices", "gpu_memory", "html", "owned"):
         if given.get(option) is not None and not given[option].strip():
             raise InputError(f"--{option.replace('_', '-')} is empty; give a value or leave it out")
     own = load_gpu_file(given["gpu_file"]) if given["gpu_file"] else None
@@ -207,9 +227,15 @@ def _targets(given: dict[str, Any]) -> list[Target]:
     if given["gpus_named"]:
         names = [name.strip() for name in given["gpus_named"].split(",")]
         result += [t for t in targets(names, counts, extra) if ANY not in names or _can(t, given["attention"])]
+    if given["owned"]:
+        result.append(owned_target(given["owned"], counts))
     if not result:
         raise InputError("name a card: --gpu a100-80g, an instance, any or local; or --gpu-memory 24GiB (plan gpus)")
-    return result
+    return [_calibrated(narrowed(target, given), given["calibration"]) for target in result]
+
+
+def _calibrated(target: Target, path: str | None) -> Target:
+    return target if target.gpu is None else replace(target, gpu=calibrated(target.gpu, path))
 
 
 def _can(target: Target, attention: str) -> bool:

@@ -1,13 +1,18 @@
 """The options that describe one training step, shared by `estimate`, `explain`, `trace` and `profile`, and what they mean."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
 import click
 
 from tuneplan.hardware_profiles.loader import Gpu
+from tuneplan.planner.cli.config_words import with_configs
 from tuneplan.planner.cli.options import (
     Step,
+    calibrated,
+    calibration_option,
+    config_options,
     load_model,
     lora_options,
     margin_options,
@@ -20,6 +25,7 @@ from tuneplan.planner.cli.options import (
     stack,
     step_options,
 )
+from tuneplan.planner.configs.training_config import ConfigUse
 from tuneplan.planner.device_memory import usable_bytes
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.method import Method
@@ -38,6 +44,7 @@ MOST_BATCHES = 64
 
 request_options = stack(
     model_option,
+    config_options,
     click.option("--method", default="lora", show_default=True, metavar="NAME", help="Method, such as qlora(r=16)."),
     lora_options,
     peft_config_option,
@@ -74,6 +81,7 @@ request_options = stack(
     click.option("--empty-cache-steps", type=int, default=0, help="Empty the cache every so many steps; 0 for never."),
     click.option("--gpu", "gpu_name", default=None, metavar="G", help="GPU or instance: gives time, and whether it fits."),
     click.option("--gpu-memory", default=None, metavar="SIZE", help="Memory of a card that is not known, such as 24GiB."),
+    calibration_option,
     margin_options,
 )
 
@@ -83,7 +91,7 @@ class Asked:
     """One configuration as it was asked for, checked but for the model's own config, which `request` reads.
 
     Attributes are those of `Request`; `id` and `config` stand for the model, `peft_config` is the path of an adapter_config.json
-    that takes the place of the method's adapters.
+    that takes the place of the method's adapters, `files` are those of `--config`.
     """
 
     id: str
@@ -99,6 +107,7 @@ class Asked:
     expandable_segments: bool
     batch_lengths: tuple[int, ...]
     empty_cache_steps: int
+    files: ConfigUse | None = None
 
     def request(self) -> Request:
         """The planner's request. Raises InputError for a config, or a PEFT config, that the planner cannot read."""
@@ -115,11 +124,16 @@ class Asked:
             expandable_segments=self.expandable_segments,
             batch_lengths=self.batch_lengths,
             empty_cache_steps=self.empty_cache_steps,
+            config=self.files,
         )
 
 
-def asked(given: dict[str, Any]) -> Asked:
-    """The meaning of the command line's words. Raises InputError and the loader's errors."""
+def asked(given: dict[str, Any], typed: Collection[str] | None = None) -> Asked:
+    """The meaning of the command line's words. Raises InputError and the loader's errors.
+
+    `typed`: options that win over those of `--config` files; None for those that were typed for the present command.
+    """
+    given, files = with_configs(given, typed)
     id, config = load_model(given["model"])
     own = given["peft_config"] is not None
     refuse_short_forms(own, given["rank"], given["target_modules"])
@@ -168,11 +182,12 @@ def asked(given: dict[str, Any]) -> Asked:
         optimizer=find_optimizer(given["optimizer"]),
         sharding=sharding,
         gradient_accumulation_steps=steps,
-        gpu=_card(target),
+        gpu=_card(target, given["calibration"]),
         capacity_bytes=None if memory is None else usable_bytes(memory, margin),
         expandable_segments=given["expandable_segments"],
         batch_lengths=lengths,
         empty_cache_steps=given["empty_cache_steps"],
+        files=files,
     )
 
 
@@ -201,5 +216,9 @@ def _target(name: str | None) -> Target | None:
     return found[0]
 
 
-def _card(target: Target | None) -> Gpu | None:
-    return target.gpu if target else None
+def _card(target: Target | None, calibration: str | None) -> Gpu | None:
+    if target is None or target.gpu is None:
+        if calibration is not None:
+            raise InputError("--calibration is of a card; name it with --gpu")
+        return None
+    return calibrated(target.gpu, calibration)

@@ -29,9 +29,17 @@ def repeat_heads(tape: Tape, x: Tensor, heads: int, lazy: bool = False) -> Tenso
 
 
 def eager(
-    tape: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, packed: bool = False, softcap: bool = False
+    tape: Tape,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    packed: bool = False,
+    softcap: bool = False,
+    wide: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Written-out attention with a fp32 softmax; keeps heads x length^2 values three times over.
+    """Written-out attention; with its softmax in fp32 (`wide`) it keeps heads x length^2 values three times over.
 
     `packed`: keys and values lie contiguously (they come from a cache), so that the products need no copy of them.
     `softcap`: scores are capped before the mask.
@@ -48,8 +56,7 @@ def eager(
         scores = pw.softcap(tape, scores)
     if mask is not None:
         scores = pw.add(tape, scores, mask)
-    wide = pw.cast(tape, scores, "fp32")
-    soft = _softmax(tape, wide)
+    soft = _softmax(tape, pw.cast(tape, scores, "fp32") if wide else scores)
     tape.hold(scores)
     weights = pw.dropout(tape, pw.cast(tape, soft, q.dtype), dropout)
     factor = pw.copy(tape, values) if lazy or (values is v and not packed) else values

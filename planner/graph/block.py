@@ -24,6 +24,8 @@ class Block:
         leaves: activations that were made to require a gradient, and that gradient; they live as long as the loss's graph.
         side: tensors made here whose gradients come from other blocks, bytes of such a gradient, and their number.
         repeated: parameters of the layers (by id) that the block uses several times, and how often.
+        locals: storages that a variable of the model's forward holds to its end, and nothing else.
+        exit_held: of the first block: such a variable holds its exit.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Block:
     leaves: tuple[Storage, ...] = ()
     side: tuple[tuple[Tensor, Size, int], ...] = ()
     repeated: dict[int, int] = field(default_factory=dict)
+    locals: tuple[Storage, ...] = ()
+    exit_held: bool = True
 
 
 def close(
@@ -50,6 +54,8 @@ def close(
     batch: int = 0,
     entry_held: bool = True,
     leaves: tuple[Storage, ...] = (),
+    locals: tuple[Storage, ...] = (),
+    exit_held: bool = True,
 ) -> Block:
     """End a block: find the op after which nothing in the forward refers to a storage any more.
 
@@ -66,7 +72,7 @@ def close(
         for storage in op.reads:
             if id(storage) in owned:
                 last[id(storage)] = index
-    kept = {id(storage) for storage in (*carried, *tape.outputs, *tape.cached)}
+    kept = {id(storage) for storage in (*carried, *locals, *tape.outputs, *tape.cached)}
     if exit is not None:
         kept.add(id(exit.storage))
     frees: list[list[Storage]] = [[] for _ in tape.ops]
@@ -87,6 +93,8 @@ def close(
         leaves=leaves,
         side=tuple(tape.side),
         repeated=_repeated(tape.ops),
+        locals=locals,
+        exit_held=exit_held,
     )
 
 

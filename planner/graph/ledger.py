@@ -2,7 +2,8 @@
 
 Forward: a storage dies with its last Python reference unless an op saved it. Backward: ops in reverse order; while a node
 runs its output's gradient, everything it saved and the gradients it makes are alive; then the saved tensors go, and gradients
-of one tensor are added in place if the earlier one has no other user (torch/csrc/autograd/engine.cpp, input_buffer.cpp).
+of one tensor are added in place if the earlier one has no other user and is no view (torch/csrc/autograd/engine.cpp,
+input_buffer.cpp).
 """
 
 from collections.abc import Iterable
@@ -16,12 +17,23 @@ from tuneplan.planner.graph.tensor import GRADIENTS, LOGITS, TEMPORARY, Size, St
 
 @dataclass(slots=True)
 class _Pending:
-    """A gradient on its way: its bytes and category, how many tensors share its storage, and of how many pieces it is."""
+    """A gradient on its way.
+
+    Attributes:
+        nbytes: its size.
+        category: of CATEGORIES, by index.
+        users: how many tensors share its storage.
+        pieces: of how many pieces it is.
+        beside: gradients of the other outputs of the same node, which are used together with it.
+        view: it is a view of another tensor, so that nothing is added to it in place.
+    """
 
     nbytes: Size
     category: int
     users: int = 1
     pieces: int = 1
+    beside: "list[_Pending] | None" = None
+    view: bool = False
 
 
 @dataclass(slots=True)
@@ -132,8 +144,11 @@ class Walk:
         """
         ops = self.block.ops
         last = max(index for index, op in enumerate(ops) if op.saves)
-        own = ops[last].allocates
-        stop = last + 1 if own in ops[last].saved else last
+        made = [
+            ops[last].allocates,
+            *[op.allocates for op in ops if op.launches == 0],
+        ]  # further outputs are ops without a launch
+        stop = last + 1 if any(storage is own for storage in ops[last].saved for own in made) else last
         self._run(stop, True, meter)
         for storage in ops[last].saved:
             if stop == last:
@@ -181,11 +196,12 @@ class Walk:
                 made.append((gradient, _Pending(gradient.given.nbytes, gradient.given.category)))
             elif gradient.nbytes is None:
                 grad.users += 1
+                grad.view = grad.view or gradient.view
                 made.append((gradient, grad))
             else:
                 category = gradient_category(gradient.of)
                 meter.add(gradient.nbytes, category)
-                made.append((gradient, _Pending(gradient.nbytes, category)))
+                made.append((gradient, _Pending(gradient.nbytes, category, view=gradient.view)))
             if gradient.scratch is not None:
                 meter.touch(gradient.scratch)
         if op.workspace is not None:
@@ -215,9 +231,13 @@ def _deliver(op: Op, made: list[tuple[Gradient, _Pending]], pending: dict[int, _
             _to_parameter(gradient, new, shared, meter)
             continue
         old = pending.get(id(gradient.of))
-        if old is None:
+        if gradient.piece and old is not None and old.beside is not None:
+            old.beside.append(new)
+        elif gradient.piece:
+            pending[id(gradient.of)] = _Pending(0, new.category, beside=[new])
+        elif old is None:
             pending[id(gradient.of)] = new
-        elif old.users == 1:
+        elif old.users == 1 and not old.view:
             _leave(new, meter)
         else:
             meter.op = f"{op.name} (sum of gradients)"
@@ -262,6 +282,8 @@ def _leave(grad: _Pending, meter: Meter) -> None:
     if grad.users == 0:
         for _ in range(grad.pieces):
             meter.drop(grad.nbytes // grad.pieces, grad.category)
+        for other in grad.beside or ():
+            _leave(other, meter)
 
 
 def _last_output(block: Block) -> Tensor | None:

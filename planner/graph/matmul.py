@@ -25,7 +25,7 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     flops: Size = 2 * elements(x.shape[:-1]) * out_features * in_features
     moved = x.nbytes + weight.nbytes + out.nbytes
     gradients = [
-        Gradient(x, round_block(x.nbytes), flops=flops, moved=moved),
+        Gradient(x, round_block(x.nbytes), flops=flops, moved=moved, view=len(x.shape) > 2),
         Gradient(weight, round_block(weight.nbytes), flops=flops, moved=moved, view=True),
     ]
     inputs: tuple[Tensor, ...] = (x, weight)
@@ -52,7 +52,7 @@ def linear_4bit(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, comp
 
     Mirrors `Linear4bit.forward` and `MatMul4Bit` of bitsandbytes 0.50: no activation is saved; the weight is dequantized to
     the compute dtype for the product of the forward, with its scales in fp32 (`gemm_4bit` holds both), and again for the
-    product of the backward, when the scales are gone.
+    product of the backward, for which the scales are gone.
 
     Shapes: x `(..., in)`, weight `(out, in)`. `stored_bytes`: packed weight and its scales [bytes].
     """
@@ -64,7 +64,8 @@ def linear_4bit(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, comp
     count = out_features * in_features
     dense, scales = round_block(2 * count), scales_bytes(count)
     moved = stored_bytes + 2 * 2 * count + narrow.nbytes + out.nbytes
-    gradient = Gradient(narrow, round_block(narrow.nbytes), scratch=dense, flops=flops, moved=moved)
+    above = scales - narrow.storage.nbytes  # scales and the gradient are not there at once
+    gradient = Gradient(narrow, round_block(narrow.nbytes), scratch=dense + (above > 0) * above, flops=flops, moved=moved)
     inputs = (narrow,) if bias is None else (narrow, bias)
     tape.record("linear_4bit", inputs, out, gradients=(gradient,), scratch=dense + scales, flops=flops, moved=moved)
     tape.hold(narrow)

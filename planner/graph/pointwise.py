@@ -185,6 +185,19 @@ def narrow(tape: Tape, x: Tensor, shape: tuple[Size, ...]) -> Tensor:
     return out
 
 
+def split(tape: Tape, x: Tensor, shapes: "list[tuple[Size, ...]]") -> list[Tensor]:
+    """`x.split(...)` or `chunk`: views of `x`; their gradients wait for each other and are joined into one of the full size."""
+    whole = tape.view("split", x, x.shape)
+    if x.requires_grad:
+        tape.ops[-1].gradients = (Gradient(x, round_block(x.nbytes), moved=2 * x.nbytes),)
+    parts = []
+    for shape in shapes:
+        parts.append(tape.view("split", whole, shape))
+        if x.requires_grad:
+            tape.ops[-1].gradients = (Gradient(whole, None, piece=True),)
+    return parts
+
+
 def transpose(tape: Tape, x: Tensor, shape: tuple[Size, ...], copied: bool) -> Tensor:
     """Two dimensions swapped: a view. `copied`: the gradient needs a copy to be seen in the old layout."""
     out = tape.view("transpose", x, shape)
@@ -206,3 +219,18 @@ def rotate(tape: Tape, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     tape.record("cat", (negative, first), joined, gradients=(Gradient(negative, None), Gradient(first, None)))
     tape.hold(first, second)
     return add(tape, turned, multiply(tape, joined, sin))
+
+
+def rotate_part(tape: Tape, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotary position embedding of the first columns of each head, as many as the tables have; the others pass.
+
+    Returns the joined heads, and the rotated and the passed columns, which a caller's variables may hold.
+    """
+    width = cos.shape[-1]
+    first = narrow(tape, x, (*x.shape[:-1], width))
+    rest = narrow(tape, x, (*x.shape[:-1], x.shape[-1] - width))
+    turned = rotate(tape, first, cos, sin)
+    joined = tape.fresh(x.shape, x.dtype, x.requires_grad)
+    tape.record("cat", (turned, rest), joined, gradients=(Gradient(turned, None), Gradient(rest, None)))
+    tape.hold(x)
+    return joined, turned, rest

@@ -16,8 +16,9 @@ class Gradient:
     Attributes:
         of: the input that receives the gradient.
         nbytes: bytes of a fresh gradient; None when the output's gradient is passed on (a view, or an addition).
-        view: it arrives as a transposed view, which the first sum into it does not overwrite.
+        view: it arrives as a view, which the first sum into it does not overwrite.
         given: a saved storage that becomes the gradient (a loss that computed it in the forward).
+        piece: it waits, beside those of the node's other outputs, to be joined with them (`split`).
         scratch: bytes held only while this gradient is computed.
         flops: matrix-multiply FLOPs of this gradient.
         moved: bytes read and written for this gradient.
@@ -30,6 +31,7 @@ class Gradient:
     moved: Size = 0
     view: bool = False
     given: Storage | None = None
+    piece: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -138,7 +140,7 @@ class Tape:
     def view(self, kind: str, x: Tensor, shape: tuple[Size, ...]) -> Tensor:
         """The same storage seen with another shape; its gradient is a view of the output's gradient."""
         output = Tensor(x.storage, shape, x.dtype, x.requires_grad)
-        gradients = (Gradient(x, None),) if x.requires_grad else ()
+        gradients = (Gradient(x, None, view=True),) if x.requires_grad else ()
         self.ops.append(Op(kind, (x.storage,), output, gradients=gradients, launches=0))
         return output
 

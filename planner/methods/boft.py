@@ -45,7 +45,7 @@ class Boft(Targeted):
 
     def linear(self, model: "Assembly", site: "Site", x: Tensor, base: "Base") -> Tensor:
         """Rotate the module's input in the model's dtype, and scale its output. Raises InputError for blocks that do not fit."""
-        if not self.targets(site.module, model.layer):
+        if not self.targets(model.path(site.module), model.layer):
             return base(x)
         tape = model.tape
         out_features, width = site.weight.shape

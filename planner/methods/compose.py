@@ -41,6 +41,15 @@ def parse(text: str, overrides: Mapping[str, Any] | None = None) -> Method:
     return Method(own if own in PRESETS and not overrides else describe(parts), tuple(parts))
 
 
+def override(method: Method, overrides: Mapping[str, Any]) -> Method:
+    """A method with options of the command line's short forms. Raises InputError where no part has one."""
+    if not overrides:
+        return method
+    parts = _override(list(method.parts), overrides, method.name)
+    check_parts(parts, method.name)
+    return Method(describe(parts), tuple(parts))
+
+
 def describe(parts: list[Part]) -> str:
     """The shortest text that gives these parts back: a preset's name where they are one, options that differ from it."""
     labels = [part.label for part in parts]

@@ -5,12 +5,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph.tensor import Tensor
-from tuneplan.planner.methods.part import Part, Weight
+from tuneplan.planner.methods.part import Part, Weight, numbered
 
 if TYPE_CHECKING:
     from tuneplan.planner.models.assembly import Assembly
-    from tuneplan.planner.models.spec import ModelSpec
-    from tuneplan.planner.training.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +26,21 @@ class LnTuning(Part):
 
     target_modules: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm", "norm")
 
-    def targets(self, module: str) -> bool:
+    def targets(self, path: str) -> bool:
         """Whether a norm is trained."""
-        return any(module == target or module.endswith(f".{target}") for target in self.target_modules)
+        return any(path == target or path.endswith(f".{target}") for target in self.target_modules)
 
-    def check_spec(self, spec: "ModelSpec", settings: "Settings") -> None:
-        """Raise InputError for a target that is no norm of a model of this kind."""
-        known = ("input_layernorm", "post_attention_layernorm", "norm", "q_norm", "k_norm")
+    def check_model(self, model: "Assembly", layers: int) -> None:
+        """Raise InputError for a target that is no norm of the model."""
+        names = {numbered(norm, index) for norm in model.norms for index in range(layers)}
         for target in self.target_modules:
-            if target.rsplit(".", 1)[-1] not in known:
-                raise InputError(f"ln_tuning: target module {target!r} is no norm of {spec.id}; norms are {', '.join(known)}")
+            if not any(name == target or name.endswith(f".{target}") for name in names):
+                known = ", ".join(sorted({norm.rsplit(".", 1)[-1] for norm in model.norms}))
+                raise InputError(f"ln_tuning: target module {target!r} is no norm of {model.spec.id}; norms are {known}")
 
     def trains(self, weight: Weight) -> bool:
-        """The norms that are targets."""
-        return weight.kind == "norm" and self.targets(weight.module)
+        """The norms that are targets, with their biases."""
+        return weight.kind in ("norm", "bias") and self.targets(weight.path)
 
     def inputs_need_grad(self) -> bool:
         """PEFT hooks the embeddings when the model checkpoints."""
@@ -49,8 +48,10 @@ class LnTuning(Part):
 
     def normed(self, model: "Assembly", module: str, y: Tensor) -> Tensor:
         """Declare the frozen norm that stays beside the trained one."""
-        if self.targets(module):
-            model.adapter(f"{module}.base_layer.weight", (y.shape[-1],), model.settings.dtype, trained=False, saved=False)
+        if self.targets(model.path(module)):
+            for suffix in ("weight", "bias")[: 1 + model.has(module, "bias")]:
+                name = f"{module}.base_layer.{suffix}"
+                model.adapter(name, (y.shape[-1],), model.settings.dtype, trained=False, saved=False)
         return y
 
     def peft_config(self) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Lora(Targeted):
         """Biases, as `bias` says."""
         if weight.kind != "bias" or self.bias == "none":
             return False
-        return self.bias == "all" or self.targets(weight.module, weight.layer)
+        return self.bias == "all" or self.targets(weight.path, weight.layer)
 
     def at_inference(self) -> Part:
         """The same without dropout."""
@@ -114,7 +114,7 @@ class Lora(Targeted):
             return y
         out_features, in_features = site.weight.shape
         dtype = self.dtype(model)
-        rank = self.rank_of(f"model.layers.{model.layer}.{site.module}")
+        rank = self.rank_of(model.path(site.module))
         a = model.adapter(f"{site.module}.lora_A.weight", (rank, in_features), dtype, trained=not self.freeze_a)
         b = model.adapter(f"{site.module}.lora_B.weight", (out_features, rank), dtype)
         tape = model.tape

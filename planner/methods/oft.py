@@ -48,7 +48,7 @@ class Oft(Targeted):
 
     def linear(self, model: "Assembly", site: "Site", x: Tensor, base: "Base") -> Tensor:
         """Rotate the module's input in the adapter's dtype."""
-        if not self.targets(site.module, model.layer):
+        if not self.targets(model.path(site.module), model.layer):
             return base(x)
         tape = model.tape
         in_features = site.weight.shape[1]

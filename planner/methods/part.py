@@ -1,5 +1,6 @@
 """What a fine-tuning method is made of: parts that decide storage and training of weights, and rewrite the ops of modules."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,7 +14,13 @@ if TYPE_CHECKING:
 
 FAMILIES = ("full", "additive", "selective", "reparameterized", "quantized", "memory-efficient", "pruned", "hybrid")
 EFFORTS = ("none", "wrapper", "training loop", "model code", "kernel")
+_STAR = re.compile(r"\*(\(\d+\))?")
 WRAPPER = "nothing: peft.get_peft_model wraps the modules"
+
+
+def numbered(name: str, layer: int | None) -> str:
+    """A name with its `*`, or the `*(2)` of a further form of layers, replaced by the layer's index."""
+    return name if layer is None else _STAR.sub(str(layer), name, count=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +33,7 @@ class Weight:
         module: name of its module within its block, such as "self_attn.q_proj".
         layer: index of its decoder layer, None outside the layers.
         layers: how many decoder layers the model has.
+        owner: of a bias: "linear", "norm" or "head".
     """
 
     name: str
@@ -33,6 +41,12 @@ class Weight:
     module: str
     layer: int | None = None
     layers: int = 0
+    owner: str = "linear"
+
+    @property
+    def path(self) -> str:
+        """The path of its module in the model, the layer as a number: "model.layers.3.self_attn.q_proj"."""
+        return numbered(self.name, self.layer).rpartition(".")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +84,8 @@ class Part:
     def check(self) -> None:
         """Raise InputError where an option makes no sense."""
 
-    def check_model(self, linears: set[str], layers: int) -> None:
-        """Raise InputError where the part does not fit a model with these linear modules in so many layers."""
+    def check_model(self, model: "Assembly", layers: int) -> None:
+        """Raise InputError where the part does not fit the model, which is recorded whole by now."""
 
     def check_spec(self, spec: "ModelSpec", settings: "Settings") -> None:
         """Raise InputError where the part does not fit the model's dimensions or the run."""

@@ -105,7 +105,7 @@ def from_mapping(config: Mapping[str, Any], origin: str) -> Given:
             others.append(PARTS["modules_to_save"](modules=_names(key, value, origin)))  # type: ignore[call-arg]
         elif key == "trainable_token_indices" and isinstance(value, list):
             others.append(PARTS["trainable_tokens"](token_indices=tuple(value)))  # type: ignore[call-arg]
-        elif key not in WITHOUT_EFFECT | _WITHOUT_EFFECT_HERE.get(kind, set()) and value not in (
+        elif not without_effect(kind, key) and value not in (
             False,
             0,
             0.0,
@@ -120,6 +120,11 @@ def from_mapping(config: Mapping[str, Any], origin: str) -> Given:
     check_parts(parts, text)
     base = config.get("base_model_name_or_path")
     return Given(Method(describe(parts), tuple(parts)), tuple(warnings), base if isinstance(base, str) else "")
+
+
+def without_effect(kind: str, key: str) -> bool:
+    """Whether a key of a `peft_type` changes neither memory nor time."""
+    return key in WITHOUT_EFFECT | _WITHOUT_EFFECT_HERE.get(kind, set())
 
 
 def _value(key: str, value: Any, default: Any, origin: str) -> Any:

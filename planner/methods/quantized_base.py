@@ -44,13 +44,18 @@ class QuantizedBase(Part):
             raise InputError(f"quant_type={self.quant_type!r} is not known; choose one of {', '.join(QUANT_TYPES)}")
 
     def storage(self, weight: Weight, dtype: str) -> str | None:
-        """The format for linear layers; fp32 for the rest if the model is prepared for k-bit training."""
+        """The format for linear layers; fp32 for the rest if the model is prepared for k-bit training.
+
+        `Linear4bit.forward` brings its bias back to the compute dtype.
+        """
         if weight.kind == "linear" and self.quant_type in ("gptq", "awq"):
             return f"{self.quant_type}-4bit"
         if weight.kind == "linear" and self.quant_type == "int8":
             return "int8"
         if weight.kind == "linear":
             return self.quant_type + ("-double" if self.double_quant else "")
+        if weight.kind == "bias" and weight.owner == "linear" and self.quant_type in ("nf4", "fp4"):
+            return None
         return "fp32" if self.prepare_kbit else None
 
     def inputs_need_grad(self) -> bool:

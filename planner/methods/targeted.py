@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tuneplan.planner.errors import InputError
-from tuneplan.planner.methods.part import Part
+from tuneplan.planner.methods.part import Part, numbered
 
 if TYPE_CHECKING:
     from tuneplan.planner.models.assembly import Assembly, Site
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 ALL_LINEAR = "all-linear"
 PATTERN = "re:"
-LAYERS = "model.layers."
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +51,12 @@ class Targeted(Part):
                     f"{self.label}: layers_to_transform has {index}, but {spec.id} has layers 0 to {spec.num_hidden_layers - 1}"
                 )
 
-    def check_model(self, linears: set[str], layers: int) -> None:
+    def check_model(self, model: "Assembly", layers: int) -> None:
         """Raise InputError where a target names no module of the model."""
         chosen = self.layers_to_transform or range(layers)
         for target in self.target_modules:
-            if target != ALL_LINEAR and not any(_matches(target, m, f"{LAYERS}{i}.") for m in linears for i in chosen):
-                names = ", ".join(sorted({m.rsplit(".", 1)[-1] for m in linears}))
+            if target != ALL_LINEAR and not any(_matches(target, numbered(m, i)) for m in model.linears for i in chosen):
+                names = ", ".join(sorted({m.rsplit(".", 1)[-1] for m in model.linears}))
                 raise InputError(
                     f"target module {target!r} matches nothing in this model; it has {names} (all-linear takes all of them)"
                 )
@@ -68,12 +67,11 @@ class Targeted(Part):
             return index
         return not self.layers_to_transform or index in self.layers_to_transform
 
-    def targets(self, module: str, layer: int | None = None) -> bool:
-        """Whether a linear module of a decoder layer is adapted."""
+    def targets(self, path: str, layer: int | None = None) -> bool:
+        """Whether the linear module of this path is adapted."""
         if layer is not None and self.layers_to_transform and layer not in self.layers_to_transform:
             return False
-        path = "" if layer is None else f"{LAYERS}{layer}."
-        return any(_matches(target, module, path) for target in self.target_modules)
+        return any(_matches(target, path) for target in self.target_modules)
 
     def inputs_need_grad(self) -> bool:
         """PEFT hooks the embeddings when the model checkpoints."""
@@ -90,7 +88,7 @@ class Targeted(Part):
 
     def adapts(self, model: "Assembly", site: "Site") -> bool:
         """Whether the module being recorded is adapted. Raises InputError for a rank above both sides of its weight."""
-        if not self.targets(site.module, model.layer):
+        if not self.targets(model.path(site.module), model.layer):
             return False
         rank, (out_features, in_features) = getattr(self, "r", 1), site.weight.shape
         if rank > max(out_features, in_features):
@@ -111,7 +109,7 @@ def _compiled(target: str) -> re.Pattern[str]:
         raise InputError(f"target_modules={target!r} is not a regular expression: {error}") from None
 
 
-def _matches(target: str, module: str, path: str) -> bool:
+def _matches(target: str, path: str) -> bool:
     if target.startswith(PATTERN):
-        return bool(_compiled(target).fullmatch(path + module))
-    return target == ALL_LINEAR or path + module == target or (path + module).endswith(f".{target}")
+        return bool(_compiled(target).fullmatch(path))
+    return target in (ALL_LINEAR, path) or path.endswith(f".{target}")

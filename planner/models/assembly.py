@@ -11,7 +11,7 @@ from tuneplan.planner.graph.tape import Tape
 from tuneplan.planner.graph.tensor import WEIGHTS, Size, Storage, Tensor, elements
 from tuneplan.planner.methods.formats import QUANTIZED, kernel, stored_bytes
 from tuneplan.planner.methods.method import Method
-from tuneplan.planner.methods.part import Part, Weight
+from tuneplan.planner.methods.part import Part, Weight, numbered
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.training.settings import Settings
 
@@ -89,7 +89,8 @@ class Assembly:
         tape: of the block being recorded.
         parameters: of all blocks so far.
         notes: what the report must say, such as which attention kernel runs and why.
-        linears: linear modules that a method may adapt.
+        linears: linear modules that a method may adapt, by path, layers written as `*`.
+        norms: normalizations, likewise.
         layer: index of the decoder layer being recorded (the first of those alike), None outside the layers.
         extra_saved_bytes: what a checkpoint has that is no parameter.
         largest: largest sizes that parts met so far, by a name of theirs; see `meet`.
@@ -107,6 +108,7 @@ class Assembly:
         self._prefix = ""
         self._count = 1
         self.linears: set[str] = set()
+        self.norms: set[str] = set()
         self.layer: int | None = None
         self.extra_saved_bytes = 0
         self.largest: dict[str, int] = {}
@@ -119,13 +121,17 @@ class Assembly:
         self.layer = layer
         return self.tape
 
-    def weight(self, module: str, shape: tuple[int, ...], kind: str, suffix: str = "weight") -> Tensor:
+    def path(self, module: str) -> str:
+        """The path in the model of a module of the block being recorded, its layer as a number."""
+        return numbered(f"{self._prefix}{module}", self.layer)
+
+    def weight(self, module: str, shape: tuple[int, ...], kind: str, suffix: str = "weight", owner: str = "linear") -> Tensor:
         """A weight of the base model; asking twice for one name gives one tensor (tied embeddings)."""
         name = f"{self._prefix}{module}.{suffix}"
         known = self.parameters.get(name)
         if known is not None:
             return known.tensor
-        weight = Weight(name, kind, module, self.layer, self.spec.num_hidden_layers)
+        weight = Weight(name, kind, module, self.layer, self.spec.num_hidden_layers, owner)
         dtype = self.settings.dtype
         storage = self.method.storage(weight, dtype)
         tensor = self._declare(name, shape, storage, self.method.trains(weight))
@@ -135,9 +141,9 @@ class Assembly:
                 self.parameters[name].state_shape, self.parameters[name].state_beside = changed, beside
         return tensor
 
-    def embedding_weight(self, module: str) -> Tensor:
-        """The matrix that embeds tokens, with whatever the method does to it. Shape: `(vocabulary, hidden)`."""
-        weight = self.weight(module, (self.spec.vocab_size, self.spec.hidden_size), "embedding")
+    def embedding_weight(self, module: str, width: int = 0) -> Tensor:
+        """The matrix that embeds tokens, with whatever the method does to it. Shape: `(vocabulary, width or hidden)`."""
+        weight = self.weight(module, (self.spec.vocab_size, width or self.spec.hidden_size), "embedding")
         for part in self.method.parts:
             weight = part.embedding_weight(self, weight)
         return weight
@@ -145,6 +151,10 @@ class Assembly:
     def weight_of(self, module: str) -> Tensor:
         """The weight of a module that the block being recorded has met already."""
         return self.parameters[f"{self._prefix}{module}.weight"].tensor
+
+    def has(self, module: str, suffix: str) -> bool:
+        """Whether a module of the block being recorded has such a weight."""
+        return f"{self._prefix}{module}.{suffix}" in self.parameters
 
     def adapter(self, name: str, shape: tuple[int, ...], dtype: str, *, trained: bool = True, saved: bool = True) -> Tensor:
         """A weight that the method adds to the block being recorded.
@@ -191,18 +201,25 @@ class Assembly:
         self.parameters[name] = Parameter(name, shape, storage, trainable, False, size, self._count, tensor)
         return tensor
 
-    def linear(self, x: Tensor, module: str, out_features: int, bias: bool = False, kind: str = "linear") -> Tensor:
-        """A linear module, with whatever the method adds to it. Shapes: x `(..., in)` -> `(..., out_features)`."""
+    def linear(
+        self, x: Tensor, module: str, out_features: int, bias: bool = False, kind: str = "linear", conv1d: bool = False
+    ) -> Tensor:
+        """A linear module, with whatever the method adds to it. Shapes: x `(..., in)` -> `(..., out_features)`.
+
+        `conv1d`: transformers' `Conv1D`, which keeps its weight as `(in, out_features)` where it is not quantized.
+        """
         tape = self.tape
         outer = tape.scope
         tape.scope = module
         weight = self.weight(module, (out_features, x.shape[-1]), kind)
+        if conv1d:
+            self.parameters[f"{self._prefix}{module}.weight"].shape = (x.shape[-1], out_features)
         offset = self.weight(module, (out_features,), "bias", "bias") if bias else None
         parameter = self.parameters[f"{self._prefix}{module}.weight"]
         site = Site(module, weight, offset, kernel(parameter.storage), parameter.stored_bytes)
         run: Base = partial(self._plain, site)
         if kind == "linear":
-            self.linears.add(module)
+            self.linears.add(f"{self._prefix}{module}")
             for part in self.method.parts:
                 run = partial(self._adapted, part, site, run)
         y = run(x)
@@ -247,12 +264,13 @@ class Assembly:
         """RMS normalization over the last dimension, with a weight, as `run` writes it."""
         return self._norm(module, lambda: run(self.tape, x, self.weight(module, (x.shape[-1],), "norm")))
 
-    def layer_norm(self, x: Tensor, module: str) -> Tensor:
-        """`nn.LayerNorm` over the last dimension, with weight and bias."""
+    def layer_norm(self, x: Tensor, module: str, bias: bool = True) -> Tensor:
+        """`nn.LayerNorm` over the last dimension, with weight and, where it has one, bias."""
 
         def run() -> Tensor:
             weight = self.weight(module, (x.shape[-1],), "norm")
-            return pw.layer_norm(self.tape, x, weight, self.weight(module, (x.shape[-1],), "bias", "bias"))
+            offset = self.weight(module, (x.shape[-1],), "bias", "bias", "norm") if bias else None
+            return pw.layer_norm(self.tape, x, weight, offset)
 
         return self._norm(module, run)
 
@@ -260,6 +278,7 @@ class Assembly:
         tape = self.tape
         outer = tape.scope
         tape.scope = module
+        self.norms.add(f"{self._prefix}{module}")
         y = run()
         for part in self.method.parts:
             y = part.normed(self, module, y)

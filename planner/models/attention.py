@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from tuneplan.planner.graph import attention as kernels
 from tuneplan.planner.graph import pointwise as pw
+from tuneplan.planner.graph.activations import activation
 from tuneplan.planner.graph.tensor import KV_CACHE, Tensor
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.decoder import DecoderSpec, masked
@@ -36,17 +37,27 @@ def projected(
     x: Tensor,
     bias: bool = False,
     split: Callable[[Tensor, str], Tensor] | None = None,
+    module: str = "self_attn",
+    rotary: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values `(batch, heads, length, head_dim)` out of `q_proj`, `k_proj` and `v_proj`.
 
-    `split`: gives `(batch, length, heads, head_dim)` for a projection and "q_norm", "k_norm" or "", where a norm comes in.
+    Args:
+        model: where ops are recorded.
+        spec: the dimensions.
+        kernel: as `kernel_of` gave it.
+        x: the module's input.
+        bias: the three have one.
+        split: gives `(batch, length, heads, head_dim)` for a projection and "q_norm", "k_norm" or "", where a norm comes in.
+        module: name of the attention module.
+        rotary: queries and keys will be rotated, so that their gradients come in the layout of heads.
     """
     tensors = []
     for name in "qkv":
         heads = spec.num_attention_heads if name == "q" else spec.num_key_value_heads
-        y = model.linear(x, f"self_attn.{name}_proj", heads * spec.head_dim, bias)
+        y = model.linear(x, f"{module}.{name}_proj", heads * spec.head_dim, bias)
         y = split(y, "" if name == "v" else f"{name}_norm") if split else split_heads(model, y, spec.head_dim)
-        tensors.append(heads_first(model, y, copied=name != "v" or not fuses_values(spec, kernel)))
+        tensors.append(heads_first(model, y, copied=(rotary and name != "v") or not fuses_values(spec, kernel)))
     q, k, v = tensors
     return q, k, v
 
@@ -61,6 +72,8 @@ def attended(
     bias: bool = False,
     softcap: bool = False,
     cast_back: bool = False,
+    output: str = "self_attn.o_proj",
+    holds_parts: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """From queries, keys and values to the output of `o_proj`; also attention weights that the layer's code holds (eager).
 
@@ -74,21 +87,28 @@ def attended(
         bias: `o_proj` has one.
         softcap: scores are capped.
         cast_back: queries and keys come out of the rotation in the dtype in which they went in (OLMo 2).
+        output: name of the output projection.
+        holds_parts: variables of the module's code hold the rotated and the other columns of heads that are rotated in part.
     """
     tape = model.tape
     cos, sin, *masks = shared
     q, k, v = heads
-    tape.scope = "self_attn"
+    tape.scope = output.rpartition(".")[0]
     dtype = q.dtype
-    q, k = pw.rotate(tape, q, cos, sin), pw.rotate(tape, k, cos, sin)
+    parts: tuple[Tensor, ...] = ()
+    if cos.shape[-1] == spec.head_dim:
+        q, k = pw.rotate(tape, q, cos, sin), pw.rotate(tape, k, cos, sin)
+    else:
+        (q, *first), (k, *second) = pw.rotate_part(tape, q, cos, sin), pw.rotate_part(tape, k, cos, sin)
+        parts = (*first, *second) if holds_parts else ()
     if cast_back:
         turned = q, k
         q, k = pw.cast(tape, q, dtype), pw.cast(tape, k, dtype)
         tape.hold(*turned)
     out, weights, held = attend(model, spec, kernel, (q, k, v), tuple(masks), softcap)
     tape.scope = ""
-    y = model.linear(out, "self_attn.o_proj", spec.hidden_size, bias)
-    tape.hold(x, *held)
+    y = model.linear(out, output, spec.hidden_size, bias)
+    tape.hold(x, *held, *parts)
     return y, weights
 
 
@@ -99,6 +119,7 @@ def attend(
     rotated: tuple[Tensor, Tensor, Tensor],
     masks: tuple[Tensor, ...],
     softcap: bool = False,
+    wide: bool = True,
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Cache, prefix and the kernel.
 
@@ -109,6 +130,7 @@ def attend(
         rotated: queries, keys and values `(batch, heads, length, head_dim)`.
         masks: the layer's mask, if it has one.
         softcap: scores are capped.
+        wide: the written-out softmax runs in fp32.
 
     Returns:
         The output `(batch, length, heads * head_dim)`; attention weights that the layer's code holds (eager); what the
@@ -123,7 +145,7 @@ def attend(
     dropout = spec.attention_dropout if settings.attention_dropout is None else settings.attention_dropout
     weights: tuple[Tensor, ...] = ()
     if kernel.name == "eager":
-        out, scores = kernels.eager(tape, q, k, v, masks[0], dropout, packed=settings.use_cache, softcap=softcap)
+        out, scores = kernels.eager(tape, q, k, v, masks[0], dropout, settings.use_cache, softcap, wide)
         weights = (scores,)
     elif kernel.name == "math":
         out = kernels.math(tape, q, k, v, dropout, packed=settings.use_cache)
@@ -166,11 +188,23 @@ def gated_mlp(model: Assembly, spec: DecoderSpec, x: Tensor, bias: bool = False)
     tape = model.tape
     gate = model.linear(x, "mlp.gate_proj", spec.intermediate_size, bias)
     tape.scope = "mlp"
-    active = pw.activation(tape, gate, spec.hidden_act)
+    active = activation(tape, gate, spec.hidden_act)
     up = model.linear(x, "mlp.up_proj", spec.intermediate_size, bias)
     tape.scope = "mlp"
     product = pw.multiply(tape, active, up)
     tape.scope = ""
     y = model.linear(product, "mlp.down_proj", spec.hidden_size, bias)
+    tape.hold(x)
+    return y
+
+
+def plain_mlp(model: Assembly, spec: DecoderSpec, x: Tensor, up: str, down: str, bias: bool = True) -> Tensor:
+    """`down(act(up(x)))`. `up` and `down`: names of the two projections; `bias`: both have one."""
+    tape = model.tape
+    wide = model.linear(x, up, spec.intermediate_size, bias)
+    tape.scope = up.rpartition(".")[0]
+    active = activation(tape, wide, spec.hidden_act)
+    tape.scope = ""
+    y = model.linear(active, down, spec.hidden_size, bias)
     tape.hold(x)
     return y

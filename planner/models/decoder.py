@@ -1,21 +1,21 @@
 """What decoders share, whatever their layers: the config's dimensions, embeddings, rotary tables, masks, head and loss."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tuneplan.planner.errors import InputError, NotModelledError
 from tuneplan.planner.graph import loss as losses
 from tuneplan.planner.graph import pointwise as pw
+from tuneplan.planner.graph.activations import ACTIVATIONS
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.matmul import embedding
-from tuneplan.planner.graph.tensor import Storage, Tensor, tensor_bytes
+from tuneplan.planner.graph.tensor import Size, Storage, Tensor, tensor_bytes
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.spec import ModelSpec
 
 MOST_DROPOUT = 0.99
-FUSED_ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "relu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,13 @@ class DecoderSpec(ModelSpec):
 
 
 def dimensions(
-    id: str, config: ConfigReader, *, activation_key: str = "hidden_act", defaults: Mapping[str, Any] | None = None
+    id: str,
+    config: ConfigReader,
+    *,
+    activation_key: str = "hidden_act",
+    defaults: Mapping[str, Any] | None = None,
+    keys: Mapping[str, str] | None = None,
+    rotary: bool = True,
 ) -> dict[str, Any]:
     """The fields of `DecoderSpec` but for the window, by name.
 
@@ -38,59 +44,96 @@ def dimensions(
         config: the config.json.
         activation_key: where it has the MLP's activation.
         defaults: what the upstream configuration class has instead of Llama's for a key that the file leaves out.
+        keys: names of keys that are not Llama's (`attribute_map` upstream), by Llama's; "" for one that the class does not have.
+        rotary: heads are rotated in pairs.
 
     Raises:
         InputError: dimensions are missing, absurd or contradict each other.
     """
     given = defaults or {}
-    hidden = config.integer("hidden_size")
-    heads = config.integer("num_attention_heads", maximum=2**16)
-    key_heads = config.integer("num_key_value_heads", given.get("num_key_value_heads", heads), maximum=2**16)
+    renamed = keys or {}
+
+    def key(name: str) -> str:
+        other = renamed.get(name, name)
+        return name if other and not config.has(other) and config.has(name) else other
+
+    hidden = config.integer(key("hidden_size"), given.get("hidden_size"))
+    heads = config.integer(key("num_attention_heads"), given.get("num_attention_heads"), maximum=2**16)
+    key_heads = config.integer(key("num_key_value_heads"), given.get("num_key_value_heads", heads), maximum=2**16)
     if heads % key_heads:
         raise InputError(
             f"{config.origin}: num_attention_heads={heads} is not a multiple of num_key_value_heads={key_heads}; check the config"
         )
     fixed = given.get("head_dim")
-    if not config.has("head_dim") and fixed is None and hidden % heads:
+    if not config.has(key("head_dim")) and fixed is None and hidden % heads:
         raise InputError(
-            f"{config.origin}: hidden_size={hidden} is not a multiple of num_attention_heads={heads} and there is no "
-            "head_dim; check the config"
+            f"{config.origin}: {key('hidden_size')}={hidden} is not a multiple of {key('num_attention_heads')}={heads} and there "
+            "is no head_dim; check the config"
         )
-    head_dim = config.integer("head_dim", fixed or hidden // heads or None, maximum=2**14)
-    if head_dim % 2:
+    head_dim = config.integer(key("head_dim"), fixed or hidden // heads or None, maximum=2**14)
+    if rotary and head_dim % 2:
         raise InputError(f"{config.origin}: head_dim={head_dim} is odd, which rotary positions cannot be; check the config")
     return {
         "id": id,
         "model_type": config.text("model_type"),
         "hidden_size": hidden,
-        "num_hidden_layers": config.integer("num_hidden_layers", maximum=2**12),
+        "num_hidden_layers": config.integer(key("num_hidden_layers"), given.get("num_hidden_layers"), maximum=2**12),
         "vocab_size": config.integer("vocab_size", given.get("vocab_size")),
         "max_position_embeddings": config.integer(
-            "max_position_embeddings", given.get("max_position_embeddings", 2048), maximum=2**30
+            key("max_position_embeddings"), given.get("max_position_embeddings", 2048), maximum=2**30
         ),
         "tie_word_embeddings": config.boolean("tie_word_embeddings", given.get("tie_word_embeddings", False)),
-        "intermediate_size": config.integer("intermediate_size"),
+        "intermediate_size": config.integer(key("intermediate_size"), given.get("intermediate_size", 4 * hidden or None)),
         "num_attention_heads": heads,
         "num_key_value_heads": key_heads,
         "head_dim": head_dim,
-        "attention_dropout": config.number("attention_dropout", 0.0, maximum=MOST_DROPOUT),
+        "attention_dropout": config.number(key("attention_dropout"), given.get("attention_dropout", 0.0), maximum=MOST_DROPOUT),
         "hidden_act": _activation(config, activation_key, given.get("hidden_act", "silu")),
     }
 
 
 def _activation(config: ConfigReader, key: str, default: str) -> str:
-    """The MLP's activation. Raises InputError for one that is not a single fused kernel, whose memory would differ."""
+    """The MLP's activation. Raises InputError for one whose kernels are not known."""
     name = config.text(key, default)
-    if name not in FUSED_ACTIVATIONS:
-        known = ", ".join(FUSED_ACTIVATIONS)
+    if name not in ACTIVATIONS:
+        known = ", ".join(sorted(ACTIVATIONS))
         raise NotModelledError(f"{config.origin}: {key} {name!r} is an activation that tuneplan does not know; it knows {known}")
     return name
 
 
-def begin(model: Assembly, weight: str, scaled: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+def rotary_width(config: ConfigReader, head_dim: int, default: float = 1.0, key: str = "partial_rotary_factor") -> int:
+    """Columns of each head that are rotated: `partial_rotary_factor` of them, in the rope's own section or beside it.
+
+    Raises InputError for a part that cannot be rotated in pairs.
+    """
+    names = [name for name in ("rope_parameters", "rope_scaling") if isinstance(config.mapping.get(name), Mapping)]
+    scopes = [*[config.section(name) for name in names], config]
+    given = [scope.number(name, maximum=1.0) for scope in scopes for name in ("partial_rotary_factor", key) if scope.has(name)]
+    width = int(head_dim * (given[0] if given else default))
+    if width < 2 or width % 2:
+        raise InputError(f"{config.origin}: {width} of {head_dim} columns of each head would be rotated in pairs; check {key}")
+    return width
+
+
+def positions(model: Assembly, weight: str, rows: int, length: Size, batch: Size = 1) -> Tensor:
+    """Learned embeddings of the positions 0 to `length` - 1: `(batch, length, hidden)`.
+
+    `weight`: its name; `rows`: of the table; `batch`: 1 where all sequences share them.
+    """
+    tape = model.tape
+    ids = tape.fresh((batch, length), "int64", False)
+    tape.record("position_ids", (), ids)
+    table = model.weight(weight, (rows, model.spec.hidden_size), "embedding")
+    out = embedding(tape, (batch, length), table)
+    if table.requires_grad:
+        tape.save(ids)
+    return out
+
+
+def begin(model: Assembly, weight: str, scaled: bool = False, width: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids, labels and the embeddings, whose `weight` is named so; gives the three.
 
-    `scaled`: the embedding module multiplies its output.
+    `scaled`: the embedding module multiplies its output; `width`: of the embeddings, where that is not `hidden_size`.
     """
     tape = model.begin("", 1)
     batch, length = model.token_shape
@@ -98,7 +141,7 @@ def begin(model: Assembly, weight: str, scaled: bool = False) -> tuple[Tensor, T
     tape.record("token_ids", (), ids)
     labels = tape.fresh((batch, length), "int64", False)
     tape.record("labels", (), labels)
-    hidden = embedding(tape, (batch, length), model.embedding_weight(weight))
+    hidden = embedding(tape, (batch, length), model.embedding_weight(weight, width))
     return ids, labels, pw.scale(tape, hidden, "embed_scale") if scaled else hidden
 
 
@@ -110,6 +153,9 @@ def start(
     scaled: bool = False,
     after: str = "",
     wide_tables: bool = False,
+    enter: Callable[[Tensor], tuple[Tensor, ...]] | None = None,
+    exit_held: bool = True,
+    width: int = 0,
 ) -> tuple[Block, tuple[Tensor, ...]]:
     """The first block: token ids, embeddings, rotary tables and masks.
 
@@ -121,27 +167,45 @@ def start(
         scaled: the embedding module multiplies its output.
         after: name of a multiplication of the embeddings in the model's own code, "" for none.
         wide_tables: they stay in fp32.
+        enter: gives, for the embeddings, what enters the first layer, and tensors that variables hold until the last layer.
+        exit_held: a variable of the model's code also holds what enters the first layer.
+        width: of the embeddings, where that is not `hidden_size`.
 
     Returns:
         The block, and what layers share: the tables, then a mask for each window that has one.
     """
-    ids, labels, hidden = begin(model, weight, scaled)
+    if width not in (0, model.spec.hidden_size) and model.method.virtual_tokens:
+        raise InputError(
+            f"{model.spec.id}: its embeddings are {width} wide and its layers {model.spec.hidden_size}; peft makes virtual "
+            "tokens of the second width, which do not fit before the first; use prefix_tuning or lora"
+        )
+    ids, labels, hidden = begin(model, weight, scaled, width)
     tape = model.tape
     leaf: tuple[Tensor, ...] = ()
     leaves: tuple[Storage, ...] = ()
     if model.settings.gradient_checkpointing != "off" and model.method.inputs_need_grad():
         hidden.requires_grad = True
-        leaf = (hidden,) if after or model.method.virtual_tokens else ()
+        leaf = (hidden,) if after or enter or model.method.virtual_tokens else ()
         leaves = (hidden.storage, hidden.storage)
     for part in model.method.parts:
         hidden = part.embedded(model, hidden)
     if after:
         hidden = pw.scale(tape, hidden, after)
+    locals: tuple[Tensor, ...] = ()
+    if enter:
+        passed = hidden
+        hidden, *rest = enter(hidden)
+        locals = tuple([tensor for tensor in rest if tensor.storage not in {hidden.storage, *[t.storage for t in leaf]}])
+        if model.method.virtual_tokens and passed is not hidden:
+            tape.outputs.append(passed.storage)
+            locals = tuple([tensor for tensor in locals if tensor.storage is not passed.storage])
     shared = [_table(model, width, "fp32" if wide_tables else hidden.dtype) for width in widths]
     model.rotary = tuple(shared[:2])
     shared += [mask for window in windows if (mask := _mask(model, window, hidden.dtype)) is not None]
     carried: tuple[Storage, ...] = (*[t.storage for t in (ids, labels, *shared, *leaf)], *tape.held)
-    return close("embed_tokens", tape, None, hidden, carried, batch=2, leaves=leaves), tuple(shared)
+    held = tuple([tensor.storage for tensor in locals])
+    block = close("embed_tokens", tape, None, hidden, carried, batch=2, leaves=leaves, locals=held, exit_held=exit_held)
+    return block, tuple(shared)
 
 
 def masked(model: Assembly, window: int | None) -> bool:
@@ -182,7 +246,14 @@ def _mask(model: Assembly, window: int | None, dtype: str) -> Tensor | None:
 
 
 def finish(
-    model: Assembly, spec: ModelSpec, entry: Tensor, hidden: Tensor, embedding: str, head: str, rescale: str = ""
+    model: Assembly,
+    spec: ModelSpec,
+    entry: Tensor,
+    hidden: Tensor,
+    embedding: str,
+    head: str,
+    rescale: str = "",
+    bias: bool = False,
 ) -> Block:
     """Head and loss, given the last hidden states, normed.
 
@@ -194,13 +265,15 @@ def finish(
         embedding: name of the embedding, which is the head where they are tied.
         head: name of the head.
         rescale: what is done with the logits; see `loss.rescaled`.
+        bias: the head has one.
     """
     tape = model.tape
     tape.hold(entry)
-    shape = (spec.vocab_size, spec.hidden_size)
+    shape = (spec.vocab_size, int(hidden.shape[-1]))
     weight = model.embedding_weight(embedding) if spec.tie_word_embeddings else model.weight(head, shape, "head")
+    offset = model.weight(head, (spec.vocab_size,), "bias", "bias", "head") if bias else None
     tape.scope = head
-    loss = losses.LOSSES[model.settings.loss](tape, hidden, weight, None, rescale)
+    loss = losses.LOSSES[model.settings.loss](tape, hidden, weight, offset, rescale)
     for part in model.method.parts:
         loss = part.loss(model, loss)
         part.finish(model)

@@ -114,7 +114,7 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
         entry = block.exit
     runs.append(Run(builder.finish(model, spec, entry), 1, checkpointed=False))
     for part in method.parts:
-        part.check_model(model.linears, layers)
+        part.check_model(model, layers)
     fused = any(part.fuses_update() for part in method.parts)
     passed = method.virtual_tokens > 0
     indices = {prefix: [i for i, form in enumerate(weights) if prefixes[form] == prefix] for prefix in prefixes.values()}

@@ -10,7 +10,10 @@ from tuneplan.planner.models.spec import ModelSpec
 FAMILIES = {
     "llama": ("llama", "mistral", "qwen2", "qwen3", "granite"),
     "gemma": ("gemma", "gemma2", "gemma3_text"),
+    "gpt2": ("gpt2", "gpt-sw3"),
     "olmo2": ("olmo2",),
+    "opt": ("opt",),
+    "phi": ("phi",),
     "phi3": ("phi3",),
 }
 """Module names in `families/`, which are imported when they are needed, with the model types that each mirrors."""

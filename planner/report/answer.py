@@ -13,17 +13,26 @@ from tuneplan.planner.report.terminal import breakdown, facts, plan_levels, savi
 from tuneplan.planner.savings import Saving, best
 from tuneplan.planner.search import Answer, Plan, Rejected
 from tuneplan.planner.units import SECONDS_PER_HOUR, format_count, format_gib, format_seconds, format_usd
+from tuneplan.planner.why_not import WhyNot
 
 OLD_DAYS = 180
 MOST_PLANS = 15
+SHORT_SECONDS, SHORT_SHARE = 30, 0.01
 MOST_REJECTED = 8
 FOLDED = (0, 1)
 FIRST_FIGURE = 6
 _WORDS = {"cost": "cheapest", "time": "fastest", "memory": "smallest"}
 
 
-def render(answer: Answer, asked: str, savings: Sequence[Saving] = ()) -> RenderableType:
-    """The whole answer. `asked`: the model as the user named it; `savings`: switches of the recommended plan."""
+def render(answer: Answer, asked: str, savings: Sequence[Saving] = (), why: WhyNot | None = None) -> RenderableType:
+    """The whole answer.
+
+    Args:
+        answer: what was found.
+        asked: the model as the user named it.
+        savings: switches of the recommended plan.
+        why: what is wrong with a configuration that the user named.
+    """
     parts: list[RenderableType] = [header(answer.job, asked), Text()]
     if answer.plans:
         parts += _recommendation(answer.plans[0], answer)
@@ -34,8 +43,21 @@ def render(answer: Answer, asked: str, savings: Sequence[Saving] = ()) -> Render
     if answer.rejected:
         parts += [Text(), Text("Does not work:", style="bold"), *_rejected(answer.rejected[:MOST_REJECTED])]
         parts += _more(len(answer.rejected) - MOST_REJECTED)
+    if why is not None:
+        parts += _why(why)
     parts += [Text(), *_footnotes(answer)]
     return Group(*parts)
+
+
+def _why(why: WhyNot) -> list[RenderableType]:
+    plan = why.plan or (why.rejected.plan if why.rejected else None)
+    lines: list[RenderableType] = [Text(), Text(f"Why not {why.wish}:", style="bold")]
+    if plan is not None:
+        request, settings = plan.request, plan.request.settings
+        batch = f"micro-batch {settings.micro_batch_size} x {request.gradient_accumulation_steps}"
+        rest = f"{request.optimizer.name}, checkpointing {settings.gradient_checkpointing}"
+        lines.append(Text(f"{request.method.name} on {_cards(plan)}, {request.sharding.label}, {batch}, {rest}"))
+    return [*lines, *[Text(f"- {reason}") for reason in why.reasons]]
 
 
 def header(job: Job, asked: str, methods: str | None = None) -> Table:
@@ -88,6 +110,7 @@ def _recommendation(plan: Plan, answer: Answer) -> list[RenderableType]:
     if plan.hours is not None and plan.time is not None and plan.time.tokens_per_second is not None:
         hours = format_seconds(plan.hours * SECONDS_PER_HOUR)
         lines.append(Text(f"{hours} (modelled) at {plan.time.tokens_per_second:,.0f} tokens/s{money}"))
+        lines += _beside(plan)
     lines.append(
         Text(
             f"peak {format_gib(plan.device_bytes)} of {format_gib(plan.usable_bytes)} usable on each GPU, "
@@ -95,6 +118,24 @@ def _recommendation(plan: Plan, answer: Answer) -> list[RenderableType]:
         )
     )
     return [*lines, breakdown(plan_levels(plan), plan.usable_bytes)]
+
+
+def _beside(plan: Plan) -> list[Text]:
+    """What the hours are spent on beside training, and what was assumed; nothing where that is seconds."""
+    clock = plan.clock
+    if clock is None:
+        return []
+    notes = [Text(note, style="dim") for note in clock.notes]
+    if clock.total - clock.training < max(SHORT_SECONDS, SHORT_SHARE * clock.total):
+        return notes
+    parts = {
+        "start-up": clock.startup,
+        "evaluation": clock.evaluation,
+        "checkpoints": clock.checkpoints,
+        "interruptions (expected)": clock.interruptions,
+    }
+    spent = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in parts.items() if seconds >= 1)
+    return [Text(f"of it training {format_seconds(clock.training)}, {spent}"), *notes]
 
 
 def _cards(plan: Plan) -> str:

@@ -8,12 +8,16 @@ from tuneplan.planner.job import Job
 from tuneplan.planner.methods.compose import explicit
 from tuneplan.planner.savings import Saving
 from tuneplan.planner.search import Answer, Plan, Rejected
+from tuneplan.planner.why_not import WhyNot
 
 
-def answer_json(answer: Answer, savings: Sequence[Saving] = ()) -> dict[str, Any]:
+def answer_json(answer: Answer, savings: Sequence[Saving] = (), why: WhyNot | None = None) -> dict[str, Any]:
     """The whole answer: the request with every default, the plan that is recommended, all plans, and what cannot be.
 
-    `savings`: what switches would save or cost the recommended plan.
+    Args:
+        answer: what was found.
+        savings: what switches would save or cost the recommended plan.
+        why: what is wrong with a configuration that the user named.
     """
     plans = [plan_json(plan) for plan in answer.plans]
     return {
@@ -22,6 +26,17 @@ def answer_json(answer: Answer, savings: Sequence[Saving] = ()) -> dict[str, Any
         "plans": plans,
         "infeasible": [rejected_json(rejected) for rejected in answer.rejected],
         "savings": [saving.to_json() for saving in savings],
+        **({"why_not": _why_json(why)} if why is not None else {}),
+    }
+
+
+def _why_json(why: WhyNot) -> dict[str, Any]:
+    """The wish, the configuration that it led to, and the reasons."""
+    return {
+        "wish": why.wish,
+        "plan": plan_json(why.plan) if why.plan else None,
+        "infeasible": rejected_json(why.rejected) if why.rejected else None,
+        "reasons": list(why.reasons),
     }
 
 
@@ -49,6 +64,14 @@ def job_json(job: Job) -> dict[str, Any]:
         "purchase": job.purchase,
         "safety_margin": job.safety_margin,
         "max_hours": job.max_hours,
+        "overheads": {
+            "startup_seconds": job.overheads.startup_seconds,
+            "evaluation_tokens": job.overheads.evaluation_tokens,
+            "evaluations": job.overheads.evaluations,
+            "save_steps": job.overheads.save_steps,
+            "disk_bytes_per_second": job.overheads.disk_bytes_per_second,
+            "interruption_hours": job.overheads.interruption_hours,
+        },
         "max_usd": None if job.max_usd is None else float(job.max_usd),
     }
 
@@ -86,6 +109,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "step_seconds": time.seconds if time else None,
         "tokens_per_second": time.tokens_per_second if time else None,
         "hours": plan.hours,
+        "wall_clock": plan.clock.to_json() if plan.clock is not None and plan.hours is not None else None,
         "usd": None if plan.usd is None else float(plan.usd),
         "price": plan.price.to_json() if plan.price else None,
         "basis": {

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.methods.compose import explicit
+from tuneplan.planner.report.config_account import account, config_rows
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.units import format_count, format_gib, format_seconds
 
@@ -95,6 +96,7 @@ def estimate_report(estimate: "Estimate") -> RenderableType:
         "fragmentation": estimate.reserved_bytes - estimate.allocated_bytes,
         "runtime": estimate.runtime.total_bytes,
     }
+    header += config_rows(request.config)
     parts: list[RenderableType] = [
         facts(header),
         Text(),
@@ -112,6 +114,7 @@ def estimate_report(estimate: "Estimate") -> RenderableType:
     ]
     parts += savings_lines(estimate.savings)
     parts += [Text(f"! {warning}", style="yellow") for warning in estimate.warnings]
+    parts += account(request.config)
     return Group(*parts)
 
 

@@ -9,7 +9,7 @@ budget (vllm/worker/worker.py `determine_num_available_blocks`, 0.6 to 0.8; the 
 from dataclasses import dataclass
 
 from tuneplan.hardware_profiles.records import Gpu
-from tuneplan.planner.device_memory import runtime_bytes
+from tuneplan.planner.device_memory import runtime_of
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.serving.kv_cache import BLOCK_TOKENS, CacheFormat, KvCache, tokens_that_fit
 from tuneplan.planner.serving.weight_formats import ServedWeights
@@ -154,8 +154,7 @@ def server_memory(
 ) -> ServerMemory:
     """What one GPU holds. `gpu` may be None where only an amount of memory is known. Raises InputError as `Server.check`."""
     server.check()
-    vendor, capability = (gpu.vendor, gpu.compute_capability) if gpu else ("nvidia", None)
-    runtime = runtime_bytes(vendor, capability, server.tensor_parallel, quantized=False)
+    runtime = runtime_of(gpu, server.tensor_parallel, quantized=False)
     budget = int(card_bytes * server.utilisation)
     outside = int(OUTSIDE_BYTES.value) + runtime.nccl_bytes
     activations = activation_bytes(shape, server)

@@ -29,4 +29,4 @@ def decoding(work: Work, gpu: Gpu, dtype: str) -> Decoding | None:
     if rates.reason:
         return None
     device = device_seconds(work, rates).total
-    return Decoding(device, max(device, host_seconds(work.launches, 0)))
+    return Decoding(device, max(device, host_seconds(work.launches, 0, rates)))

@@ -7,6 +7,7 @@ are those of `constants.py`. Not counted: caches (small tensors may never leave 
 from dataclasses import dataclass, field
 from typing import Any
 
+from tuneplan.hardware_profiles.calibrations import Calibration
 from tuneplan.hardware_profiles.records import Gpu
 from tuneplan.planner.timing import constants
 from tuneplan.planner.timing.work import Work
@@ -26,6 +27,10 @@ class Rates:
         dequantize: bytes per second of 4-bit dequantization.
         notes: what had to be assumed.
         reason: why nothing can be timed; empty if it can.
+        start_seconds: that a matrix product takes beside its FLOPs.
+        kernel_seconds: device time between two dependent kernels.
+        forward_launch: host time to start a kernel from Python.
+        backward_launch: host time to start one from the autograd engine.
     """
 
     matmul: dict[str, float] = field(default_factory=dict)
@@ -34,6 +39,10 @@ class Rates:
     dequantize: float = 0.0
     notes: tuple[str, ...] = ()
     reason: str = ""
+    start_seconds: float = constants.MATMUL_START_SECONDS.value
+    kernel_seconds: float = constants.KERNEL_SECONDS.value
+    forward_launch: float = constants.HOST_FORWARD_SECONDS.value
+    backward_launch: float = constants.HOST_BACKWARD_SECONDS.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +60,7 @@ class Seconds:
 
 
 def gpu_rates(gpu: Gpu, dtypes: set[str]) -> Rates:
-    """The rates of a card for products of some dtypes.
+    """The rates of a card for products of some dtypes: those fitted on it where it has a calibration.
 
     fp32 products run at the fp32 rate: torch leaves TF32 off for them by default
     (`torch.get_float32_matmul_precision() == "highest"`).
@@ -60,6 +69,8 @@ def gpu_rates(gpu: Gpu, dtypes: set[str]) -> Rates:
     ceiling = constants.MATMUL_CEILINGS.get(gpu.id, other).value
     capability = gpu.compute_capability
     fused = constants.ATTENTION_HOPPER if capability is not None and capability >= _HOPPER else constants.ATTENTION
+    fitted = gpu.calibration or Calibration(gpu.id, {})
+    share = fitted.value("matmul_share", ceiling * constants.MATMUL_SHARE.value)
     matmul: dict[str, float] = {}
     attention: dict[str, float] = {}
     notes: list[str] = []
@@ -69,15 +80,19 @@ def gpu_rates(gpu: Gpu, dtypes: set[str]) -> Rates:
         peak = gpu.peak_flops(dtype) or _assumed_fp32(gpu, dtype, notes)
         if not peak:
             return Rates(reason=f"no {dtype} peak rate with a source is known for {gpu.name}; give one in a GPU file")
-        matmul[dtype] = peak * ceiling * constants.MATMUL_SHARE.value
-        attention[dtype] = peak * fused.value
+        matmul[dtype] = peak * share
+        attention[dtype] = peak * fitted.value("attention_share", fused.value)
     bandwidth = gpu.bandwidth_bytes_per_second
     return Rates(
         matmul,
         attention,
-        bandwidth * constants.MEMORY.value,
-        bandwidth * constants.DEQUANTIZE.value,
+        bandwidth * fitted.value("memory_share", constants.MEMORY.value),
+        bandwidth * fitted.value("dequantize_share", constants.DEQUANTIZE.value),
         tuple(notes),
+        start_seconds=fitted.value("matmul_start_seconds", constants.MATMUL_START_SECONDS.value),
+        kernel_seconds=fitted.value("kernel_seconds", constants.KERNEL_SECONDS.value),
+        forward_launch=fitted.value("host_forward_seconds", constants.HOST_FORWARD_SECONDS.value),
+        backward_launch=fitted.value("host_backward_seconds", constants.HOST_BACKWARD_SECONDS.value),
     )
 
 
@@ -100,18 +115,18 @@ def device_seconds(work: Work, rates: Rates) -> Seconds:
     memory: Any = work.moved / rates.memory + work.dequantized / rates.dequantize
     for p in work.products:
         rate = rates.attention[p.dtype] if p.attention else rates.matmul[p.dtype]
-        arithmetic = p.flops / rate + constants.MATMUL_START_SECONDS.value
+        arithmetic = p.flops / rate + rates.start_seconds
         traffic = p.moved / rates.memory
         longer = larger(arithmetic, traffic)
         limited = arithmetic >= traffic
         compute = compute + longer * limited * p.count
         memory = memory + longer * (1 - limited) * p.count
-    return Seconds(compute, memory, work.launches * constants.KERNEL_SECONDS.value)
+    return Seconds(compute, memory, work.launches * rates.kernel_seconds)
 
 
-def host_seconds(forward_launches: int, backward_launches: int) -> float:
+def host_seconds(forward_launches: int, backward_launches: int, rates: Rates) -> float:
     """Time that the host needs to start kernels, from Python or from the autograd engine: a step cannot be shorter."""
-    return forward_launches * constants.HOST_FORWARD_SECONDS.value + backward_launches * constants.HOST_BACKWARD_SECONDS.value
+    return forward_launches * rates.forward_launch + backward_launches * rates.backward_launch
 
 
 def larger(a: Any, b: Any) -> float:

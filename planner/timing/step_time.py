@@ -101,7 +101,9 @@ def step_time(
     if update.paged:
         notes += ("paged optimizer states cross PCIe in every step; with memory to spare they stay on the device",)
     launches = n * sum(phase.launches for phase in phases) + update.launches
-    host = host_seconds(n * (work.forward.launches + work.recompute.launches) + update.launches, n * work.backward.launches)
+    host = host_seconds(
+        n * (work.forward.launches + work.recompute.launches) + update.launches, n * work.backward.launches, rates
+    )
     device = computed + optimizer_seconds + waited
     seconds = larger(device, host)
     spent = (forward, recompute, backward)

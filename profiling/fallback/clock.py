@@ -52,7 +52,7 @@ def step_time(operators: Sequence[Operator], gpu: Gpu, tokens: int, recorded_ste
     forward, backward, update = phases[FORWARD], phases[BACKWARD], phases[UPDATE]
     device = share * (device_seconds(forward, rates).total + device_seconds(backward, rates).total)
     device += device_seconds(update, rates).total
-    host = share * host_seconds(forward.launches, backward.launches) + host_seconds(update.launches, 0)
+    host = share * host_seconds(forward.launches, backward.launches, rates) + host_seconds(update.launches, 0, rates)
     seconds = max(device, host)
     flops = int(share * (forward.flops + backward.flops))
     moved = int(share * (forward.total_moved + backward.total_moved) + update.total_moved)

@@ -39,9 +39,9 @@ def decode(content: Mapping[str, Any]) -> Program:
     """The program of such an object. Raises KeyError, IndexError, TypeError or ValueError where it is none."""
     storages = [Storage(str(phase), str(op), str(module), int(category)) for phase, op, module, category in content["storages"]]
     forms = [Form(*map(int, form)) for form in content["forms"]]
-    kinds = [tuple(map(str, kind)) for kind in content["operators"]]
+    kinds = [Operator(str(phase), str(kind), str(dtype), 0, 0) for phase, kind, dtype in content["operators"]]
     born = tuple(storages[number] for number in content["storage_numbers"])
-    ran = tuple(Operator(*kinds[number], 0, 0) for number in content["operator_numbers"])
+    ran = tuple(kinds[number] for number in content["operator_numbers"])
     fitted = [forms[number] for number in content["form_numbers"]]
     births, ops = len(born), len(ran)
     log = tuple(map(int, content["log"]))
@@ -73,5 +73,3 @@ def _table(items: Iterable[T]) -> tuple[list[T], list[int]]:
     numbers: dict[T, int] = {}
     listed = [numbers.setdefault(item, len(numbers)) for item in items]
     return list(numbers), listed
-
-

@@ -1,4 +1,4 @@
-"""`plan estimate` of an architecture that no family mirrors: the real code's step at the asked batch and length, from the cache."""
+"""`plan estimate` of an architecture that no family mirrors: the real code's step at the asked batch and length."""
 
 import time
 from collections.abc import Sequence

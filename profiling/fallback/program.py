@@ -1,4 +1,4 @@
-"""A training step of the real code as a function of batch and length: its recordings laid over each other, checked by one more."""
+"""A training step of the real code as a function of batch and length: recordings laid over each other, checked by one more."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +14,7 @@ from tuneplan.profiling.tracker import BLOCK_BYTES, NOWHERE, Allocation
 RESIDUAL = 0.001
 """Most by which the peak may miss the held-out trace."""
 SHORTEST = 32
+MOST_BLOCK = 256
 FARTHEST = 64
 """Batches up to so many times the traced one are taken from its form."""
 Record = Callable[[int, int], Recording]
@@ -105,7 +106,9 @@ def _alone(here: Recording, batch: int, length: int) -> Program:
 
 def _around(record: Record, here: Recording, batch: int, length: int, lowest: int) -> Program | None:
     span = length - lowest
-    first, second, held = (_odd(lowest + span * share // 8) for share in (0, 5, 3))
+    block = min(2 ** ((span // 4).bit_length() - 1), MOST_BLOCK)
+    first, second = (_odd(lowest + part, block) for part in (0, 5 * span // 8))
+    held = _odd(lowest + 3 * span // 8, 8)
     lengths = (first, second, length)
     rows = [record(batch, first)]
     if not _alike(here, rows[0]):
@@ -132,9 +135,9 @@ def _around(record: Record, here: Recording, batch: int, length: int, lowest: in
     return Program(Domain(batches, (first, length)), points, residual, here, sizes, flops, moved)
 
 
-def _odd(length: int) -> int:
-    """A length near by that is no multiple of 8."""
-    return length - length % 8 + 5
+def _odd(length: int, block: int) -> int:
+    """A length near by that is a little more than a multiple: each rounding of `sizes.MULTIPLES` makes another number of it."""
+    return length - length % block + 5
 
 
 def _alike(a: Recording, b: Recording) -> bool:

@@ -1,4 +1,4 @@
-"""One traced step written down in full: raw sizes of storages, births and deaths, and the arithmetic and bytes of every operator."""
+"""One traced step written down in full: raw sizes of storages, births and deaths, and what every operator computes and moves."""
 
 import gc
 from collections.abc import Iterator
@@ -74,7 +74,8 @@ class Recorder(StorageTracker):
     """A tracker that also counts what operators compute and move."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, block_bytes=1, **kwargs)
+        super().__init__(*args, **kwargs)
+        self.block_bytes = 1
         self.operators: list[Operator] = []
 
     def __enter__(self) -> "Recorder":
@@ -192,12 +193,12 @@ def _flops(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], 
         return int(counter(*args, **kwargs, out_val=out))
     if name.startswith("gemm_4bit"):
         rows, columns = args[2]
-        return 2 * (args[0].numel() // args[0].shape[-1]) * int(rows) * int(columns)
+        return int(2 * (args[0].numel() // args[0].shape[-1]) * rows * columns)
     if name.startswith(("int8_scaled_mm", "int8_linear_matmul", "int8_mixed_scaled_mm")):
         return 2 * int(args[0].numel()) * int(args[1].shape[0])
     if name.startswith(_GROUPED):
         a, b = args[0], args[1]
-        return 2 * a.shape[1] * b.numel() if a.dim() == 3 and b.dim() == 2 else 2 * a.numel() * b.shape[-1]
+        return int(2 * a.shape[1] * b.numel() if a.dim() == 3 and b.dim() == 2 else 2 * a.numel() * b.shape[-1])
     return 0
 
 

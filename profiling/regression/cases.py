@@ -134,14 +134,18 @@ class Case:
             parameter = by_word[word]
             given[str(parameter.name)] = self._converted(parameter, word, value)
         model = given["model"]
-        if not isinstance(model, str) or not model.strip():
+        for name in ("configs", "config_formats"):
+            text = given[name]
+            given[name] = tuple(item.strip() for item in text.split(",")) if isinstance(text, str) else ()
+        given["configs"] = tuple(str(root / name) for name in given["configs"])
+        if not given["configs"] and (not isinstance(model, str) or not model.strip()):
             raise InputError(f"case {self.name} names no model; give it model = ... or entry_point = ...")
-        if (root / model).exists():
+        if model and (root / model).exists():
             given["model"] = str(root / model)
         if given["peft_config"] is not None:
             given["peft_config"] = str(root / given["peft_config"])
         try:
-            return asked(given), given["task"]
+            return asked(given, {str(by_word[word].name) for word in self.words}), given["task"]
         except (InputError, ProfileError) as error:
             raise InputError(f"case {self.name}: {error}") from error
 

@@ -96,14 +96,17 @@ def test_stale_prices_are_no_prices() -> None:
 
 
 def test_hours_and_dollars_follow_from_the_rate() -> None:
-    """Hours are whole updates times their seconds, dollars are hours at the instance's price, to the cent."""
+    """Whole updates times their seconds, and the checkpoint, are the hours; dollars are hours at the instance's price."""
     for plan in priced(find(job(), TODAY)):
         assert plan.time is not None
         assert plan.time.tokens_per_second is not None
         assert plan.price is not None
         updates = math.ceil(10**7 / (plan.request.settings.seq_len * 64))
         assert plan.time.seconds is not None
-        assert updates * plan.time.seconds / 3600 == pytest.approx(plan.hours)
+        assert plan.clock is not None
+        assert updates * plan.time.seconds == pytest.approx(plan.clock.training)
+        assert plan.clock.total == plan.clock.training + plan.clock.checkpoints
+        assert plan.clock.total / 3600 == pytest.approx(plan.hours)
         assert float(plan.price.usd_per_hour) * (plan.hours or 0) == pytest.approx(float(plan.usd or 0), abs=0.006)
 
 

@@ -16,6 +16,7 @@ from tuneplan.planner.units import (
     format_usd,
     parse_bytes,
     parse_count,
+    parse_seconds,
 )
 
 
@@ -130,3 +131,16 @@ def test_larger_prints_larger(a: int, b: int) -> None:
     """Order survives printing."""
     small, large = sorted((a, b))
     assert parse_bytes(format_gib(small)) <= parse_bytes(format_gib(large))
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90.0), ("10min", 600.0), ("1.5 h", 5400.0), ("2d", 172800.0)])
+def test_times(text: str, seconds: float) -> None:
+    """A number and a unit."""
+    assert seconds == parse_seconds(text)
+
+
+@pytest.mark.parametrize("text", ["", "10", "min", "-5min", "1e9h", "5 weeks", "nan s"])
+def test_times_that_are_none(text: str) -> None:
+    """A bare number has no unit; the message gives examples."""
+    with pytest.raises(InputError, match="write a number and a unit"):
+        parse_seconds(text)

@@ -1,12 +1,13 @@
-"""Phi-3, Phi-3.5 and Phi-4 (14B): queries, keys and values out of one projection, gate and up out of another.
+"""Phi-3, Phi-3.5, Phi-4 (14B) and Phi-4-mini (whose heads are rotated in part).
 
+Queries, keys and values come out of one projection, gate and up out of another.
 Mirrors transformers 5.23 models/phi3/modeling_phi3.py.
 """
 
 from dataclasses import dataclass
 
-from tuneplan.planner.errors import NotModelledError
 from tuneplan.planner.graph import pointwise as pw
+from tuneplan.planner.graph.activations import activation
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.tensor import Tensor
 from tuneplan.planner.models import decoder
@@ -21,29 +22,31 @@ EMBEDDING = "model.embed_tokens"
 
 @dataclass(frozen=True, slots=True)
 class Phi3Spec(DecoderSpec):
-    """A Phi-3 model; `resid_pdrop`: dropout of the outputs of attention and MLP."""
+    """A Phi-3 model.
 
+    Attributes:
+        rotary_width: columns of each head that are rotated.
+        resid_pdrop: dropout of the outputs of attention and MLP.
+    """
+
+    rotary_width: int
     resid_pdrop: float
 
 
 def read(id: str, config: ConfigReader) -> Phi3Spec:
-    """The spec of a config.json. Raises InputError where it makes no sense, and for heads rotated in part (Phi-4-mini)."""
-    scopes = [config, *[config.section(key) for key in ("rope_parameters", "rope_scaling") if config.has(key)]]
-    if any(scope.number("partial_rotary_factor", 1.0, maximum=1.0) != 1.0 for scope in scopes):
-        raise NotModelledError(
-            f"{config.origin}: partial_rotary_factor below 1 rotates a part of each head, which tuneplan does not know for phi3"
-        )
+    """The spec of a config.json. Raises InputError where dimensions are missing, absurd or contradict each other."""
     fields = decoder.dimensions(id, config, defaults={"max_position_embeddings": 4096, "vocab_size": 32064})
     return Phi3Spec(
         **fields,
         sliding_window=config.optional_integer("sliding_window", maximum=2**30),
+        rotary_width=decoder.rotary_width(config, fields["head_dim"]),
         resid_pdrop=config.number("resid_pdrop", 0.0, maximum=decoder.MOST_DROPOUT),
     )
 
 
 def start(model: Assembly, spec: Phi3Spec) -> tuple[Block, tuple[Tensor, ...]]:
     """Token ids, embeddings, rotary tables and the mask; returns what layers share."""
-    return decoder.start(model, EMBEDDING, (spec.head_dim,) * 2, (spec.sliding_window,))
+    return decoder.start(model, EMBEDDING, (spec.rotary_width,) * 2, (spec.sliding_window,))
 
 
 def layer(model: Assembly, spec: Phi3Spec, entry: Tensor, shared: tuple[Tensor, ...]) -> Block:
@@ -79,8 +82,8 @@ def _mlp(model: Assembly, spec: Phi3Spec, x: Tensor) -> Tensor:
     fused = model.linear(x, "mlp.gate_up_proj", 2 * spec.intermediate_size)
     tape.scope = "mlp"
     shape = (*x.shape[:-1], spec.intermediate_size)
-    gate, up = pw.narrow(tape, fused, shape), pw.narrow(tape, fused, shape)
-    active = pw.activation(tape, gate, spec.hidden_act)
+    gate, up = pw.split(tape, fused, [shape, shape])
+    active = activation(tape, gate, spec.hidden_act)
     product = pw.multiply(tape, up, active)
     tape.scope = ""
     y = model.linear(product, "mlp.down_proj", spec.hidden_size)

@@ -16,8 +16,8 @@ def test_other_kernels() -> None:
     families.check_kernels("phi3")
 
 
-def test_partial_rotary_positions_are_refused() -> None:
-    """By key, since their memory would differ."""
-    config = small_models.config("phi3", partial_rotary_factor=0.75)
-    with pytest.raises(InputError, match="rotates a part of each head"):
+def test_a_part_that_is_no_pairs_is_refused() -> None:
+    """Heads of 64 rotated by a 64th leave one column, which is no pair."""
+    config = small_models.config("phi3", partial_rotary_factor=1 / 64)
+    with pytest.raises(InputError, match="would be rotated in pairs"):
         read_spec("x", ConfigReader(config, "config.json"))

@@ -1,0 +1,1 @@
+"""Configuration files of training tools, read as questions to the planner; nothing in them is executed."""
