@@ -12,9 +12,10 @@ from tuneplan.planner.device_memory import RuntimeMemory, checkpoint_bytes, runt
 from tuneplan.planner.fragmentation import allowance
 from tuneplan.planner.graph.tensor import CATEGORIES, OPTIMIZER_STATES
 from tuneplan.planner.job import Job
-from tuneplan.planner.memory import StepMemory, Walked, step_memory, walk
+from tuneplan.planner.memory import StepMemory, step_memory, walk
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import Network, build
+from tuneplan.planner.parallel.step import Walked
 from tuneplan.planner.request import Request, check_settings
 from tuneplan.planner.target import Target
 from tuneplan.planner.timing.request_time import time_of
@@ -156,7 +157,7 @@ class Search:
         """One candidate's memory, with the fragmentation of a replay if there was one, else an allowance."""
         self.evaluated += 1
         steps = accumulation(self.job, settings, sharding)
-        settings = replace(settings, accumulating=steps > 1)
+        settings = sharding.settings(replace(settings, accumulating=steps > 1))
         network = self._network(method, settings)
         memory = step_memory(network, settings, optimizer, sharding, self._walked(method, settings))
         runtime = self._runtime(target.gpu, sharding.data_parallel, network.quantized)
@@ -165,6 +166,20 @@ class Search:
         known = None if sharding.zero_stage else self._fragments.get((method.name, settings, optimizer.name))
         fragmentation = allowance(memory) if known is None else known
         return Plan(request, target, memory, fragmentation, runtime, usable, replayed=known is not None)
+
+    def one(self, method: Method, target: Target, optimizer: Optimizer, sharding: Sharding) -> Plan:
+        """The job's one candidate, replayed and priced, whether it fits or not.
+
+        The job names one micro-batch and one kind of checkpointing. Raises InputError for settings that make no sense.
+        """
+        self.job.check()
+        settings = replace(
+            self.job.settings_for(method, target),
+            micro_batch_size=self.job.micro_batch_sizes[0],
+            gradient_checkpointing=self.job.checkpointing[0],
+        )
+        check_settings(settings)
+        return self._priced(self.replayed(self.evaluate(method, target, settings, optimizer, sharding)))
 
     def _runtime(self, gpu: Gpu | None, ranks: int, quantized: bool) -> RuntimeMemory:
         key = (gpu.id if gpu else "", ranks, quantized)

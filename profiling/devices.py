@@ -51,3 +51,5 @@ def check(subject: Subject, device: torch.device) -> None:
             import liger_kernel  # noqa: F401
         except ImportError as error:
             raise InputError("--loss liger needs the package liger-kernel; pip install liger-kernel") from error
+    if subject.settings.loss == "trl":
+        raise InputError("--loss trl is TRL's own, which its trainers alone run; use plan trace, or plan export and run that")

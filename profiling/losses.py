@@ -93,6 +93,64 @@ def liger_kernel(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.T
     return value
 
 
-LOSSES = {"eager": None, "shifted": shifted, "chunked": chunked, "liger": liger}
+class ChunkedLogProb(torch.autograd.Function):
+    """Allocates what TRL 1.16's `ChunkedLogProbFunction` does on a GPU, where Triton kernels fold the tiles in place."""
+
+    TOKENS, COLUMNS, STATISTICS = 4096, 32768, 7
+
+    @staticmethod
+    def forward(ctx: Any, rows_NH: torch.Tensor, weight_VH: torch.Tensor, targets_N: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        cls = ChunkedLogProb
+        N, device = rows_NH.shape[0], rows_NH.device
+        statistics = [torch.zeros(N, dtype=torch.float32, device=device) for _ in range(cls.STATISTICS)]
+        tile = torch.empty((min(N, cls.TOKENS), cls.COLUMNS), dtype=rows_NH.dtype, device=device)
+        log_z = statistics[0] + torch.log(statistics[1])
+        log_probs = statistics[-1] - log_z
+        entropy = log_z - statistics[2] / statistics[1]
+        correct = statistics[-1] >= statistics[0]
+        del tile
+        ctx.save_for_backward(rows_NH, weight_VH, targets_N, log_z, entropy)
+        ctx.mark_non_differentiable(entropy, correct)
+        return log_probs, entropy, correct
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        rows_NH, weight_VH, *_rest = ctx.saved_tensors
+        shapes = [t if needed else None for t, needed in zip((rows_NH, weight_VH), ctx.needs_input_grad, strict=False)]
+        sums = [None if t is None else torch.zeros(t.shape, dtype=torch.float32, device=t.device) for t in shapes]
+        size = (min(len(rows_NH), ChunkedLogProb.TOKENS), ChunkedLogProb.COLUMNS)
+        tile = torch.empty(size, dtype=rows_NH.dtype, device=rows_NH.device)
+        made = [None if t is None else t.to(like.dtype) for t, like in zip(sums, (rows_NH, weight_VH), strict=True)]
+        del tile
+        return made[0], made[1], None
+
+
+def trl(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The model's hidden states through TRL's fused head, all labels counted."""
+    hidden, head, _ = _hidden_and_head(model, ids)
+    short = hidden[:, :-1]
+    mask = torch.ones(short.shape[:-1], dtype=torch.bool, device=ids.device)
+    rows = _Rows.apply(short, mask)
+    log_probs, entropy, correct = ChunkedLogProb.apply(rows, head.weight, labels[:, 1:].reshape(-1).clone())
+    kept = [torch.zeros(mask.shape, dtype=x.dtype, device=x.device) + x.view(mask.shape) for x in (log_probs, entropy, correct)]
+    total: torch.Tensor = (-kept[0]).sum()
+    return total
+
+
+class _Rows(torch.autograd.Function):
+    """`hidden[mask]` with every row taken: how many they are cannot be asked of a tensor without values."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(mask)
+        ctx.shape = hidden.shape
+        return hidden.clone().reshape(-1, hidden.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None]:
+        return gradients[0].new_zeros(ctx.shape), None
+
+
+LOSSES = {"eager": None, "shifted": shifted, "chunked": chunked, "liger": liger, "trl": trl}
 REAL_LOSSES = {"eager": None, "shifted": shifted, "chunked": chunked, "liger": liger_kernel}
 """The same names where values are computed."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.method import Method
-from tuneplan.planner.methods.part import Part, Weight
+from tuneplan.planner.methods.part import CLASSIFIER, Part, Weight
 
 _REWRITES = (
     "linear",
@@ -27,7 +27,14 @@ _REWRITES = (
 """What a part can change beyond choosing the weights that are trained."""
 TASK_TYPES = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM", "sequence-classification": "SEQ_CLS"}
 """PEFT's name of a task; the others have none."""
-_KINDS = (("bias", "bias"), ("norm", "norm"), ("embed", "embedding"), ("lm_head", "head"))
+_KINDS = (
+    ("bias", "bias"),
+    ("norm", "norm"),
+    ("embed", "embedding"),
+    ("lm_head", "head"),
+    ("classifier", CLASSIFIER),
+    ("score", CLASSIFIER),
+)
 
 
 def has_real_code(part: Part) -> bool:
@@ -85,6 +92,8 @@ def with_method(model: nn.Module, method: Method, task: str = "causal-lm") -> nn
 
     Storage of the base weights is left as it is. `task`: a name of subject.TASKS, which decides PEFT's own.
     """
+    depth = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    method = method.for_depth(depth) if depth else method
     configs = [part.peft_config() for part in method.parts]
     for part, config in zip(method.parts, configs, strict=True):
         if config is not None:

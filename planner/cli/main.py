@@ -19,6 +19,7 @@ COMMANDS = {
     "methods": "The fine-tuning methods.",
     "serve-memory": "A served model: KV cache, adapters, speed and cost.",
     "capacity": "What to rent, reserve or buy for a set of workloads.",
+    "export": "A plan as files that training tools and SkyPilot run.",
     "calibrate": "A card's constants from what was measured on it.",
     "explain": "Any figure: its formula, its numbers and its source.",
 }

@@ -1,4 +1,4 @@
-"""From hidden states to the loss: the head's logits and the three ways of computing cross-entropy.
+"""From hidden states to the loss: the head's logits and the ways of computing cross-entropy.
 
 N tokens, V vocabulary, H hidden size. Logits and their gradients are in the category "logits".
 """
@@ -7,6 +7,7 @@ from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.matmul import linear
 from tuneplan.planner.graph.tape import Gradient, Tape
 from tuneplan.planner.graph.tensor import LOGITS, Size, Tensor, elements, round_block, tensor_bytes
+from tuneplan.planner.graph.trl_loss import trl
 
 CHUNKS = 8
 
@@ -43,6 +44,16 @@ def _cross_entropy(tape: Tape, wide: Tensor, labels: Tensor) -> Tensor:
     loss = tape.fresh((1,), "fp32", wide.requires_grad)
     gradient = Gradient(logs, full, moved=wide.nbytes)
     return tape.record("nll_loss", (logs, labels), loss, saved=(logs, labels), gradients=(gradient,), moved=0)
+
+
+def classification(tape: Tape, logits: Tensor) -> Tensor:
+    """`CrossEntropyLoss` of a classification, in the logits' dtype; shape `(..., labels)`."""
+    full = round_block(logits.nbytes)
+    logs = tape.fresh(logits.shape, logits.dtype, logits.requires_grad)
+    gradient = Gradient(logits, full, moved=3 * logits.nbytes)
+    tape.record("log_softmax", (logits,), logs, saved=(logs,), gradients=(gradient,))
+    loss = tape.fresh((1,), logits.dtype, logits.requires_grad)
+    return tape.record("nll_loss", (logs,), loss, saved=(logs,), gradients=(Gradient(logs, full, moved=logs.nbytes),), moved=0)
 
 
 def chunked(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, rescale: str = "") -> Tensor:
@@ -148,4 +159,4 @@ def shifted_fp32(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None
     return shifted(tape, hidden, weight, bias, rescale, fp32_outputs=True)
 
 
-LOSSES = {"eager": eager, "shifted": shifted, "shifted_fp32": shifted_fp32, "liger": liger, "chunked": chunked}
+LOSSES = {"eager": eager, "shifted": shifted, "shifted_fp32": shifted_fp32, "liger": liger, "chunked": chunked, "trl": trl}

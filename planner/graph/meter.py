@@ -76,9 +76,16 @@ class Meter:
 
 
 def _choose(mask: Any, total_a: Size, a: Levels, total_b: Size, b: Levels) -> tuple[Size, Levels]:
-    """Elementwise: a where the mask is true, else b. Ints keep a plain branch, so numpy is not imported for them."""
+    """Elementwise: a where the mask is true, else b. Ints keep a plain branch, so numpy is not imported for them.
+
+    Configurations mostly rise and fall together, and then nothing is chosen one by one.
+    """
     if mask is True or mask is False:
         return (total_a, a) if mask else (total_b, b)
+    if mask.all():
+        return total_a, a
+    if not mask.any():
+        return total_b, b
     import numpy as np
 
     total: Any = np.where(mask, total_a, total_b)

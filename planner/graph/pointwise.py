@@ -115,6 +115,23 @@ def tanh(tape: Tape, x: Tensor) -> Tensor:
     return tape.record("tanh", (x,), out, saved=(out,), gradients=(gradient,))
 
 
+def sigmoid(tape: Tape, x: Tensor) -> Tensor:
+    """`sigmoid(x)`: saves its output."""
+    out = tape.fresh(x.shape, x.dtype, x.requires_grad)
+    gradient = Gradient(x, round_block(x.nbytes), moved=3 * x.nbytes)
+    return tape.record("sigmoid", (x,), out, saved=(out,), gradients=(gradient,))
+
+
+def gelu_new(tape: Tape, x: Tensor) -> Tensor:
+    """`NewGELUActivation` of transformers 5.23: `0.5 x (1 + tanh(c (x + 0.044715 x^3)))`, written out."""
+    full = round_block(x.nbytes)
+    cube = tape.fresh(x.shape, x.dtype, x.requires_grad)
+    tape.record("pow", (x,), cube, saved=(x,), gradients=(Gradient(x, full, scratch=2 * full, moved=6 * full),))
+    inner = scale(tape, add(tape, x, scale(tape, cube)))
+    half = scale(tape, x)
+    return multiply(tape, half, shift(tape, tanh(tape, inner)))
+
+
 def softcap(tape: Tape, x: Tensor) -> Tensor:
     """`c * tanh(x / c)`, written out as Gemma 2 does."""
     return scale(tape, tanh(tape, scale(tape, x, "softcap")), "softcap")

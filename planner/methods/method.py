@@ -1,9 +1,9 @@
 """A method: parts that act together on one model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tuneplan.planner.methods.part import Part, Weight
+from tuneplan.planner.methods.part import CLASSIFIER, Part, Weight
 
 if TYPE_CHECKING:
     from tuneplan.planner.training.settings import Settings
@@ -21,9 +21,13 @@ class Method:
     name: str
     parts: tuple[Part, ...]
 
+    def for_depth(self, count: int) -> "Method":
+        """The parts as they act on a model of `count` decoder layers."""
+        return replace(self, parts=tuple([part.for_depth(count) for part in self.parts]))
+
     def trains(self, weight: Weight) -> bool:
-        """Whether any part trains a base weight."""
-        return any(part.trains(weight) for part in self.parts)
+        """Whether any part trains a base weight; every method trains a classifier."""
+        return weight.kind == CLASSIFIER or any(part.trains(weight) for part in self.parts)
 
     def storage(self, weight: Weight, dtype: str) -> str:
         """The format of a base weight: that of the first part that changes it, else `dtype`."""
@@ -37,9 +41,10 @@ class Method:
         """Whether every part can run under these settings."""
         return all(part.allows(settings) for part in self.parts)
 
-    def inputs_need_grad(self) -> bool:
-        """Whether embeddings are made to require a gradient when gradient checkpointing is on."""
-        return any(part.inputs_need_grad() for part in self.parts)
+    @property
+    def copies_classifier(self) -> bool:
+        """Whether PEFT trains a copy of the classifier beside the frozen original (`modules_to_save`)."""
+        return any(part.peft_config() is not None for part in self.parts)
 
     @property
     def mergeable(self) -> bool:

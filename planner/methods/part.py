@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 FAMILIES = ("full", "additive", "selective", "reparameterized", "quantized", "memory-efficient", "pruned", "hybrid")
 EFFORTS = ("none", "wrapper", "training loop", "model code", "kernel")
+CLASSIFIER = "classifier"
+"""The kind of weight that every method trains: the head of a classification is new."""
 _STAR = re.compile(r"\*(\(\d+\))?")
 WRAPPER = "nothing: peft.get_peft_model wraps the modules"
 
@@ -29,7 +31,7 @@ class Weight:
 
     Attributes:
         name: its name in the state dict, layers written as `*`: "model.layers.*.self_attn.q_proj.weight".
-        kind: "linear", "bias", "norm", "embedding" or "head".
+        kind: "linear", "bias", "norm", "embedding", "head" or CLASSIFIER.
         module: name of its module within its block, such as "self_attn.q_proj".
         layer: index of its decoder layer, None outside the layers.
         layers: how many decoder layers the model has.
@@ -65,7 +67,7 @@ class Part:
         effort: the same as a grade, one of EFFORTS, least first.
         swappable: whether what it trained can be exchanged on a loaded base that stays as it is.
         batchable: whether requests with different such adapters can share a batch.
-        clashes: labels of parts that it cannot act with, and why.
+        clashes: labels of parts that it cannot act with, and why; "*" for all but those listed with None.
     """
 
     label: ClassVar[str]
@@ -79,7 +81,7 @@ class Part:
     effort: ClassVar[str] = "wrapper"
     swappable: ClassVar[bool] = True
     batchable: ClassVar[bool] = False
-    clashes: ClassVar[Mapping[str, str]] = {}
+    clashes: ClassVar[Mapping[str, str | None]] = {}
 
     def check(self) -> None:
         """Raise InputError where an option makes no sense."""
@@ -113,10 +115,6 @@ class Part:
     def storage(self, weight: Weight, dtype: str) -> str | None:
         """The format in which the base weight is kept instead of `dtype` (a name of formats.py), or None to leave it."""
         return None
-
-    def inputs_need_grad(self) -> bool:
-        """Whether embeddings are made to require a gradient when gradient checkpointing is on."""
-        return False
 
     def peft_config(self) -> dict[str, Any] | None:
         """The same part as PEFT's adapter_config.json has it, or None where PEFT adds nothing to the model.
@@ -183,6 +181,26 @@ class Part:
             y: its output so far.
         """
         return y
+
+    def for_depth(self, count: int) -> "Part":
+        """The part as it acts on a model of `count` decoder layers."""
+        return self
+
+    def reshaped(self, spec: "ModelSpec") -> "ModelSpec":
+        """The dimensions of the model under this part, which may have taken layers, heads or channels out of it."""
+        return spec
+
+    def reversible(self) -> bool:
+        """Whether the layers' inputs are computed from their outputs in the backward, so that nothing of them is kept."""
+        return False
+
+    def layer_entry(self, model: "Assembly", hidden: Tensor) -> Tensor:
+        """What a decoder layer runs on, given what enters its block; a network beside the layers moves `model.beside` on."""
+        return hidden
+
+    def stack_exit(self, model: "Assembly", hidden: Tensor) -> Tensor:
+        """What the model's last norm gets, given what left the last layer."""
+        return hidden
 
     def layer_exit(self, model: "Assembly", hidden: Tensor) -> Tensor:
         """The output of a decoder layer."""

@@ -1,13 +1,16 @@
 """Parts that adapt chosen linear modules: which modules, in which layers, in which dtype."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tuneplan.planner.errors import InputError
-from tuneplan.planner.methods.part import Part, numbered
+from tuneplan.planner.methods.layer_span import Layered
+from tuneplan.planner.methods.part import numbered
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from tuneplan.planner.models.assembly import Assembly, Site
     from tuneplan.planner.models.spec import ModelSpec
     from tuneplan.planner.training.settings import Settings
@@ -17,7 +20,7 @@ PATTERN = "re:"
 
 
 @dataclass(frozen=True, slots=True)
-class Targeted(Part):
+class Targeted(Layered):
     """A part with targets, matched as PEFT does (`check_target_module_exists`, peft 0.21 tuners/tuners_utils.py).
 
     Attributes:
@@ -31,6 +34,14 @@ class Targeted(Part):
     target_modules: tuple[str, ...] = (ALL_LINEAR,)
     layers_to_transform: tuple[int, ...] = ()
     autocast_adapter_dtype: bool = True
+
+    def for_depth(self, count: int) -> "Self":
+        """Spans of layers as indices, beside those that `layers_to_transform` has."""
+        part = Layered.for_depth(self, count)
+        if not part.layers:
+            return part
+        chosen = {int(index) for index in part.layers} | set(self.layers_to_transform)
+        return replace(part, layers=(), layers_to_transform=tuple(sorted(chosen)))
 
     def check(self) -> None:
         """Raise InputError for targets that cannot be, and a rank below one."""
@@ -68,8 +79,8 @@ class Targeted(Part):
         return not self.layers_to_transform or index in self.layers_to_transform
 
     def targets(self, path: str, layer: int | None = None) -> bool:
-        """Whether the linear module of this path is adapted."""
-        if layer is not None and self.layers_to_transform and layer not in self.layers_to_transform:
+        """Whether a linear module is adapted, given its whole path and the index of its layer."""
+        if self.layers_to_transform and layer not in self.layers_to_transform:
             return False
         return any(_matches(target, path) for target in self.target_modules)
 
@@ -98,8 +109,8 @@ class Targeted(Part):
         return True
 
     def dtype(self, model: "Assembly") -> str:
-        """The dtype that adapter weights are kept in."""
-        return "fp32" if self.autocast_adapter_dtype else model.settings.dtype
+        """The dtype in which adapter weights compute, which is that they are kept in unless they are cast to gather them."""
+        return "fp32" if self.autocast_adapter_dtype and not model.settings.gathered_cast else model.settings.dtype
 
 
 def _compiled(target: str) -> re.Pattern[str]:

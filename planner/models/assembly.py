@@ -11,7 +11,7 @@ from tuneplan.planner.graph.tape import Tape
 from tuneplan.planner.graph.tensor import WEIGHTS, Size, Storage, Tensor, elements
 from tuneplan.planner.methods.formats import QUANTIZED, kernel, stored_bytes
 from tuneplan.planner.methods.method import Method
-from tuneplan.planner.methods.part import Part, Weight, numbered
+from tuneplan.planner.methods.part import CLASSIFIER, Part, Weight, numbered
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.training.settings import Settings
 
@@ -86,13 +86,20 @@ class Assembly:
         spec: the model's dimensions.
         rotary: cosines and sines of the positions, where the model has them.
         prefix: keys and values that a part puts before those of each layer, once the first block has made them.
+        layers_share: what the family's layers share, once the first block is recorded.
+        side_rotary: the same tables as `rotary` for a narrower network beside the layers, where there is one.
+        attention_input: what the attention being recorded got.
+        streams: hidden states of the layer being recorded, where they run in two streams.
+        beside: state of a network beside the layers after the block before; None without one.
         tape: of the block being recorded.
         parameters: of all blocks so far.
+        met: names of those that the block being recorded has used.
         notes: what the report must say, such as which attention kernel runs and why.
         linears: linear modules that a method may adapt, by path, layers written as `*`.
         norms: normalizations, likewise.
         layer: index of the decoder layer being recorded (the first of those alike), None outside the layers.
         extra_saved_bytes: what a checkpoint has that is no parameter.
+        heads: weights of the classifier.
         largest: largest sizes that parts met so far, by a name of theirs; see `meet`.
     """
 
@@ -102,8 +109,14 @@ class Assembly:
         self.spec = spec
         self.rotary: tuple[Tensor, ...] = ()
         self.prefix: tuple[Tensor, Tensor] | None = None
+        self.layers_share: tuple[Tensor, ...] = ()
+        self.side_rotary: tuple[Tensor, ...] = ()
+        self.attention_input: Tensor | None = None
+        self.streams: tuple[Tensor, ...] = ()
+        self.beside: Tensor | None = None
         self.tape = Tape()
         self.parameters: dict[str, Parameter] = {}
+        self.met: set[str] = set()
         self.notes: dict[str, str] = {}
         self._prefix = ""
         self._count = 1
@@ -112,28 +125,59 @@ class Assembly:
         self.layer: int | None = None
         self.extra_saved_bytes = 0
         self.largest: dict[str, int] = {}
+        self.heads: list[str] = []
 
     def begin(self, prefix: str, count: int, layer: int | None = None) -> Tape:
         """Start a block whose weights are named `prefix` + module and exist `count` times."""
         self.tape = Tape(self.settings.autocast)
+        self.met = set()
         self._prefix = prefix
         self._count = count
         self.layer = layer
         return self.tape
 
+    def within(self, name: str, spec: ModelSpec, method: Method) -> "Assembly":
+        """An assembly for another network whose ops are part of the block being recorded; `adopt` takes over its weights.
+
+        Args:
+            name: under which its weights stand within the block.
+            spec: its dimensions.
+            method: what is trained of it.
+        """
+        inner = Assembly(method, self.settings, spec)
+        inner.tape, inner.layer, inner.rotary = self.tape, self.layer, self.rotary
+        inner._prefix, inner._count = f"{self._prefix}{name}.", self._count
+        return inner
+
+    def adopt(self, inner: "Assembly") -> None:
+        """Count the weights of a network of `within` as brought by the method."""
+        for name, parameter in inner.parameters.items():
+            parameter.adapter = True
+            self.parameters.setdefault(name, parameter)
+            self.met.add(name)
+
     def path(self, module: str) -> str:
         """The path in the model of a module of the block being recorded, its layer as a number."""
         return numbered(f"{self._prefix}{module}", self.layer)
 
-    def weight(self, module: str, shape: tuple[int, ...], kind: str, suffix: str = "weight", owner: str = "linear") -> Tensor:
-        """A weight of the base model; asking twice for one name gives one tensor (tied embeddings)."""
+    def weight(
+        self, module: str, shape: tuple[int, ...], kind: str, suffix: str = "weight", owner: str = "linear", stored: str = ""
+    ) -> Tensor:
+        """A weight of the base model; asking twice for one name gives one tensor (tied embeddings).
+
+        `stored`: the dtype that it is kept in, whatever the method says.
+        """
         name = f"{self._prefix}{module}.{suffix}"
+        self.tape.parameters[name] = None
+        self.met.add(name)
         known = self.parameters.get(name)
         if known is not None:
             return known.tensor
+        if kind == CLASSIFIER:
+            self.heads.append(name)
         weight = Weight(name, kind, module, self.layer, self.spec.num_hidden_layers, owner)
         dtype = self.settings.dtype
-        storage = self.method.storage(weight, dtype)
+        storage = stored or self.method.storage(weight, dtype)
         tensor = self._declare(name, shape, storage, self.method.trains(weight))
         for part in self.method.parts:
             changed, beside = part.state_shape(shape, kind)
@@ -186,6 +230,8 @@ class Assembly:
     def _added(
         self, name: str, shape: tuple[int, ...], dtype: str, trained: bool, count: int, saved: bool, buffer: bool = False
     ) -> Tensor:
+        self.tape.parameters[name] = None
+        self.met.add(name)
         known = self.parameters.get(name)
         if known is not None:
             return known.tensor
@@ -212,10 +258,13 @@ class Assembly:
         outer = tape.scope
         tape.scope = module
         weight = self.weight(module, (out_features, x.shape[-1]), kind)
+        own = kind if kind == CLASSIFIER else "bias"
         if conv1d:
             self.parameters[f"{self._prefix}{module}.weight"].shape = (x.shape[-1], out_features)
-        offset = self.weight(module, (out_features,), "bias", "bias") if bias else None
         parameter = self.parameters[f"{self._prefix}{module}.weight"]
+        # `Linear4bit.forward` of bitsandbytes replaces a bias of another dtype for good
+        narrow = self.settings.dtype if kernel(parameter.storage) == "4bit" else ""
+        offset = self.weight(module, (out_features,), own, "bias", stored=narrow) if bias else None
         site = Site(module, weight, offset, kernel(parameter.storage), parameter.stored_bytes)
         run: Base = partial(self._plain, site)
         if kind == "linear":

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from tuneplan.planner.configs.training_config import ConfigUse
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.job import Job
 from tuneplan.planner.methods.compose import explicit
@@ -27,7 +28,13 @@ def answer_json(answer: Answer, savings: Sequence[Saving] = (), why: WhyNot | No
         "infeasible": [rejected_json(rejected) for rejected in answer.rejected],
         "savings": [saving.to_json() for saving in savings],
         **({"why_not": _why_json(why)} if why is not None else {}),
+        **(_config_json(answer.job.config) if answer.job.config else {}),
     }
+
+
+def _config_json(use: ConfigUse) -> dict[str, Any]:
+    """The files that the job was read from."""
+    return {"config": use.to_json(), "warnings": list(use.config.warnings)}
 
 
 def _why_json(why: WhyNot) -> dict[str, Any]:
@@ -59,6 +66,11 @@ def job_json(job: Job) -> dict[str, Any]:
         "gradient_checkpointing": list(job.checkpointing),
         "attention": s.attention,
         "loss": s.loss,
+        "attention_dropout": s.attention_dropout,
+        "padded": s.padded,
+        "keep_outputs": s.keep_outputs,
+        "use_cache": s.use_cache,
+        "max_grad_norm": s.max_grad_norm,
         "zero_stages": list(job.zero_stages),
         "objective": job.objective,
         "purchase": job.purchase,

@@ -11,6 +11,7 @@ from tuneplan.hardware_profiles.records import Gpu
 from tuneplan.planner.graph.tensor import BITS
 from tuneplan.planner.models.network import Network
 from tuneplan.planner.timing import constants
+from tuneplan.planner.timing.roofline import larger
 
 PCIE_LANE_BYTES = {3: 985_000_000, 4: 1_969_000_000, 5: 3_938_000_000, 6: 7_563_000_000}
 """Bytes per second of one lane in one direction, after encoding (PCI-SIG base specifications 3.0 to 6.0)."""
@@ -106,4 +107,4 @@ def exposed_seconds(communication: float, window: float) -> float:
 
     Never less than a share of `1 - constants.OVERLAP`.
     """
-    return max(communication * (1 - constants.OVERLAP.value), communication - window)
+    return larger(communication * (1 - constants.OVERLAP.value), communication - window)

@@ -34,6 +34,8 @@ class Settings:
             that is written `outputs = model(...)`; transformers' Trainer does not.
         use_cache: the model keeps keys and values in a cache, as it does by default; the Trainer turns it off, and so does
             gradient checkpointing.
+        gathered_cast: fp32 adapters are cast to `dtype` as they are gathered, so that the model computes in one dtype (FSDP's
+            mixed precision).
     """
 
     micro_batch_size: Size = 1
@@ -51,6 +53,7 @@ class Settings:
     padded: bool = False
     keep_outputs: bool = False
     use_cache: bool = False
+    gathered_cast: bool = False
 
     @property
     def autocast(self) -> str:

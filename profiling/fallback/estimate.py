@@ -17,7 +17,7 @@ from tuneplan.profiling.command import subject_of
 from tuneplan.profiling.fallback import cache
 from tuneplan.profiling.fallback.clock import TracedTime, step_time
 from tuneplan.profiling.fallback.program import Program, program
-from tuneplan.profiling.fallback.recording import record
+from tuneplan.profiling.fallback.recording import Recording, record
 from tuneplan.profiling.quiet import quiet
 from tuneplan.profiling.replay import replay
 from tuneplan.profiling.report import trace_report
@@ -162,9 +162,18 @@ def _program(subject: Subject) -> tuple[Program | None, str]:
     found = covering(known, batch, length)
     if found is not None:
         return found, str(cache.path(subject))
-    click.echo(f"plan: tracing the real code of {subject.config.get('model_type')}; kept for the next time", err=True)
+    traces = 0
+
+    def traced(batch: int, length: int) -> Recording:
+        nonlocal traces
+        recording = record(subject, batch, length)
+        if not traces:
+            click.echo(f"plan: tracing the real code of {subject.config['model_type']}; kept for the next time", err=True)
+        traces += 1
+        return recording
+
     try:
-        found = program(lambda b, n: record(subject, b, n), batch, length)
+        found = program(traced, batch, length)
     except CannotRunError:
         return None, ""
     return found, cache.store(subject, [found, *known][:MOST_PROGRAMS])

@@ -105,7 +105,7 @@ def test_batches_and_lengths(method: str, batch: int, length: int) -> None:
         check(Case(small(), method, settings))
 
 
-@pytest.mark.parametrize("loss", ["chunked", "liger"])
+@pytest.mark.parametrize("loss", ["chunked", "liger", "trl"])
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 @pytest.mark.parametrize(("batch", "length"), [(1, 512), (3, 200)])
 def test_loss_implementations(loss: str, method: str, batch: int, length: int) -> None:

@@ -1,0 +1,33 @@
+"""All files of an export: the tool's own, the plan they were made from, and the task that rents the machine."""
+
+from tuneplan.planner.export.job import Export, ExportJob
+from tuneplan.planner.export.registry import writer
+from tuneplan.planner.report import document
+from tuneplan.planner.report.json_report import plan_json
+
+PLAN = "plan.json"
+
+
+def bundle(job: ExportJob, format_name: str, engine: str | None = None, skypilot: bool = False) -> Export:
+    """Everything that goes into the folder.
+
+    Args:
+        job: the plan.
+        format_name: a name of the registry.
+        engine: ddp, fsdp or deepspeed instead of what the plan suggests.
+        skypilot: also a SkyPilot task.
+
+    Raises:
+        UnknownNameError: there is no such format.
+        InputError: the tool cannot do what the plan says; the option is named.
+    """
+    made = writer(format_name)(job, engine)
+    files, gaps = dict(made.files), list(made.gaps)
+    if skypilot:
+        from tuneplan.planner.export import skypilot as sky
+
+        files[sky.CONFIG], more = sky.write(job)
+        gaps += more
+    request = job.plan.request.to_json()
+    files[PLAN] = document.text({"source": "planned", "request": request, "gaps": gaps, **plan_json(job.plan)}) + "\n"
+    return Export(files, tuple(gaps), made.main)
