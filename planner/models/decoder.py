@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tuneplan.planner.errors import InputError
+from tuneplan.planner.errors import InputError, NotModelledError
 from tuneplan.planner.graph import loss as losses
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.activations import ACTIVATIONS
@@ -97,7 +97,7 @@ def _activation(config: ConfigReader, key: str, default: str) -> str:
     name = config.text(key, default)
     if name not in ACTIVATIONS:
         known = ", ".join(sorted(ACTIVATIONS))
-        raise InputError(f"{config.origin}: {key} {name!r} is an activation that tuneplan does not know; it knows {known}")
+        raise NotModelledError(f"{config.origin}: {key} {name!r} is an activation that tuneplan does not know; it knows {known}")
     return name
 
 
