@@ -255,7 +255,7 @@ def _after_layers(model: Assembly, entry: Tensor) -> Block | None:
     return block
 
 
-def _finish(builder: ModuleType, model: Assembly, spec: ModelSpec, entry: Tensor, direct: bool) -> Block:
+def _finish(builder: Any, model: Assembly, spec: ModelSpec, entry: Tensor, direct: bool) -> Block:
     """Record head and loss. `direct`: they read what left the last layer, and with it the network beside the layers, if any."""
     state = model.beside if direct else None
     block: Block = builder.finish(model, spec, entry)
