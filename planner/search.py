@@ -163,7 +163,7 @@ class Search:
         request = Request(self.job.spec, method, settings, optimizer, sharding, steps, target.gpu)
         usable = usable_bytes(target.memory_bytes, self.job.safety_margin)
         known = None if sharding.zero_stage else self._fragments.get((method.name, settings, optimizer.name))
-        fragmentation = allowance(memory) if known is None else known
+        fragmentation = allowance(memory.peak.levels) if known is None else known
         return Plan(request, target, memory, fragmentation, runtime, usable, replayed=known is not None)
 
     def one(self, method: Method, target: Target, optimizer: Optimizer, sharding: Sharding) -> Plan:
