@@ -76,7 +76,7 @@ def walk(network: Network, settings: Settings) -> Walked:
     held = held_embeddings(network)
     for index, run in enumerate(network.runs):
         walked = Walk(run.block)
-        segment = walked.forward(keep=not run.checkpointed)
+        segment = walked.forward(keep=not run.checkpointed, rebuilt=run.reversible)
         if index == 1 and held:
             forward += [(segment, 1), (_births(held), 1)]
             forward += [(segment, run.count - 1)] if run.count > 1 else []
@@ -92,10 +92,8 @@ def walk(network: Network, settings: Settings) -> Walked:
             forward.append((_deaths(kept_outputs(run)), run.count))
     backward: list[tuple[Segment, int]] = []
     for run, walked in reversed(walks):
-        if run.checkpointed:
-            segment = Walk(run.block).backward(shared, settings.gradient_checkpointing)
-        else:
-            segment = walked.backward(shared)
+        again = Walk(run.block) if run.checkpointed else walked
+        segment = again.backward(shared, run.recomputation(settings))
         backward.append((segment, run.count))
     backward.append((_deaths(late), 1))
     return Walked(forward, backward)
@@ -144,20 +142,24 @@ def gradient_uses(network: Network) -> dict[int, int]:
 def carried(network: Network) -> tuple[list[Storage], list[Storage]]:
     """Storages that blocks share: those that die with the forward, and those that live to the end of the backward.
 
-    They stay where an op saved them, where a checkpoint holds its arguments, and where they are the batch itself.
+    What reversible layers computed last is among the latter. Others stay where an op saved them, where a checkpoint holds its
+    arguments, and where they are the batch itself.
     """
-    checkpointed = any(run.checkpointed for run in network.runs)
+    arguments = {id(storage) for run in network.runs if run.checkpointed for op in run.block.ops for storage in op.reads}
+    arguments |= {id(storage) for run in network.runs for storage in run.block.leaves}
     saved = {id(storage) for run in network.runs for op in run.block.ops for storage in op.saved}
     early: list[Storage] = []
     late: list[Storage] = []
     for run in network.runs:
         for index, storage in enumerate(run.block.carried):
-            held = checkpointed or id(storage) in saved or index < run.block.batch
+            held = id(storage) in arguments or id(storage) in saved or index < run.block.batch
             (late if held else early).append(storage)
         early += [storage for storage in run.block.locals if id(storage) not in saved]
         late += [storage for storage in run.block.locals if id(storage) in saved]
         pinned = {id(storage): storage for op in run.block.ops for storage in op.pinned}
         late += list(pinned.values()) * run.count
+    rebuilt = [run.block.entry for run in network.runs if run.reversible]
+    late += [entry.storage for entry in rebuilt[:1] if entry is not None]
     return early, late
 
 
@@ -167,10 +169,11 @@ def held_embeddings(network: Network) -> list[Storage]:
     The walk of the first layer lets it go with its other input, so it is born again after that layer.
     """
     first, run = network.runs[0].block, network.runs[1]
-    if first.exit is None or run.checkpointed or not first.exit_held:
+    if first.exit is None or not first.exit_held or (run.checkpointed and not run.reversible):
         return []
     storage = first.exit.storage
-    return [] if any(storage in op.saved for op in run.block.ops) else [storage]
+    saved = not run.reversible and any(storage in op.saved for op in run.block.ops)
+    return [] if saved else [storage]
 
 
 def kept_outputs(run: Run) -> tuple[Storage, ...]:

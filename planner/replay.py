@@ -217,7 +217,7 @@ def _record(network: Network, settings: Settings) -> list[list[list[_Event]]]:
         meter = type("Recorder", (_Recorder,), {"sink": sink, "__slots__": ()})
         walks = [Walk(run.block, meter) for run in network.runs]
         for run, walk in zip(network.runs, walks, strict=True):
-            walk.forward(keep=not run.checkpointed)
+            walk.forward(keep=not run.checkpointed, rebuilt=run.reversible)
         recorded[0] = sink.copy()
         sink.clear()
         for walk in walks:
@@ -227,7 +227,7 @@ def _record(network: Network, settings: Settings) -> list[list[list[_Event]]]:
         shared = Shared(accumulating, gradient_uses(network), fused_update=network.fused_update)
         for run, walk in zip(reversed(network.runs), reversed(walks), strict=True):
             if run.checkpointed:
-                Walk(run.block, meter).backward(shared, settings.gradient_checkpointing)
+                Walk(run.block, meter).backward(shared, run.recomputation(settings))
             else:
                 walk.backward(shared)
         recorded.append(sink)

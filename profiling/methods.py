@@ -85,6 +85,8 @@ def with_method(model: nn.Module, method: Method, task: str = "causal-lm") -> nn
 
     Storage of the base weights is left as it is. `task`: a name of subject.TASKS, which decides PEFT's own.
     """
+    depth = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    method = method.for_depth(depth) if depth else method
     configs = [part.peft_config() for part in method.parts]
     for part, config in zip(method.parts, configs, strict=True):
         if config is not None:

@@ -86,7 +86,7 @@ def _estimated_modules(estimate: Estimate) -> dict[str, int]:
     found: dict[str, int] = {}
     for run in estimate.network.runs:
         kept = {id(s) for op in run.block.ops for s in op.saved} if not run.checkpointed else set()
-        if run.block.exit is not None and run.checkpointed:
+        if run.block.exit is not None and run.checkpointed and not run.reversible:
             kept.add(id(run.block.exit.storage))
         for op in run.block.ops:
             storage = op.allocates

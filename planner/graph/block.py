@@ -24,6 +24,8 @@ class Block:
         leaves: activations that were made to require a gradient, and that gradient; they live as long as the loss's graph.
         side: tensors made here whose gradients come from other blocks, bytes of such a gradient, and their number.
         repeated: parameters of the layers (by id) that the block uses several times, and how often.
+        beside: storages without a gradient that the block before made for this one beside its entry; they go when it ends.
+        frozen_exit: what the next layer reads, where the exit is the state of a network beside the layers.
         locals: storages that a variable of the model's forward holds to its end, and nothing else.
         exit_held: of the first block: such a variable holds its exit.
     """
@@ -41,6 +43,8 @@ class Block:
     leaves: tuple[Storage, ...] = ()
     side: tuple[tuple[Tensor, Size, int], ...] = ()
     repeated: dict[int, int] = field(default_factory=dict)
+    beside: tuple[Storage, ...] = ()
+    frozen_exit: Tensor | None = None
     locals: tuple[Storage, ...] = ()
     exit_held: bool = True
 
@@ -72,7 +76,7 @@ def close(
         for storage in op.reads:
             if id(storage) in owned:
                 last[id(storage)] = index
-    kept = {id(storage) for storage in (*carried, *locals, *tape.outputs, *tape.cached)}
+    kept = {id(storage) for storage in (*carried, *locals, *tape.outputs, *tape.cached, *tape.passed)}
     if exit is not None:
         kept.add(id(exit.storage))
     frees: list[list[Storage]] = [[] for _ in tape.ops]

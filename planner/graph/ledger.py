@@ -63,16 +63,19 @@ class Walk:
         self._saved: dict[int, int] = {}
         self._released: set[int] = set()
 
-    def forward(self, keep: bool = True) -> Segment:
+    def forward(self, keep: bool = True, rebuilt: bool = False) -> Segment:
         """The forward pass; leaves behind what is saved and the exit.
 
         Args:
             keep: whether autograd saves tensors; if not (a checkpointed region) only the entry stays.
+            rebuilt: the entry goes too, because the backward computes it from the exit (a reversible layer).
         """
         meter = self._meter()
         self._run(len(self.block.ops), keep, meter)
-        if keep and self.block.entry is not None and self.block.entry_held:
+        if (keep or rebuilt) and self.block.entry is not None and self.block.entry_held:
             self._unreference(self.block.entry.storage, meter)
+        for storage in self.block.beside:
+            self._unreference(storage, meter)
         return meter.segment()
 
     def release(self, keep_outputs: bool = False) -> Segment:
@@ -91,11 +94,13 @@ class Walk:
         Args:
             shared: state of the whole backward.
             checkpointing: "off"; "non-reentrant": the forward runs again when the first saved tensor is asked for, and stops
-                early; "reentrant": it runs again whole, and its output and the incoming gradient are held to the end.
+                early; "reentrant": it runs again whole, and its output and the incoming gradient are held to the end;
+                "reversible": the same, after the entry was computed from the exit; it stays for the block before.
         """
         meter = self._meter()
         block = self.block
-        reentrant = checkpointing == "reentrant"
+        reversible = checkpointing == "reversible"
+        reentrant = checkpointing == "reentrant" or reversible
         pending: dict[int, _Pending] = {}
         start = block.exit if block.exit is not None else _last_output(block)
         for key, count in block.repeated.items():
@@ -113,6 +118,9 @@ class Walk:
         if start.requires_grad:
             pending[id(start)] = incoming
         waiting = checkpointing == "non-reentrant"
+        if reversible and block.entry is not None:
+            meter.add(incoming.nbytes, TEMPORARY)
+            meter.add(block.entry.storage.nbytes, block.entry.storage.category)
         if reentrant:
             self._run(len(block.ops), True, meter)
             for storage in block.cached:
@@ -132,7 +140,10 @@ class Walk:
         if reentrant:
             _leave(incoming, meter)
             meter.drop(start.storage.nbytes, start.storage.category)
-        if checkpointing != "off" and block.entry is not None:
+        if reversible:  # the last layer's output and its gradient stay until all layers are done, beside this one's
+            meter.drop(incoming.nbytes, TEMPORARY)
+            meter.drop(start.storage.nbytes, start.storage.category)
+        if checkpointing != "off" and not reversible and block.entry is not None:
             meter.drop(block.entry.storage.nbytes, block.entry.storage.category)
         return meter.segment()
 
@@ -241,7 +252,7 @@ def _deliver(op: Op, made: list[tuple[Gradient, _Pending]], pending: dict[int, _
             _leave(new, meter)
         else:
             meter.op = f"{op.name} (sum of gradients)"
-            total = _Pending(old.nbytes, gradient_category(gradient.of))
+            total = _Pending(round_block(gradient.of.nbytes), gradient_category(gradient.of))
             meter.add(total.nbytes, total.category)
             pending[id(gradient.of)] = total
             _leave(old, meter)

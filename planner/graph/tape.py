@@ -83,6 +83,7 @@ class Tape:
         cached: storages that autocast's cache holds until the forward ends: casts of trained fp32 weights.
         side: tensors made here whose gradients come from other blocks, bytes of such a gradient, and their number.
         held: storages that a variable of the code around the model holds until the forward is over.
+        passed: storages that the next block reads besides this one's exit.
     """
 
     def __init__(self, autocast: str = "") -> None:
@@ -95,6 +96,7 @@ class Tape:
         self.cached: list[Storage] = []
         self.side: list[tuple[Tensor, Size, int]] = []
         self.held: list[Storage] = []
+        self.passed: list[Storage] = []
 
     def fresh(self, shape: tuple[Size, ...], dtype: str, requires_grad: bool) -> Tensor:
         """A new tensor in a new storage."""

@@ -8,7 +8,8 @@ from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.matmul import linear
 from tuneplan.planner.graph.tape import Gradient
 from tuneplan.planner.graph.tensor import Tensor, round_block
-from tuneplan.planner.methods.part import Part
+from tuneplan.planner.methods import gate
+from tuneplan.planner.methods.layer_span import Layered
 
 if TYPE_CHECKING:
     from tuneplan.planner.models.assembly import Assembly
@@ -19,7 +20,7 @@ NON_LINEARITIES = ("relu", "swish", "gelu")
 
 
 @dataclass(frozen=True, slots=True)
-class BottleneckAdapter(Part):
+class BottleneckAdapter(Layered):
     """y + s U f(D y), or y + s U f(D h) beside the module, h being the residual stream.
 
     Attributes:
@@ -28,6 +29,7 @@ class BottleneckAdapter(Part):
         output_adapter: one after the MLP.
         is_parallel: beside the module instead of after it.
         non_linearity: relu, swish or gelu.
+        use_gating: what is added is multiplied by a gate from the adapter's input (Mao et al. 2022, UniPELT).
         skip_layers: how many of the lowest layers have none (AdapterDrop, Rueckle et al. 2021, section 3).
     """
 
@@ -51,6 +53,7 @@ class BottleneckAdapter(Part):
     output_adapter: bool = True
     is_parallel: bool = False
     non_linearity: str = "relu"
+    use_gating: bool = False
     skip_layers: int = 0
 
     def check(self) -> None:
@@ -72,25 +75,29 @@ class BottleneckAdapter(Part):
 
     def layer_form(self, index: int, count: int) -> object:
         """Whether the layer has adapters."""
-        return index >= self.skip_layers
+        return index >= self.skip_layers and self.in_layer(index)
 
     def submodule(self, model: "Assembly", name: str, x: Tensor, residual: Tensor, y: Tensor) -> Tensor:
         """Run the network on the module's output, or on the residual stream, and add."""
         wanted = self.mh_adapter if name == "self_attn" else self.output_adapter
-        if not wanted or model.layer is None or model.layer < self.skip_layers:
+        if not wanted or model.layer is None or model.layer < self.skip_layers or not self.in_layer(model.layer):
             return y
         tape = model.tape
         tape.scope = f"{name}.adapter"
         width = model.spec.hidden_size
         inner = max(int(width // self.reduction_factor), 1)
         dtype = y.dtype
-        low = self.dense(model, f"{name}.adapter_down", residual if self.is_parallel else y, inner, dtype)
+        given = residual if self.is_parallel else y
+        low = self.dense(model, f"{name}.adapter_down", given, inner, dtype)
         if self.non_linearity == "relu":
             active = tape.fresh(low.shape, low.dtype, True)
             tape.record("relu", (low,), active, saved=(active,), gradients=(Gradient(low, round_block(low.nbytes)),))
         else:
             active = pw.activation(tape, low, self.non_linearity)
-        out = pw.add(tape, pw.scale(tape, self.dense(model, f"{name}.adapter_up", active, width, dtype)), y)
+        added = pw.scale(tape, self.dense(model, f"{name}.adapter_up", active, width, dtype))
+        if self.use_gating:
+            added = pw.multiply(tape, added, gate.record(model, f"{name}.adapter_gate", given))
+        out = pw.add(tape, added, y)
         tape.hold(y)
         tape.scope = ""
         return out

@@ -18,7 +18,9 @@ class Full(Part):
     code_changes: ClassVar[str] = "nothing"
     effort: ClassVar[str] = "none"
     swappable: ClassVar[bool] = False
-    clashes: ClassVar[Mapping[str, str]] = {"*": "it trains the base weights that every other part freezes or leaves alone"}
+    clashes: ClassVar[Mapping[str, str | None]] = {
+        "*": "it trains the base weights that every other part freezes or leaves alone"
+    }
 
     def freezes_base(self) -> bool:
         """Nothing is frozen."""

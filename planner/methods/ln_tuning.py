@@ -42,10 +42,6 @@ class LnTuning(Part):
         """The norms that are targets, with their biases."""
         return weight.kind in ("norm", "bias") and self.targets(weight.path)
 
-    def inputs_need_grad(self) -> bool:
-        """PEFT hooks the embeddings when the model checkpoints."""
-        return True
-
     def normed(self, model: "Assembly", module: str, y: Tensor) -> Tensor:
         """Declare the frozen norm that stays beside the trained one."""
         if self.targets(model.path(module)):

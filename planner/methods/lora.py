@@ -7,7 +7,7 @@ from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.matmul import linear
 from tuneplan.planner.graph.tensor import Tensor
-from tuneplan.planner.methods import dora
+from tuneplan.planner.methods import dora, gate
 from tuneplan.planner.methods.part import Part, Weight
 from tuneplan.planner.methods.targeted import Targeted
 
@@ -30,6 +30,7 @@ class Lora(Targeted):
         use_dora: a trained magnitude for each output (Liu et al. 2024, DoRA).
         freeze_a: only B is trained (Zhang et al. 2023, LoRA-FA).
         gate: a trained factor for each rank between A and B (Ding et al. 2023, SoRA, equation 3); its pruning is not modelled.
+        use_gating: the product is multiplied by a gate from the module's input instead of alpha / r (Mao et al. 2022, UniPELT).
         frozen_tasks: adapters of earlier tasks that stay beside the new one, frozen (Wang et al. 2023, O-LoRA, section 3).
         rank_pattern: other ranks for modules whose path ends in a name, written name:rank.
     """
@@ -49,6 +50,7 @@ class Lora(Targeted):
     use_dora: bool = False
     freeze_a: bool = False
     gate: bool = False
+    use_gating: bool = False
     frozen_tasks: int = 0
     rank_pattern: tuple[str, ...] = ()
 
@@ -89,7 +91,7 @@ class Lora(Targeted):
 
     def peft_config(self) -> dict[str, Any] | None:
         """`LoraConfig` of peft 0.21; PEFT has no gates and no adapters of earlier tasks."""
-        if self.gate or self.frozen_tasks:
+        if self.gate or self.use_gating or self.frozen_tasks:
             return None
         return {
             "peft_type": "LORA",
@@ -129,7 +131,11 @@ class Lora(Targeted):
             low = linear(tape, dropped, a)
             if self.gate:
                 low = pw.multiply(tape, low, model.adapter(f"{site.module}.lora_gate", (rank,), dtype))
-            product = pw.scale(tape, linear(tape, low, b))
+            product = linear(tape, low, b)
+            if self.use_gating:
+                product = pw.multiply(tape, product, gate.record(model, f"{site.module}.lora_gate", wide))
+            else:
+                product = pw.scale(tape, product)
             if site.form:
                 product = pw.cast(tape, product, y.dtype)
         result = pw.add(tape, y, product)

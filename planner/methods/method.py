@@ -1,6 +1,6 @@
 """A method: parts that act together on one model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tuneplan.planner.methods.part import Part, Weight
@@ -21,6 +21,10 @@ class Method:
     name: str
     parts: tuple[Part, ...]
 
+    def for_depth(self, count: int) -> "Method":
+        """The parts as they act on a model of `count` decoder layers."""
+        return replace(self, parts=tuple([part.for_depth(count) for part in self.parts]))
+
     def trains(self, weight: Weight) -> bool:
         """Whether any part trains a base weight."""
         return any(part.trains(weight) for part in self.parts)
@@ -36,10 +40,6 @@ class Method:
     def allows(self, settings: "Settings") -> bool:
         """Whether every part can run under these settings."""
         return all(part.allows(settings) for part in self.parts)
-
-    def inputs_need_grad(self) -> bool:
-        """Whether embeddings are made to require a gradient when gradient checkpointing is on."""
-        return any(part.inputs_need_grad() for part in self.parts)
 
     @property
     def mergeable(self) -> bool:

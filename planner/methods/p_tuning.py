@@ -45,10 +45,6 @@ class PTuning(Part):
         """Raise InputError for virtual tokens beyond the context."""
         check_tokens(self.label, self.num_virtual_tokens, spec, settings)
 
-    def inputs_need_grad(self) -> bool:
-        """PEFT hooks the embeddings when the model checkpoints."""
-        return True
-
     def at_inference(self) -> Part | None:
         """Nothing: the prompt's keys and values are in the cache."""
         return None

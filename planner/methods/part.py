@@ -65,7 +65,7 @@ class Part:
         effort: the same as a grade, one of EFFORTS, least first.
         swappable: whether what it trained can be exchanged on a loaded base that stays as it is.
         batchable: whether requests with different such adapters can share a batch.
-        clashes: labels of parts that it cannot act with, and why.
+        clashes: labels of parts that it cannot act with, and why; "*" for all but those listed with None.
     """
 
     label: ClassVar[str]
@@ -79,7 +79,7 @@ class Part:
     effort: ClassVar[str] = "wrapper"
     swappable: ClassVar[bool] = True
     batchable: ClassVar[bool] = False
-    clashes: ClassVar[Mapping[str, str]] = {}
+    clashes: ClassVar[Mapping[str, str | None]] = {}
 
     def check(self) -> None:
         """Raise InputError where an option makes no sense."""
@@ -113,10 +113,6 @@ class Part:
     def storage(self, weight: Weight, dtype: str) -> str | None:
         """The format in which the base weight is kept instead of `dtype` (a name of formats.py), or None to leave it."""
         return None
-
-    def inputs_need_grad(self) -> bool:
-        """Whether embeddings are made to require a gradient when gradient checkpointing is on."""
-        return False
 
     def peft_config(self) -> dict[str, Any] | None:
         """The same part as PEFT's adapter_config.json has it, or None where PEFT adds nothing to the model.
@@ -183,6 +179,26 @@ class Part:
             y: its output so far.
         """
         return y
+
+    def for_depth(self, count: int) -> "Part":
+        """The part as it acts on a model of `count` decoder layers."""
+        return self
+
+    def reshaped(self, spec: "ModelSpec") -> "ModelSpec":
+        """The dimensions of the model under this part, which may have taken layers, heads or channels out of it."""
+        return spec
+
+    def reversible(self) -> bool:
+        """Whether the layers' inputs are computed from their outputs in the backward, so that nothing of them is kept."""
+        return False
+
+    def layer_entry(self, model: "Assembly", hidden: Tensor) -> Tensor:
+        """What a decoder layer runs on, given what enters its block; a network beside the layers moves `model.beside` on."""
+        return hidden
+
+    def stack_exit(self, model: "Assembly", hidden: Tensor) -> Tensor:
+        """What the model's last norm gets, given what left the last layer."""
+        return hidden
 
     def layer_exit(self, model: "Assembly", hidden: Tensor) -> Tensor:
         """The output of a decoder layer."""

@@ -84,6 +84,17 @@ PATTERNS: dict[str, Pattern] = {
         "drops that vary by step",
     ),
     "compacter_plus": Pattern("compacter(mh_adapter=false)", "reparameterized", "Karimi Mahabadi et al. 2021, Compacter++"),
+    "meft": Pattern(
+        "reversible+bottleneck_adapter(is_parallel=true,mh_adapter=false,reduction_factor=32)",
+        "memory-efficient",
+        "Liao, Tan and Monz 2023, MEFT, section 3.3 (MEFT1)",
+    ),
+    "qst": Pattern(
+        "quantized_base(prepare_kbit=false)+lst(reduction_factor=16)",
+        "memory-efficient",
+        "Zhang et al. 2024, Quantized Side Tuning, section 3",
+        "its cheaper down-projections and the quantized weights' compute dtype",
+    ),
     "xprompt": Pattern(
         "prompt_tuning(num_virtual_tokens=50)",
         "additive",
@@ -118,17 +129,24 @@ PATTERNS: dict[str, Pattern] = {
         "shifted sparse attention, position interpolation",
     ),
     "mam": Pattern(
-        "prefix_tuning(num_virtual_tokens=30,prefix_projection=true,encoder_hidden_size=800)"
+        "prefix_tuning(num_virtual_tokens=30,prefix_projection=true,encoder_hidden_size=800,past_key_values=false)"
         "+bottleneck_adapter(is_parallel=true,mh_adapter=false,reduction_factor=2)",
         "hybrid",
         "He et al. 2022, Towards a Unified View of Parameter-Efficient Transfer Learning, section 4.6",
     ),
     "unipelt": Pattern(
-        "lora(target_modules=q_proj,v_proj)+prefix_tuning(num_virtual_tokens=10,prefix_projection=true,encoder_hidden_size=512)"
-        "+bottleneck_adapter(mh_adapter=false,non_linearity=swish)",
+        "lora(target_modules=q_proj,v_proj,use_gating=true)"
+        "+prefix_tuning(num_virtual_tokens=10,prefix_projection=true,encoder_hidden_size=512,past_key_values=false,use_gating=true)"
+        "+bottleneck_adapter(mh_adapter=false,use_gating=true)",
         "hybrid",
         "Mao et al. 2022, UniPELT, section 3",
-        "the gates: a linear layer to one number for each part and layer",
+    ),
+    "s4": Pattern(
+        "lora(r=16,target_modules=q_proj,v_proj,layers=0/6-1/6,5/6-6/6)+bottleneck_adapter(mh_adapter=false,layers=0/6-5/6)"
+        "+prefix_tuning(layers=1/6-6/6)+bitfit(layers=3/6-6/6)",
+        "hybrid",
+        "Chen et al. 2023, Parameter-Efficient Fine-Tuning Design Spaces, section 4.5",
+        "sizes of the groups, of which the paper gives the order: here 1:2:2:1; each strategy is given equally many parameters",
     ),
     "llm_adapters_series": Pattern(
         "bottleneck_adapter(mh_adapter=false,reduction_factor=16)", "hybrid", "Hu et al. 2023, LLM-Adapters, section 3"

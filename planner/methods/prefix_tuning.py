@@ -8,6 +8,8 @@ from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.matmul import embedding, linear
 from tuneplan.planner.graph.tape import Gradient
 from tuneplan.planner.graph.tensor import Size, Tensor, round_block, tensor_bytes
+from tuneplan.planner.methods import gate
+from tuneplan.planner.methods.layer_span import Layered
 from tuneplan.planner.methods.part import Part
 from tuneplan.planner.methods.prompt_tuning import check_tokens
 
@@ -18,26 +20,33 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class PrefixTuning(Part):
+class PrefixTuning(Layered):
     """Attention over [P_k; K] and [P_v; V] with P trained, for every layer.
 
     Attributes:
         num_virtual_tokens: rows of P; every query sees so many keys more.
         prefix_projection: P comes out of a trained two-layer MLP; what is saved is P.
         encoder_hidden_size: width of that MLP; 0 for the model's key width.
+        past_key_values: as PEFT does it, prefixes are a cache, which keeps every layer's keys and values to the end of the
+            forward; without, they are joined to each layer's own as in the adapters library, and gradients go as they come.
+        use_gating: each layer's prefix is multiplied by a gate from the layer's input (Mao et al. 2022, UniPELT).
     """
 
     label: ClassVar[str] = "prefix_tuning"
     family: ClassVar[str] = "additive"
     paper: ClassVar[str] = "Li and Liang 2021, Prefix-Tuning: Optimizing Continuous Prompts for Generation"
     source: ClassVar[str] = "section 4.2 and 4.3; peft 0.21 peft_model.py get_prompt, tuners/prefix_tuning/model.py"
-    not_modelled: ClassVar[str] = "gradient checkpointing, which peft refuses"
+    not_modelled: ClassVar[str] = (
+        "gradient checkpointing, which peft refuses; where only some layers have a prefix, the mask and the cache of all count it"
+    )
     mergeable: ClassVar[bool] = False
     batchable: ClassVar[bool] = True
 
     num_virtual_tokens: int = 20
     prefix_projection: bool = False
     encoder_hidden_size: int = 0
+    past_key_values: bool = True
+    use_gating: bool = False
 
     def check_spec(self, spec: "ModelSpec", settings: "Settings") -> None:
         """Raise InputError for virtual tokens beyond the context, and with gradient checkpointing."""
@@ -60,12 +69,18 @@ class PrefixTuning(Part):
         """The prefix."""
         return self.num_virtual_tokens
 
+    def layer_form(self, index: int, count: int) -> object:
+        """Whether the layer has a prefix."""
+        return self.in_layer(index)
+
     def prefix_length(self) -> int:
         """The prefix."""
         return self.num_virtual_tokens
 
-    def peft_config(self) -> dict[str, Any]:
-        """`PrefixTuningConfig` of peft 0.21."""
+    def peft_config(self) -> dict[str, Any] | None:
+        """`PrefixTuningConfig` of peft 0.21, which has prefixes in all layers, and no gates."""
+        if self.layers or self.use_gating or not self.past_key_values:
+            return None
         width = {"encoder_hidden_size": self.encoder_hidden_size} if self.encoder_hidden_size else {}
         rest = {"num_virtual_tokens": self.num_virtual_tokens, "prefix_projection": self.prefix_projection, **width}
         return {"peft_type": "PREFIX_TUNING", "task_type": "CAUSAL_LM", **rest}
@@ -75,7 +90,8 @@ class PrefixTuning(Part):
         tape, spec, count = model.tape, model.spec, self.num_virtual_tokens
         batch = hidden.shape[0]
         width = spec.num_key_value_heads * spec.head_dim
-        every = 2 * spec.num_hidden_layers * width
+        layers = len(self.layers) or spec.num_hidden_layers
+        every = 2 * layers * width
         if self.prefix_projection:
             inner = self.encoder_hidden_size or width
             table = model.common("prompt_encoder.embedding.weight", (count, width), "fp32", saved=False)
@@ -92,12 +108,13 @@ class PrefixTuning(Part):
         size = round_block(narrow.nbytes)
         tape.record("cache", (narrow,), cached, gradients=(Gradient(narrow, size),))
         # A layer's gradients stay as they come, views of those of its keys and values, until every layer's are there.
-        gradient = tensor_bytes(self._joined(model, model.settings.seq_len), hidden.dtype)
+        length = model.settings.seq_len
+        gradient = tensor_bytes(self._prefix(model) if self.use_gating else self._joined(model, length), hidden.dtype)
         halves = []
         for fresh in (size, 0):
             halves.append(tape.view("half", cached, cached.shape))
             tape.ops[-1].gradients = (Gradient(cached, fresh),)
-            tape.side.append((halves[-1], gradient, spec.num_hidden_layers))
+            tape.side.append((halves[-1], gradient, layers))
         tape.held.append(cached.storage)
         model.prefix = (halves[0], halves[1])
         return hidden
@@ -111,14 +128,27 @@ class PrefixTuning(Part):
         spec = model.spec
         return (model.settings.micro_batch_size, spec.num_key_value_heads, length + self.num_virtual_tokens, spec.head_dim)
 
+    def _prefix(self, model: "Assembly") -> tuple[Size, ...]:
+        spec = model.spec
+        return (model.settings.micro_batch_size, spec.num_key_value_heads, self.num_virtual_tokens, spec.head_dim)
+
     def keys_values(self, model: "Assembly", keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Join the cached prefix and the layer's own; the cache holds the result."""
         tape = model.tape
+        if not self.in_layer(model.layer):
+            return keys, values
         assert model.prefix is not None
         joined = []
-        for own, prefix in zip((keys, values), model.prefix, strict=True):
+        prefixes = model.prefix
+        if self.use_gating:
+            assert model.attention_input is not None
+            share = gate.record(model, "self_attn.prefix_gate", model.attention_input, dims=4)
+            first, second = [pw.multiply(tape, tape.view("slice", t, self._prefix(model)), share) for t in prefixes]
+            prefixes = (first, second)
+        for own, prefix in zip((keys, values), prefixes, strict=True):
             out = tape.fresh(self._joined(model, own.shape[2]), own.dtype, True)
             tape.record("cache", (own,), out, gradients=(Gradient(own, None), Gradient(prefix, None)))
-            tape.outputs.append(out.storage)
+            if self.past_key_values:
+                tape.outputs.append(out.storage)
             joined.append(out)
         return joined[0], joined[1]

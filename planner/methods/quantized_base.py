@@ -32,7 +32,7 @@ class QuantizedBase(Part):
     )
     merge_note: ClassVar[str] = "peft dequantizes, adds and quantizes again, which rounds"
     code_changes: ClassVar[str] = "nothing: quantization_config=BitsAndBytesConfig(load_in_4bit=True) when the model is loaded"
-    clashes: ClassVar[Mapping[str, str]] = {"full": "quantized weights have no gradient"}
+    clashes: ClassVar[Mapping[str, str | None]] = {"full": "quantized weights have no gradient"}
 
     quant_type: str = "nf4"
     double_quant: bool = True
@@ -57,10 +57,6 @@ class QuantizedBase(Part):
         if weight.kind == "bias" and weight.owner == "linear" and self.quant_type in ("nf4", "fp4"):
             return None
         return "fp32" if self.prepare_kbit else None
-
-    def inputs_need_grad(self) -> bool:
-        """`prepare_model_for_kbit_training` hooks the embeddings."""
-        return True
 
     def at_inference(self) -> Part:
         """The same as it is loaded to answer: nothing is widened to fp32."""

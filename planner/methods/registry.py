@@ -45,6 +45,10 @@ _CLASSES = {
     "prompt_tuning": "PromptTuning",
     "p_tuning": "PTuning",
     "prefix_tuning": "PrefixTuning",
+    "side_tuning": "SideTuning",
+    "lst": "Lst",
+    "res_tuning": "ResTuning",
+    "reversible": "Reversible",
 }
 
 

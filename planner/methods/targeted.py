@@ -1,13 +1,16 @@
 """Parts that adapt chosen linear modules: which modules, in which layers, in which dtype."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tuneplan.planner.errors import InputError
-from tuneplan.planner.methods.part import Part, numbered
+from tuneplan.planner.methods.layer_span import Layered
+from tuneplan.planner.methods.part import numbered
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from tuneplan.planner.models.assembly import Assembly, Site
     from tuneplan.planner.models.spec import ModelSpec
     from tuneplan.planner.training.settings import Settings
@@ -17,7 +20,7 @@ PATTERN = "re:"
 
 
 @dataclass(frozen=True, slots=True)
-class Targeted(Part):
+class Targeted(Layered):
     """A part with targets, matched as PEFT does (`check_target_module_exists`, peft 0.21 tuners/tuners_utils.py).
 
     Attributes:
@@ -31,6 +34,14 @@ class Targeted(Part):
     target_modules: tuple[str, ...] = (ALL_LINEAR,)
     layers_to_transform: tuple[int, ...] = ()
     autocast_adapter_dtype: bool = True
+
+    def for_depth(self, count: int) -> "Self":
+        """Spans of layers as indices, beside those that `layers_to_transform` has."""
+        part = Layered.for_depth(self, count)
+        if not part.layers:
+            return part
+        chosen = {int(index) for index in part.layers} | set(self.layers_to_transform)
+        return replace(part, layers=(), layers_to_transform=tuple(sorted(chosen)))
 
     def check(self) -> None:
         """Raise InputError for targets that cannot be, and a rank below one."""
@@ -72,10 +83,6 @@ class Targeted(Part):
         if layer is not None and self.layers_to_transform and layer not in self.layers_to_transform:
             return False
         return any(_matches(target, path) for target in self.target_modules)
-
-    def inputs_need_grad(self) -> bool:
-        """PEFT hooks the embeddings when the model checkpoints."""
-        return True
 
     def peft_targets(self) -> dict[str, Any]:
         """What every PEFT configuration with targets has."""

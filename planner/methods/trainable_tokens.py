@@ -36,10 +36,6 @@ class TrainableTokens(Part):
             if not 0 <= index < spec.vocab_size:
                 raise InputError(f"trainable_tokens: token {index} is not in the vocabulary of {spec.id} ({spec.vocab_size})")
 
-    def inputs_need_grad(self) -> bool:
-        """PEFT hooks the embeddings when the model checkpoints."""
-        return True
-
     def peft_config(self) -> dict[str, Any]:
         """`TrainableTokensConfig` of peft 0.21."""
         return {"peft_type": "TRAINABLE_TOKENS", "task_type": "CAUSAL_LM", "token_indices": list(self.token_indices)}

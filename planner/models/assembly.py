@@ -86,8 +86,14 @@ class Assembly:
         spec: the model's dimensions.
         rotary: cosines and sines of the positions, where the model has them.
         prefix: keys and values that a part puts before those of each layer, once the first block has made them.
+        layers_share: what the family's layers share, once the first block is recorded.
+        side_rotary: the same tables as `rotary` for a narrower network beside the layers, where there is one.
+        attention_input: what the attention being recorded got.
+        streams: hidden states of the layer being recorded, where they run in two streams.
+        beside: state of a network beside the layers after the block before; None without one.
         tape: of the block being recorded.
         parameters: of all blocks so far.
+        met: names of those that the block being recorded has used.
         notes: what the report must say, such as which attention kernel runs and why.
         linears: linear modules that a method may adapt, by path, layers written as `*`.
         norms: normalizations, likewise.
@@ -102,8 +108,14 @@ class Assembly:
         self.spec = spec
         self.rotary: tuple[Tensor, ...] = ()
         self.prefix: tuple[Tensor, Tensor] | None = None
+        self.layers_share: tuple[Tensor, ...] = ()
+        self.side_rotary: tuple[Tensor, ...] = ()
+        self.attention_input: Tensor | None = None
+        self.streams: tuple[Tensor, ...] = ()
+        self.beside: Tensor | None = None
         self.tape = Tape()
         self.parameters: dict[str, Parameter] = {}
+        self.met: set[str] = set()
         self.notes: dict[str, str] = {}
         self._prefix = ""
         self._count = 1
@@ -116,10 +128,31 @@ class Assembly:
     def begin(self, prefix: str, count: int, layer: int | None = None) -> Tape:
         """Start a block whose weights are named `prefix` + module and exist `count` times."""
         self.tape = Tape(self.settings.autocast)
+        self.met = set()
         self._prefix = prefix
         self._count = count
         self.layer = layer
         return self.tape
+
+    def within(self, name: str, spec: ModelSpec, method: Method) -> "Assembly":
+        """An assembly for another network whose ops are part of the block being recorded; `adopt` takes over its weights.
+
+        Args:
+            name: under which its weights stand within the block.
+            spec: its dimensions.
+            method: what is trained of it.
+        """
+        inner = Assembly(method, self.settings, spec)
+        inner.tape, inner.layer, inner.rotary = self.tape, self.layer, self.rotary
+        inner._prefix, inner._count = f"{self._prefix}{name}.", self._count
+        return inner
+
+    def adopt(self, inner: "Assembly") -> None:
+        """Count the weights of a network of `within` as brought by the method."""
+        for name, parameter in inner.parameters.items():
+            parameter.adapter = True
+            self.parameters.setdefault(name, parameter)
+            self.met.add(name)
 
     def path(self, module: str) -> str:
         """The path in the model of a module of the block being recorded, its layer as a number."""
@@ -128,6 +161,7 @@ class Assembly:
     def weight(self, module: str, shape: tuple[int, ...], kind: str, suffix: str = "weight", owner: str = "linear") -> Tensor:
         """A weight of the base model; asking twice for one name gives one tensor (tied embeddings)."""
         name = f"{self._prefix}{module}.{suffix}"
+        self.met.add(name)
         known = self.parameters.get(name)
         if known is not None:
             return known.tensor
@@ -186,6 +220,7 @@ class Assembly:
     def _added(
         self, name: str, shape: tuple[int, ...], dtype: str, trained: bool, count: int, saved: bool, buffer: bool = False
     ) -> Tensor:
+        self.met.add(name)
         known = self.parameters.get(name)
         if known is not None:
             return known.tensor

@@ -105,6 +105,7 @@ def attended(
         turned = q, k
         q, k = pw.cast(tape, q, dtype), pw.cast(tape, k, dtype)
         tape.hold(*turned)
+    model.attention_input = x
     out, weights, held = attend(model, spec, kernel, (q, k, v), tuple(masks), softcap)
     tape.scope = ""
     y = model.linear(out, output, spec.hidden_size, bias)

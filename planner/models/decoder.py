@@ -183,7 +183,8 @@ def start(
     tape = model.tape
     leaf: tuple[Tensor, ...] = ()
     leaves: tuple[Storage, ...] = ()
-    if model.settings.gradient_checkpointing != "off" and model.method.inputs_need_grad():
+    if model.settings.gradient_checkpointing != "off" and not hidden.requires_grad:
+        # transformers 5.23 modeling_utils.py `_activation_checkpointing_enable` hooks the embeddings of every model
         hidden.requires_grad = True
         leaf = (hidden,) if after or enter or model.method.virtual_tokens else ()
         leaves = (hidden.storage, hidden.storage)

@@ -112,6 +112,7 @@ def _saved(estimate: Estimate) -> Explanation:
                     kept.append((storage.nbytes, op.name))
         total = sum(size for size, _ in kept)
         how = "recomputed in the backward; only its input stays" if run.checkpointed else "kept for the backward"
+        how = "recomputed in the backward from the output of the layer above; nothing stays" if run.reversible else how
         lines.append(f"{run.count} x {run.block.name}: {format_gib(total)} each, {how}")
         if run.block.name == "layer":
             lines += [f"    {format_gib(size)} {name}" for size, name in sorted(kept, reverse=True)[:MOST_LINES]]

@@ -104,7 +104,7 @@ def network_work(network: Network, settings: Settings) -> NetworkWork:
     for run in network.runs:
         _forward(run.block.ops, run.count, forward)
         if run.checkpointed and run.block.exit is not None and run.block.exit.requires_grad:
-            _forward(recomputed(run.block, settings.gradient_checkpointing), run.count, recompute)
+            _forward(recomputed(run.block, run.recomputation(settings)), run.count, recompute)
         _backward(run.block.ops, run.count, backward)
     return NetworkWork(forward, recompute, backward)
 
@@ -112,10 +112,10 @@ def network_work(network: Network, settings: Settings) -> NetworkWork:
 def recomputed(block: Block, checkpointing: str) -> Sequence[Op]:
     """The ops of a checkpointed block that run again.
 
-    "reentrant" runs all of them. "non-reentrant" stops as soon as it has the last tensor that autograd saves, so the
-    last projection does not run again (early stop, the default of torch/utils/checkpoint.py; `Walk` has the same rule).
+    "reentrant" and "reversible" run all of them. "non-reentrant" stops as soon as it has the last tensor that autograd saves, so
+    the last projection does not run again (early stop, the default of torch/utils/checkpoint.py; `Walk` has the same rule).
     """
-    if checkpointing == "reentrant":
+    if checkpointing in ("reentrant", "reversible"):
         return block.ops
     last = max((index for index, op in enumerate(block.ops) if op.saves), default=-1)
     own = block.ops[last].allocates

@@ -5,6 +5,8 @@ Each class is written from the paper; the tracker then sees what autograd keeps.
 
 from typing import Any
 
+import reversible_layers
+import side_networks
 import torch
 from torch import nn
 
@@ -174,10 +176,14 @@ LINEAR = {"qa_lora": Pooled, "diff_pruning": MaskedChange, "bitdelta": Signs, "p
 
 
 def install(model: Any, method: Method) -> None:
-    """Put the parts that have a class here into a model of transformers."""
-    for part in method.parts:
+    """Put the parts that have a class here into a model of transformers; what wraps whole layers comes last."""
+    for part in sorted(method.parts, key=lambda part: part.label == "reversible"):
         if part.label == "bottleneck_adapter":
             _adapters(model, part)
+        elif part.label in ("lst", "side_tuning", "res_tuning"):
+            side_networks.install(model, part)
+        elif part.label == "reversible":
+            reversible_layers.install(model, part)
         elif part.label == "compacter":
             config = model.config
             weight = model.model.embed_tokens.weight
