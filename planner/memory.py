@@ -18,7 +18,7 @@ from tuneplan.planner.graph.tensor import (
 )
 from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network, Run
-from tuneplan.planner.training.optimizers import Optimizer, state_bytes, step_scratch
+from tuneplan.planner.training.optimizers import Optimizer, Optimizers, state_bytes, step_scratch
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import SINGLE, Sharding, bucket_bytes, gathered_bytes, share
 
@@ -47,7 +47,7 @@ class StepMemory:
     """Allocated bytes of one step, by phase ("load", "forward", "backward", "optimizer_step")."""
 
     phases: dict[str, Phase]
-    host_optimizer_bytes: int
+    host_optimizer_bytes: Size
     peak_phase: str
 
     @property
@@ -199,7 +199,7 @@ def _deaths(storages: Iterable[Storage]) -> Segment:
 def step_memory(
     network: Network,
     settings: Settings,
-    optimizer: Optimizer,
+    optimizer: Optimizer | Optimizers,
     sharding: Sharding = SINGLE,
     walked: Walked | None = None,
 ) -> StepMemory:
@@ -210,7 +210,7 @@ def step_memory(
     Args:
         network: the model under its method.
         settings: the run.
-        optimizer: what updates the trained weights.
+        optimizer: what updates the trained weights; several give arrays (optimizer, 1).
         sharding: which model states are split over how many ranks.
         walked: the result of `walk` for the same network and settings, if it is known.
     """
@@ -264,7 +264,7 @@ def _load(parameters: Sequence[Parameter], settings: Settings, sharding: Shardin
     return Phase(sum(levels), end, "weights", levels)
 
 
-def _update(parameters: Sequence[Parameter], optimizer: Optimizer, master: bool, sharding: Sharding) -> Segment:
+def _update(parameters: Sequence[Parameter], optimizer: Optimizer | Optimizers, master: bool, sharding: Sharding) -> Segment:
     meter = Meter()
     trained = [p for p in parameters if p.trainable]
     meter.op = "clip_grad_norm_"

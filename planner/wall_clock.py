@@ -160,8 +160,8 @@ def run_seconds(
         expected = (
             mean * exp(restart / mean) * np.expm1(np.minimum((interval + saving) / mean, LONGEST_EXPONENT)) * work / interval
         )
+        lost = np.maximum(0.0, expected - work - count * saving)
     lasting = np.isfinite(work) & ((interval + saving) / mean <= LONGEST_EXPONENT)
-    lost = np.maximum(0.0, np.where(lasting, expected, inf) - work - count * saving)
     return np.where(lasting, work + overheads.startup_seconds + count * saving + lost, inf)
 
 

@@ -1,10 +1,9 @@
 """Step times of many cards at once: the rates of cards as columns, and the sums of `step_time` over arrays.
 
-Shapes: (card, optimizer, micro-batch).
+Shapes: (optimizer, card, micro-batch).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from tuneplan.planner.timing import collectives
 from tuneplan.planner.timing.optimizer_step import update_bytes
 from tuneplan.planner.timing.roofline import Rates, device_seconds, gpu_rates, host_seconds
 from tuneplan.planner.timing.step_time import accumulation_seconds
-from tuneplan.planner.timing.work import NetworkWork
+from tuneplan.planner.timing.work import network_work
 from tuneplan.planner.training.optimizers import Optimizer
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
@@ -24,34 +23,17 @@ from tuneplan.planner.training.sharding import Sharding
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class CardRates:
-    """Rates of several cards.
-
-    Attributes:
-        gpus: the cards; None for a bare amount of memory.
-        rates: each figure as a column.
-        timed: whether a card can be timed.
-    """
-
-    gpus: tuple[Gpu | None, ...]
-    rates: Rates
-    timed: NDArray[np.bool_]
-
-
-def card_rates(gpus: Sequence[Gpu | None], dtypes: frozenset[str]) -> CardRates:
-    """The rates of cards; one that cannot be timed gets rates of 1, which are never read."""
-    found = [gpu_rates(gpu, set(dtypes)) if gpu is not None else None for gpu in gpus]
+def card_rates(gpus: Sequence[Gpu | None], dtypes: set[str]) -> tuple[Rates, NDArray[np.bool_]]:
+    """Rates of cards as columns (card, 1), and which cards can be timed; the others get rates of 1, which nobody reads."""
+    found = [gpu_rates(gpu, dtypes) if gpu is not None else None for gpu in gpus]
     timed = np.array([rates is not None and not rates.reason for rates in found])
 
-    def column(read: Any) -> Any:
-        return np.array(
-            [[[float(read(rates)) if ok and rates is not None else 1.0]] for rates, ok in zip(found, timed, strict=True)]
-        )
+    def column(read: Callable[[Rates], float]) -> Any:
+        return np.array([[read(rates) if rates is not None and not rates.reason else 1.0] for rates in found])
 
     together = Rates(
-        matmul={d: column(lambda r, d=d: r.matmul[d]) for d in dtypes},
-        attention={d: column(lambda r, d=d: r.attention[d]) for d in dtypes},
+        matmul={dtype: column(lambda r, d=dtype: r.matmul[d]) for dtype in dtypes},  # type: ignore[misc]
+        attention={dtype: column(lambda r, d=dtype: r.attention[d]) for dtype in dtypes},  # type: ignore[misc]
         memory=column(lambda r: r.memory),
         dequantize=column(lambda r: r.dequantize),
         start_seconds=column(lambda r: r.start_seconds),
@@ -59,49 +41,50 @@ def card_rates(gpus: Sequence[Gpu | None], dtypes: frozenset[str]) -> CardRates:
         forward_launch=column(lambda r: r.forward_launch),
         backward_launch=column(lambda r: r.backward_launch),
     )
-    return CardRates(tuple(gpus), together, timed)
+    return together, timed
 
 
-def step_seconds(
-    network: Network,
-    settings: Settings,
-    optimizers: Sequence[Optimizer],
-    cards: CardRates,
-    work: NetworkWork,
-    sharding: Sharding,
-    steps: Any,
-) -> tuple[Floats, Floats]:
-    """Seconds of a step, and of its forwards; infinite for cards that cannot be timed.
+class StepSeconds:
+    """Seconds of steps of one network on many cards, under any sharding.
 
-    The sums are those of `step_time.step_time`, which a test holds them against.
-
-    Args:
-        network: the model under its method.
-        settings: of the run, micro-batches as an array.
-        optimizers: to be timed.
-        cards: to be timed.
-        work: of the network.
-        sharding: over the cards.
-        steps: micro-batches of an update, by micro-batch size.
+    The sums are those of `step_time.step_time`; a test holds one against the other.
     """
-    rates = cards.rates
-    forward, recompute, backward = (device_seconds(phase, rates) for phase in (work.forward, work.recompute, work.backward))
-    added = accumulation_seconds(network, rates, steps)
-    computed: Any = steps * (forward.total + recompute.total + backward.total) + added
-    ranks, stage = sharding.data_parallel, sharding.zero_stage
-    master = settings.precision == "master-weights"
-    updates = [update_bytes(o, network.parameters, master, settings.max_grad_norm > 0, ranks if stage else 1) for o in optimizers]
-    streamed = np.array([[u.moved] for u in updates]) / rates.memory
-    paged = np.array([[u.paged] for u in updates])
-    launched = np.array([[u.launches] for u in updates])
-    copy = np.array([[[collectives.copy_seconds(1.0, gpu) if gpu else 0.0]] for gpu in cards.gpus])
-    link = np.array([[[collectives.gpu_link(gpu).bytes_per_second if gpu else 1.0]] for gpu in cards.gpus])
-    sent = collectives.data_parallel_bytes(network, ranks, stage)
-    nbytes = steps * sent.each_micro_batch + sent.each_step
-    waited = collectives.exposed_seconds(nbytes / link, computed)
-    started = work.forward.launches + work.recompute.launches
-    host = host_seconds(steps * started + launched, steps * work.backward.launches, rates)
-    seconds: Any = np.maximum(computed + streamed + paged * copy + waited, host)
-    timed = cards.timed[:, None, None]
-    ahead: Any = np.broadcast_to(steps * forward.total, seconds.shape)
-    return np.where(timed, seconds, np.inf), np.where(timed, ahead, np.inf)
+
+    def __init__(self, network: Network, settings: Settings, optimizers: Sequence[Optimizer], gpus: Sequence[Gpu | None]) -> None:
+        """`settings`: micro-batches as an array; `gpus`: None for a bare amount of memory."""
+        self._network = network
+        work = network_work(network, settings)
+        phases = (work.forward, work.recompute, work.backward)
+        dtypes = {settings.autocast or settings.dtype} | {p.dtype for phase in phases for p in phase.products}
+        self._rates, timed = card_rates(gpus, dtypes)
+        self._timed = timed[:, None]
+        forward, recompute, backward = (device_seconds(phase, self._rates) for phase in phases)
+        self._forward: Any = forward.total
+        self._micro: Any = forward.total + recompute.total + backward.total
+        self._launches = (work.forward.launches + work.recompute.launches, work.backward.launches)
+        master, clips = settings.precision == "master-weights", settings.max_grad_norm > 0
+        updates = [update_bytes(o, network.parameters, master, clips) for o in optimizers]
+        self._moved, self._paged, self._started = (
+            np.array([[[getattr(u, name)]] for u in updates]) for name in ("moved", "paged", "launches")
+        )
+        self._copy = np.array([[collectives.copy_seconds(1.0, gpu) if gpu else 0.0] for gpu in gpus])
+        self._link = np.array([[collectives.gpu_link(gpu).bytes_per_second if gpu else 1.0] for gpu in gpus])
+
+    def under(self, sharding: Sharding, steps: NDArray[np.int64]) -> tuple[Floats, Floats]:
+        """Seconds of a step, and of its forwards; infinite for cards that cannot be timed.
+
+        `steps`: micro-batches of an update, by micro-batch size.
+        """
+        counted: Any = steps
+        computed = steps * self._micro + accumulation_seconds(self._network, self._rates, counted)
+        shards = sharding.data_parallel if sharding.zero_stage else 1
+        moved, paged, started = (-(-every // shards) for every in (self._moved, self._paged, self._started))
+        sent = collectives.data_parallel_bytes(self._network, sharding.data_parallel, sharding.zero_stage)
+        nbytes = steps * sent.each_micro_batch + sent.each_step
+        waited = collectives.exposed_seconds(nbytes / self._link, computed)
+        ahead, behind = self._launches
+        launched: Any = steps * ahead + started
+        host = host_seconds(launched, counted * behind, self._rates)
+        device = computed + moved / self._rates.memory + paged * self._copy + waited
+        seconds = np.where(self._timed, np.maximum(device, host), np.inf)
+        return seconds, np.where(self._timed, steps * self._forward, np.inf)

@@ -62,7 +62,8 @@ def test_json_contract(plan: Any, arguments: tuple[str, ...]) -> None:
     result = plan(*arguments, "--json")
     assert "" == result.err
     document = result.json()
-    assert ["schema_version", "request", "recommended", "plans", "infeasible", "savings"] == list(document)
+    figures = ["evaluated", "plans_left_out", "infeasible_left_out"]
+    assert ["schema_version", "request", "recommended", "plans", "infeasible", "savings", *figures] == list(document)
     assert 1 == document["schema_version"]
     assert document["recommended"] == document["plans"][0]
     for item in document["plans"]:
