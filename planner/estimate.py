@@ -166,6 +166,7 @@ def estimate(request: Request, advice: bool = True) -> Estimate:
     settings = replace(request.settings, accumulating=request.gradient_accumulation_steps > 1)
     if request.gpu is not None and request.gpu.compute_capability is not None:
         settings = replace(settings, compute_capability=request.gpu.compute_capability)
+    settings = request.sharding.settings(settings)
     request = replace(request, settings=settings)
     network = build(request.spec, request.method, settings)
     memory = step_memory(network, settings, request.optimizer, request.sharding)

@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneplan.hardware_profiles.records import Gpu
 from tuneplan.planner.cost import SPOT, Price, cheapest
 from tuneplan.planner.device_memory import checkpoint_bytes, runtime_of, usable_bytes
 from tuneplan.planner.fragmentation import allowance
 from tuneplan.planner.graph.tensor import OPTIMIZER_STATES, WEIGHTS
 from tuneplan.planner.grid_choice import Candidates, choose
-from tuneplan.planner.memory import Walked, step_memory, walk
+from tuneplan.planner.job import Job
+from tuneplan.planner.memory import step_memory, walk
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import build
+from tuneplan.planner.parallel.step import Walked
 from tuneplan.planner.target import Target
 from tuneplan.planner.timing.grid_time import StepSeconds
 from tuneplan.planner.training.attention_kernel import AMPERE
@@ -172,29 +175,27 @@ class _Series:
 
 
 class _Kind:
-    """A method under one kind of checkpointing, for cards of one class: one network, walked once for all micro-batches."""
+    """A method under one kind of checkpointing, for cards of one class."""
 
     def __init__(self, grid: Grid, method: Method, settings: Settings, cards: list[Target]) -> None:
-        self.grid, self.job, self.cards = grid, grid.job, cards
+        self.grid, self.job, self.method, self.cards = grid, grid.job, method, cards
         self.sizes = np.array(sorted({n for card in cards for c in card.counts for n in self.job.micro_batches(c)}), np.int64)
         batches: Any = self.sizes
         self.settings = replace(settings, micro_batch_size=batches)
-        self.network = build(self.job.spec, method, self.settings)
         self.usable = np.array([[usable_bytes(card.memory_bytes, self.job.safety_margin)] for card in cards], float)
-        self.optimizers = Optimizers(self.job.optimizers)
-        self.saved = checkpoint_bytes(self.network)
-        self.clock = StepSeconds(self.network, self.settings, self.job.optimizers, [card.gpu for card in cards])
-        self._walks: dict[bool, Walked] = {}
+        self._walked: dict[bool, _Walks] = {}
 
     def series(self, sharding: Sharding) -> _Series:
         """All candidates under a sharding; micro-batches that do not split the batch do not fit."""
         job, count = self.job, sharding.data_parallel
+        walks = self._walks(sharding)
         steps = np.maximum(1, job.global_batch_size // (self.sizes * count))
         whole = np.isin(self.sizes, job.micro_batches(count))
-        allocated, states, host = self._memory(sharding, steps > 1)
-        runtime = np.array([[runtime_of(card.gpu, count, self.network.quantized).total_bytes] for card in self.cards], float)
+        allocated, states, host = walks.memory(sharding, steps > 1)
+        quantized = walks.network.quantized
+        runtime = np.array([[runtime_of(card.gpu, count, quantized).total_bytes] for card in self.cards], float)
         device = allocated[:, None, :] + runtime
-        hours, cost = self._money(sharding, steps, states * sharding.state_ranks + host)
+        hours, cost = self._money(walks, sharding, steps, states * sharding.state_ranks + host)
         memory = device * count
         first, second, third = {"cost": (cost, hours, memory), "time": (hours, cost, memory), "memory": (memory, cost, hours)}[
             job.objective
@@ -207,17 +208,55 @@ class _Kind:
         self.grid.count(int(whole.sum()) * len(self.cards) * len(job.optimizers))
         return _Series(np.where(whole, device - self.usable, np.inf), first, second, third, limited, states)
 
-    def _memory(self, sharding: Sharding, accumulating: NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:
+    def _walks(self, sharding: Sharding) -> "_Walks":
+        """The network as ranks under a sharding run it: engines that keep fp32 weights themselves have one of their own."""
+        settings = sharding.settings(self.settings)
+        if settings.gathered_cast not in self._walked:
+            gpus = [card.gpu for card in self.cards]
+            self._walked[settings.gathered_cast] = _Walks(self.job, self.method, settings, self.sizes, gpus)
+        return self._walked[settings.gathered_cast]
+
+    def _money(self, walks: "_Walks", sharding: Sharding, steps: NDArray[np.int64], states: Floats) -> tuple[Floats, Floats]:
+        """Hours and dollars of the whole run by (optimizer, card, micro-batch); infinite where they are not known."""
+        job = self.job
+        seconds, ahead = walks.clock.under(sharding, steps)
+        tokens = job.global_batch_size * job.settings.seq_len
+        updates = -(-job.tokens // tokens)
+        prices = [self.grid.price(card, sharding.data_parallel) for card in self.cards]
+        saved = (states + walks.saved)[:, None, None]
+        spot = np.array([[price is not None and price.offer.purchase == SPOT] for price in prices])
+        whole = run_seconds(seconds, updates, ahead / tokens, saved, job.overheads, spot=False)
+        if spot.any():
+            whole = np.where(spot, run_seconds(seconds, updates, ahead / tokens, saved, job.overheads, spot=True), whole)
+        usd = np.array([[float(price.usd_per_hour) if price else np.inf] for price in prices])
+        hours = whole / SECONDS_PER_HOUR
+        with np.errstate(invalid="ignore"):
+            return hours, np.round(usd * hours, 2)
+
+
+class _Walks:
+    """One network, walked once for all micro-batches, timed once for all cards."""
+
+    def __init__(self, job: Job, method: Method, settings: Settings, sizes: NDArray[np.int64], gpus: list[Gpu | None]) -> None:
+        self._settings, self._sizes = settings, sizes
+        self.network = build(job.spec, method, settings)
+        self._optimizers = Optimizers(job.optimizers)
+        self.saved = checkpoint_bytes(self.network)
+        self.clock = StepSeconds(self.network, settings, job.optimizers, gpus)
+        self._walks: dict[bool, Walked] = {}
+
+    def memory(self, sharding: Sharding, accumulating: NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:
         """Bytes with the allowance by (optimizer, micro-batch); bytes of states by optimizer, on the device and on the host."""
-        shape = (len(self.job.optimizers), len(self.sizes))
+        shape = (len(self._optimizers.every), len(self._sizes))
         result = np.zeros(shape)
         states = host = np.zeros(shape[0])
         for on in (False, True):
             if not (accumulating == on).any():
                 continue
-            memory = step_memory(
-                self.network, replace(self.settings, accumulating=on), self.optimizers, sharding, self._walked(on)
-            )
+            settings = replace(self._settings, accumulating=on)
+            if on not in self._walks:
+                self._walks[on] = walk(self.network, settings)
+            memory = step_memory(self.network, settings, self._optimizers, sharding, self._walks[on])
             phases = list(memory.phases.values())
             peaks = np.stack([_whole(phase.peak_bytes, shape) for phase in phases])
             still = np.stack([_whole(p.levels[WEIGHTS] + p.levels[OPTIMIZER_STATES], shape) for p in phases])
@@ -228,28 +267,6 @@ class _Kind:
             states = _whole(memory.phases["optimizer_step"].levels[OPTIMIZER_STATES], (shape[0], 1))[:, 0].astype(float)
             host = _whole(memory.host_optimizer_bytes, (shape[0], 1))[:, 0].astype(float)
         return result, states, host
-
-    def _walked(self, on: bool) -> Walked:
-        if on not in self._walks:
-            self._walks[on] = walk(self.network, replace(self.settings, accumulating=on))
-        return self._walks[on]
-
-    def _money(self, sharding: Sharding, steps: NDArray[np.int64], states: Floats) -> tuple[Floats, Floats]:
-        """Hours and dollars of the whole run by (optimizer, card, micro-batch); infinite where they are not known."""
-        job = self.job
-        seconds, ahead = self.clock.under(sharding, steps)
-        tokens = job.global_batch_size * job.settings.seq_len
-        updates = -(-job.tokens // tokens)
-        prices = [self.grid.price(card, sharding.data_parallel) for card in self.cards]
-        saved = (states + self.saved)[:, None, None]
-        spot = np.array([[price is not None and price.offer.purchase == SPOT] for price in prices])
-        whole = run_seconds(seconds, updates, ahead / tokens, saved, job.overheads, spot=False)
-        if spot.any():
-            whole = np.where(spot, run_seconds(seconds, updates, ahead / tokens, saved, job.overheads, spot=True), whole)
-        usd = np.array([[float(price.usd_per_hour) if price else np.inf] for price in prices])
-        hours = whole / SECONDS_PER_HOUR
-        with np.errstate(invalid="ignore"):
-            return hours, np.round(usd * hours, 2)
 
 
 def _whole(value: Any, shape: tuple[int, int]) -> NDArray[np.int64]:

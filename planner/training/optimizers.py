@@ -5,7 +5,7 @@ Sizes are of the update as the named library runs it; see each entry's `source`.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from tuneplan.planner.errors import UnknownNameError
 from tuneplan.planner.graph.tensor import BITS, Size, elements, round_block
@@ -93,7 +93,10 @@ class Optimizers:
     name: str = "optimizer"
 
 
-def state_bytes(optimizer: Optimizer | Optimizers, parameters: Iterable[Parameter], master: bool) -> StateBytes:
+AnyOptimizer: TypeAlias = Optimizer | Optimizers
+
+
+def state_bytes(optimizer: AnyOptimizer, parameters: Iterable[Parameter], master: bool) -> StateBytes:
     """Optimizer state of all trained parameters.
 
     `master`: the optimizer keeps a fp32 copy of every 16-bit parameter and its own states in fp32.
@@ -139,7 +142,7 @@ def _column(sizes: list[Size]) -> Size:
     return sized
 
 
-def step_scratch(optimizer: Optimizer | Optimizers, parameters: Sequence[Parameter], master: bool) -> Size:
+def step_scratch(optimizer: AnyOptimizer, parameters: Sequence[Parameter], master: bool) -> Size:
     """Bytes that an update holds for a moment, on top of weights, gradients and states."""
     if isinstance(optimizer, Optimizers):
         return _column([step_scratch(one, parameters, master) for one in optimizer.every])

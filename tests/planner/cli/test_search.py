@@ -110,7 +110,7 @@ def test_printed_totals_are_those_of_the_json(plan: Any) -> None:
     for item, line in zip(document["plans"], lines, strict=True):
         assert format_gib(item["peak"]["device_bytes"]) in line
         assert f"{item['tokens_per_second']:,.0f}" in line
-        assert line.rstrip().endswith(f"${item['usd']:,.2f}")
+        assert line.rstrip().endswith(f"${item['usd']:,.2f}{'*' if item['pareto'] else ''}")
     best = document["recommended"]
     whole = format_gib(best["peak"]["device_bytes"])
     assert f"peak {whole} of {format_gib(best['peak']['usable_bytes'])} usable on each GPU" in text
