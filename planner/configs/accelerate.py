@@ -119,8 +119,9 @@ def _deepspeed(section: Section, runs: bool) -> None:
     stage = below.integer("zero_stage", 2, least=0)
     if stage is not None and stage > 3:
         raise below.error("zero_stage", f"stage {stage} does not exist. Write 0, 1, 2 or 3.")
-    if below.text("deepspeed_config_file") is not None:
-        below.warn("deepspeed_config_file", "that file is not opened; give it with --config too")
+    path = below.text("deepspeed_config_file")
+    if path is not None:
+        facts.named.append((path, below.source("deepspeed_config_file")))
     else:
         below.fact("zero_stage", stage, "zero_stage", "accelerate")
     steps = below.raw("gradient_accumulation_steps")
