@@ -72,7 +72,7 @@ def open_config(path: str | os.PathLike[str]) -> YamlFile:
     """The content of one file, which has to be a mapping. Raises InputError."""
     name = shown_path(path)
     text = read_text(path, "YAML or JSON file")
-    as_json = name.lower().endswith(".json") or text.lstrip().startswith("{")
+    as_json = os.fspath(path).lower().endswith(".json") or text.lstrip().startswith("{")
     file = parse_json(text, name) if as_json else parse_yaml(text, name, "1.1")
     if not isinstance(file.data, dict) or not file.data:
         raise file.error((), "a configuration is a mapping of keys. Write such as 'learning_rate: 1.0e-4'.")
