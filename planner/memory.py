@@ -18,6 +18,7 @@ from tuneplan.planner.graph.tensor import (
 )
 from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network, Run
+from tuneplan.planner.objective_memory import with_objective
 from tuneplan.planner.training.optimizers import Optimizer, state_bytes, step_scratch
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import SINGLE, Sharding, bucket_bytes, gathered_bytes, share
@@ -44,7 +45,10 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class StepMemory:
-    """Allocated bytes of one step, by phase ("load", "forward", "backward", "optimizer_step")."""
+    """Allocated bytes of one step, by phase ("load", "forward", "backward", "optimizer_step").
+
+    DPO has a "reference" after the forward, GRPO a "rollout" before it.
+    """
 
     phases: dict[str, Phase]
     host_optimizer_bytes: int
@@ -240,6 +244,7 @@ def step_memory(
         "backward": _phase(after_forward.delta, backward),
         "optimizer_step": _phase(held, _update(updated, optimizer, master, sharding)),
     }
+    phases = with_objective(phases, network, settings, sharding)
     highest = max(phases, key=lambda name: _first(phases[name].peak_bytes))
     return StepMemory(phases, share(states.host, sharding.state_ranks), highest)
 

@@ -20,6 +20,7 @@ from tuneplan.planner.target import Target
 from tuneplan.planner.timing.request_time import time_of
 from tuneplan.planner.timing.step_time import StepTime
 from tuneplan.planner.timing.work import NetworkWork, network_work
+from tuneplan.planner.training.objective import for_method
 from tuneplan.planner.training.optimizers import Optimizer
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
@@ -156,7 +157,7 @@ class Search:
         """One candidate's memory, with the fragmentation of a replay if there was one, else an allowance."""
         self.evaluated += 1
         steps = accumulation(self.job, settings, sharding)
-        settings = replace(settings, accumulating=steps > 1)
+        settings = for_method(replace(settings, accumulating=steps > 1), method, steps, sharding.data_parallel)
         network = self._network(method, settings)
         memory = step_memory(network, settings, optimizer, sharding, self._walked(method, settings))
         runtime = self._runtime(target.gpu, sharding.data_parallel, network.quantized)

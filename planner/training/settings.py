@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from tuneplan.planner.graph.tensor import Size
+from tuneplan.planner.training.objective import SFT, Objective
 
 DTYPES = ("bf16", "fp16", "fp32")
 PRECISIONS = ("pure", "master-weights", "autocast")
@@ -34,6 +35,8 @@ class Settings:
             that is written `outputs = model(...)`; transformers' Trainer does not.
         use_cache: the model keeps keys and values in a cache, as it does by default; the Trainer turns it off, and so does
             gradient checkpointing.
+        objective: what is trained towards; supervised fine-tuning unless said otherwise. A micro-batch of pairs has two sequences
+            for each.
     """
 
     micro_batch_size: Size = 1
@@ -51,6 +54,12 @@ class Settings:
     padded: bool = False
     keep_outputs: bool = False
     use_cache: bool = False
+    objective: Objective = SFT
+
+    @property
+    def sequences(self) -> Size:
+        """Sequences of one forward: two for each pair of a preference."""
+        return self.micro_batch_size * self.objective.sequences
 
     @property
     def autocast(self) -> str:
