@@ -4,10 +4,11 @@ from dataclasses import replace
 from typing import Any
 
 from tuneplan.planner.estimate import Estimate
-from tuneplan.planner.memory import step_memory, step_segments, walk
+from tuneplan.planner.memory import step_memory, walk
 from tuneplan.planner.methods.full import Full
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import build
+from tuneplan.planner.parallel.step import joined
 from tuneplan.planner.request import Request
 from tuneplan.planner.switches import flash_runs, narrow_adapters
 from tuneplan.planner.training.optimizers import OPTIMIZERS
@@ -40,7 +41,7 @@ def peak_of(request: Request) -> int:
 def activations_of(request: Request) -> int:
     """Bytes that the forward leaves for the backward: what is live at its end, less weights, gradients and states."""
     network = build(request.spec, request.method, request.settings)
-    forward, _ = step_segments(walk(network, request.settings))
+    forward, _ = joined(walk(network, request.settings))
     return sum(forward.delta)
 
 

@@ -167,6 +167,7 @@ def estimate(request: Request, advice: bool = True) -> Estimate:
     settings = replace(request.settings, accumulating=request.gradient_accumulation_steps > 1)
     if request.gpu is not None and request.gpu.compute_capability is not None:
         settings = replace(settings, compute_capability=request.gpu.compute_capability)
+    settings = request.sharding.settings(settings)
     settings = for_method(settings, request.method, request.gradient_accumulation_steps, request.sharding.data_parallel)
     request = replace(request, settings=settings)
     network = build(request.spec, request.method, settings)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from tuneplan.planner.device_memory import runtime_of
 from tuneplan.planner.errors import InputError
-from tuneplan.planner.memory import Walked, step_memory, walk
+from tuneplan.planner.memory import step_memory, walk
 from tuneplan.planner.models.network import Network, build
+from tuneplan.planner.parallel.step import Walked
 from tuneplan.planner.request import Request
 from tuneplan.planner.switches import TRAINING, Switch, switches
 from tuneplan.planner.timing.request_time import time_of

@@ -12,9 +12,10 @@ from tuneplan.planner.device_memory import RuntimeMemory, checkpoint_bytes, runt
 from tuneplan.planner.fragmentation import allowance
 from tuneplan.planner.graph.tensor import CATEGORIES, OPTIMIZER_STATES
 from tuneplan.planner.job import Job
-from tuneplan.planner.memory import StepMemory, Walked, step_memory, walk
+from tuneplan.planner.memory import StepMemory, step_memory, walk
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import Network, build
+from tuneplan.planner.parallel.step import Walked
 from tuneplan.planner.request import Request, check_settings
 from tuneplan.planner.target import Target
 from tuneplan.planner.timing.request_time import time_of
@@ -157,7 +158,8 @@ class Search:
         """One candidate's memory, with the fragmentation of a replay if there was one, else an allowance."""
         self.evaluated += 1
         steps = accumulation(self.job, settings, sharding)
-        settings = for_method(replace(settings, accumulating=steps > 1), method, steps, sharding.data_parallel)
+        settings = sharding.settings(replace(settings, accumulating=steps > 1))
+        settings = for_method(settings, method, steps, sharding.data_parallel)
         network = self._network(method, settings)
         memory = step_memory(network, settings, optimizer, sharding, self._walked(method, settings))
         runtime = self._runtime(target.gpu, sharding.data_parallel, network.quantized)

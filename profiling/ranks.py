@@ -11,11 +11,9 @@ from torch import nn
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.training.sharding import Sharding
-from tuneplan.profiling.build import Built
+from tuneplan.profiling.build import DTYPES, Built
 from tuneplan.profiling.optimizers import make_optimizer
 from tuneplan.profiling.subject import Subject
-
-SHARDED_STAGES = (2, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +58,8 @@ def check(ranks: Ranks, sharding: Sharding, subject: Subject) -> None:
                 f"start it with torchrun --nproc-per-node {asked} -m tuneplan.planner.cli.main profile ..."
             )
         raise InputError(f"torchrun started {ranks.count} processes; give --data-parallel {ranks.count}, not {asked}")
-    if sharding.zero_stage == 1:
-        raise InputError("--zero-stage 1 is not measured; use 0 (DDP), 2 or 3 (FSDP2)")
+    if sharding.engine_used == "deepspeed":
+        raise InputError("DeepSpeed's stages are not measured; use --zero-stage 0 (DDP), or 2 or 3 with --engine fsdp (FSDP2)")
     if sharding.zero_stage and ranks.count == 1:
         raise InputError(f"--zero-stage {sharding.zero_stage} splits over several GPUs, and there is one; add --data-parallel")
     quantized = any(part.label == "quantized_base" for part in subject.method.parts)
@@ -91,26 +89,42 @@ def group(ranks: Ranks, device: torch.device) -> Iterator[None]:
 def spread(built: Built, subject: Subject, sharding: Sharding, ranks: Ranks, device: torch.device) -> Built:
     """The model under DistributedDataParallel, or split by FSDP2 with one unit a decoder layer and a root unit.
 
-    Stage 3 frees gathered weights after each unit, stage 2 keeps them until the backward. The optimizer is made anew, over the
-    parameters that are left to this process.
+    Stage 3 frees gathered weights after each unit, stage 2 keeps them until the backward. Master weights are FSDP2's own: trained
+    weights in fp32, cast as they are gathered. The optimizer is made anew, over the parameters that are left to this process.
     """
     if ranks.count == 1:
         return built
     model = built.model
-    if sharding.zero_stage in SHARDED_STAGES:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = init_device_mesh(device.type, (ranks.count,))
-        again = sharding.zero_stage == 3
-        for layer in decoder_layers(model):
-            fully_shard(layer, mesh=mesh, reshard_after_forward=again)
-        fully_shard(model, mesh=mesh, reshard_after_forward=again)
+    master = subject.settings.precision == "master-weights"
+    if sharding.engine_used == "fsdp":
+        shard(model, subject, sharding, device)
+        master = False
     else:
         model = nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = make_optimizer(subject.optimizer.name, trained, subject.settings.precision == "master-weights")
-    return Built(model, optimizer, built.batch)
+    return Built(model, make_optimizer(subject.optimizer.name, trained, master), built.batch)
+
+
+def shard(model: nn.Module, subject: Subject, sharding: Sharding, device: torch.device) -> None:
+    """Split a model in place by FSDP2, over all ranks or, as replicas, over groups of them."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    if sharding.replicas > 1:
+        mesh = init_device_mesh(device.type, (sharding.replicas, sharding.shard_ranks), mesh_dim_names=("replicas", "shards"))
+    else:
+        mesh = init_device_mesh(device.type, (sharding.shard_ranks,))
+    dtype = DTYPES[subject.settings.dtype]
+    reduce = DTYPES[sharding.reduce_dtype] if sharding.reduce_dtype else None
+    policy = MixedPrecisionPolicy(reduce_dtype=reduce)
+    if subject.settings.precision == "master-weights":
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduce or dtype)
+    again = sharding.zero_stage == 3
+    for module in (*decoder_layers(model), model):
+        fully_shard(module, mesh=mesh, reshard_after_forward=again, mp_policy=policy)
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

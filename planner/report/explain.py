@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from tuneplan.planner.estimate import Estimate
 from tuneplan.planner.graph.tensor import BITS, CATEGORIES, elements
-from tuneplan.planner.memory import gradient_bytes, weight_bytes
 from tuneplan.planner.methods.formats import BLOCK_FORMATS, ROW_FORMATS
+from tuneplan.planner.parallel.shards import gradient_bytes, weight_bytes
 from tuneplan.planner.training.optimizers import state_bytes, step_scratch
 from tuneplan.planner.units import format_gib
 

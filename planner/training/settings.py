@@ -8,6 +8,8 @@ from tuneplan.planner.training.objective import SFT, Objective
 DTYPES = ("bf16", "fp16", "fp32")
 PRECISIONS = ("pure", "master-weights", "autocast")
 ATTENTIONS = ("eager", "sdpa", "flash")
+EXPERTS = ("grouped_mm", "batched_mm", "eager")
+ROUTINGS = ("even", "worst")
 CHECKPOINTING = ("off", "non-reentrant", "reentrant")
 
 
@@ -37,6 +39,10 @@ class Settings:
             gradient checkpointing.
         objective: what is trained towards; supervised fine-tuning unless said otherwise. A micro-batch of pairs has two sequences
             for each.
+        experts: transformers' `experts_implementation` of a mixture of experts; "grouped_mm" unless it is told otherwise.
+        routing: how its tokens are spread: "even", or "worst", where all tokens choose the same experts.
+        gathered_cast: fp32 adapters are cast to `dtype` as they are gathered, so that the model computes in one dtype (FSDP's
+            mixed precision).
     """
 
     micro_batch_size: Size = 1
@@ -54,6 +60,9 @@ class Settings:
     padded: bool = False
     keep_outputs: bool = False
     use_cache: bool = False
+    experts: str = "grouped_mm"
+    routing: str = "even"
+    gathered_cast: bool = False
     objective: Objective = SFT
 
     @property

@@ -83,7 +83,7 @@ def test_a_broken_environment(monkeypatch: pytest.MonkeyPatch, values: dict[str,
     [
         (ALONE, Sharding(2), "lora", "torchrun --nproc-per-node 2"),
         (TWO, SINGLE, "lora", "--data-parallel 2"),
-        (TWO, Sharding(2, 1), "lora", "--zero-stage 1"),
+        (TWO, Sharding(2, 1), "lora", "DeepSpeed"),
         (ALONE, Sharding(1, 3), "lora", "--data-parallel"),
         (TWO, Sharding(2, 3), "qlora", "packed"),
     ],

@@ -1,0 +1,203 @@
+"""FSDP2 (`fully_shard`): what it gathers, reduces and frees at the borders of units, as torch 2.13 does it.
+
+One unit a decoder layer and a root unit for the rest. Mirrors torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py and
+_fsdp_collectives.py:
+
+- A gather copies all ranks' parts into one buffer and from there into one storage a weight. In the forward the buffer stays
+  until the next unit is whole (`comm_ctx.all_gather_state`, and a local variable of `wait_for_unshard`); in the backward it
+  goes at once, but the next unit's is prefetched before the layer's backward starts.
+- After a layer's backward its weights go, then the buffer of the reduction before (`reduce_scatter_states` keeps one), then
+  whole gradients are copied into a buffer, and freed, and reduced into one flat piece that the layer's gradients share.
+- The root's gradients are reduced when the backward is over. So are those of a layer whose input needs no gradient.
+"""
+
+from dataclasses import dataclass
+
+from tuneplan.planner.graph.meter import Segment
+from tuneplan.planner.graph.tensor import GRADIENTS, OPTIMIZER_STATES, WEIGHTS
+from tuneplan.planner.models.network import Network
+from tuneplan.planner.parallel.replicated import update
+from tuneplan.planner.parallel.shards import Unit, layer_parameters, root_parameters, split, unit, weight_bytes
+from tuneplan.planner.parallel.step import EMPTY, Events, Piece, RankStep, Walked, sequence
+from tuneplan.planner.training.optimizers import Optimizer, state_bytes
+from tuneplan.planner.training.sharding import Sharding
+
+GATHER, REDUCE = "fsdp.all_gather", "fsdp.reduce_scatter"
+
+
+@dataclass(slots=True)
+class _Frame:
+    """Units of a network on one rank.
+
+    Attributes:
+        layers: of each run; an empty unit where it is no layer.
+        root: of what is outside the layers.
+        reshards: whether a layer's weights go after its forward.
+        accumulating: gradients of an earlier micro-batch stand already.
+        replicated: several groups of ranks hold the same parts (hybrid sharding).
+    """
+
+    layers: list[Unit]
+    root: Unit
+    reshards: bool
+    accumulating: bool
+    replicated: bool
+
+
+def step(network: Network, walked: Walked, optimizer: Optimizer, sharding: Sharding, wide: bool, accumulating: bool) -> RankStep:
+    """One rank's step.
+
+    Args:
+        network: the model under its method.
+        walked: its walk, in which every backward finds no gradients.
+        optimizer: the update.
+        sharding: stage 3 frees weights after the forward of a layer, stage 2 keeps them to the backward.
+        wide: trained weights, their gradients and states are kept in fp32, and cast to compute (`MixedPrecisionPolicy`).
+        accumulating: gradients of an earlier micro-batch stand already.
+    """
+    ranks = sharding.shard_ranks
+    reduce = sharding.reduce_dtype
+    layers = [unit(parameters, ranks, wide, reduce) for parameters in layer_parameters(network)]
+    root = unit(root_parameters(network), ranks, wide, reduce)
+    parts = [split(p, ranks, wide) for p in network.parameters]
+    kept = root.kept_bytes + sum(u.kept_bytes * run.count for u, run in zip(layers, network.runs, strict=True))
+    states = state_bytes(optimizer, parts, False)
+    base = EMPTY.copy()
+    base[WEIGHTS] = weight_bytes(parts)
+    base[OPTIMIZER_STATES] = states.device
+    base[GRADIENTS] = kept if accumulating else 0
+    frame = _Frame(layers, root, sharding.zero_stage == 3, accumulating, sharding.replicas > 1)
+    key = ("fsdp", ranks, sharding.zero_stage, wide, reduce, accumulating, frame.replicated)
+    if key not in walked.joined:
+        walked.joined[key] = sequence(_forward(network, walked, frame)), sequence(_backward(network, walked, frame))
+    forward, backward = walked.joined[key]
+    held = base.copy()
+    held[GRADIENTS] = kept
+    return RankStep(base, forward, backward, held, update(parts, optimizer, False), states.host)
+
+
+def _forward(network: Network, walked: Walked, frame: _Frame) -> list[Piece]:
+    """The forward: the root first and last, around it every layer."""
+    before = frame.root
+    pieces = [Events(GATHER).touch(_copying(before)).take(before.gathered_bytes).take(before.whole_bytes).piece]
+    last = max(index for index, piece in enumerate(walked.forward) if piece.run == len(network.runs) - 1)
+    for index, piece in enumerate(walked.forward):
+        own = frame.layers[piece.run] if piece.run >= 0 else Unit()
+        if own == Unit() or index > last:
+            pieces.append(piece)
+        else:
+            for count in (1, piece.count - 1):  # what the unit before left behind differs for the first
+                if count:
+                    pieces.append(Piece(_layer_forward(piece.segment, own, before, frame.reshards), count))
+                before = own
+        if index == last:
+            end = Events(GATHER)
+            if frame.reshards:
+                end.give(frame.root.whole_bytes)
+            pieces.append(end.give(before.gathered_bytes).piece)
+    return pieces
+
+
+def _layer_forward(segment: Segment, own: Unit, before: Unit, reshards: bool) -> Segment:
+    start = Events(GATHER).touch(_copying(own)).take(own.gathered_bytes).take(own.whole_bytes)
+    pieces = [start.give(before.gathered_bytes).piece, Piece(segment)]
+    if reshards:
+        pieces.append(Events(GATHER).give(own.whole_bytes).piece)
+    return sequence(pieces)
+
+
+def _copying(own: Unit) -> int:
+    """While parts are cast to be gathered, the cast ones stand beside the buffer."""
+    return own.cast_bytes + own.gathered_bytes
+
+
+def _backward(network: Network, walked: Walked, frame: _Frame) -> list[Piece]:
+    """The backward: gathers ahead of each layer, reductions behind it, and at the end what is left."""
+    order = [piece.run for piece in walked.backward for _ in range(piece.count if piece.run >= 0 else 0)]
+    order = [index for index in order if frame.layers[index] != Unit()]
+    waiting: list[Unit] = []
+    start = Events(GATHER)
+    if frame.reshards:
+        start.touch(_copying(frame.root)).take(frame.root.gathered_bytes).take(frame.root.whole_bytes)
+        start.give(frame.root.gathered_bytes)
+        _prefetch(start, frame.layers[order[0]] if order else Unit())
+    pieces = [start.piece]
+    reducing = held = done = 0
+    for piece in walked.backward[:-1]:
+        own = frame.layers[piece.run] if piece.run >= 0 else Unit()
+        if own == Unit():
+            pieces.append(piece)
+            continue
+        block = network.runs[piece.run].block
+        if block.exit is None or not block.exit.requires_grad:
+            pieces.append(piece)  # no gradient comes here: what was prefetched stays
+            done += piece.count
+            continue
+        for count in _alike(piece.count):
+            after = frame.layers[order[done + count]] if done + count < len(order) else Unit()
+            parts = [_enter(own, after, frame.reshards), Piece(piece.segment)]
+            if block.entry is None or block.entry.requires_grad:
+                parts.append(_leave(own, reducing, frame))
+                reducing = own.reduce_bytes
+                held += count * _all_reduced(own, frame)
+            else:
+                waiting.append(own)
+            pieces.append(Piece(sequence(parts), count))
+            done += count
+    pieces.append(_end(frame, waiting, reducing, held))
+    return [*pieces, *walked.backward[-1:]]
+
+
+def _alike(count: int) -> list[int]:
+    """The first layer of a run follows another, the last has another after it; those between are alike."""
+    return [c for c in (1, count - 2, 1) if c > 0] if count > 1 else [1]
+
+
+def _prefetch(events: Events, own: Unit) -> None:
+    events.touch(_copying(own)).take(own.gathered_bytes)
+
+
+def _enter(own: Unit, after: Unit, reshards: bool) -> Piece:
+    """Before a layer's backward its weights are there, and the next layer's are on their way."""
+    events = Events(GATHER)
+    if reshards:
+        events.take(own.whole_bytes).give(own.gathered_bytes)
+        _prefetch(events, after)
+    return events.piece
+
+
+def _leave(own: Unit, reducing: int, frame: _Frame) -> Piece:
+    """After a layer's backward its weights go, and its gradients are reduced; `reducing`: buffer of the reduction before."""
+    events = Events(REDUCE).give(own.whole_bytes).give(reducing)
+    _reduce(events, own, frame)
+    return events.piece
+
+
+def _reduce(events: Events, own: Unit, frame: _Frame) -> None:
+    if not own.gradient_bytes:
+        return
+    events.take(own.reduce_bytes).gradients(-own.gradient_bytes).take(own.reduced_bytes)
+    if own.reduced_bytes != own.kept_bytes:
+        events.gradients(own.kept_bytes).give(own.reduced_bytes)
+    else:
+        events.give(own.reduced_bytes).gradients(own.kept_bytes)  # the same storage under another name
+    events.take(_all_reduced(own, frame))
+    if frame.accumulating:
+        events.gradients(-own.kept_bytes)
+
+
+def _all_reduced(own: Unit, frame: _Frame) -> int:
+    """Bytes of the buffer that the all-reduce between replicas keeps to the end, where it is not the gradients themselves."""
+    same = own.reduced_bytes == own.kept_bytes and not frame.accumulating
+    return own.reduced_bytes if frame.replicated and not same else 0
+
+
+def _end(frame: _Frame, waiting: list[Unit], reducing: int, held: int) -> Piece:
+    """`_root_post_backward_final_callback`: the root, then layers that could not be reduced before."""
+    events = Events(REDUCE)
+    for own in (frame.root, *waiting):
+        events.give(own.whole_bytes).give(reducing)
+        _reduce(events, own, frame)
+        reducing = own.reduce_bytes
+        held += _all_reduced(own, frame)
+    return events.give(reducing).give(held).piece

@@ -1,0 +1,138 @@
+"""A rank's part of each weight, and the units in which engines gather and reduce them.
+
+A weight is split along its first dimension, padded so that all ranks hold as much (`FSDPParam._init_sharded_param`, torch 2.13
+torch/distributed/fsdp/_fully_shard/_fsdp_param.py).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from tuneplan.planner.graph.tensor import BITS, elements, round_block
+from tuneplan.planner.methods.formats import BLOCK_FORMATS, QUANTIZED, ROW_FORMATS
+from tuneplan.planner.models.assembly import Parameter
+from tuneplan.planner.models.network import Network
+from tuneplan.planner.training.sharding import share
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Weights that are gathered and reduced together; bytes of one unit on one rank.
+
+    Attributes:
+        whole_bytes: of its weights as the model computes with them, each in a storage of its own.
+        gathered_bytes: of the one buffer into which all ranks' parts are gathered.
+        cast_bytes: of this rank's parts in the dtype of the computation, where they are kept in another.
+        gradient_bytes: of the whole gradients.
+        reduce_bytes: of the one buffer from which gradients are reduced.
+        reduced_bytes: of this rank's part of them in the dtype of the reduction.
+        kept_bytes: of this rank's part of the gradients as the optimizer reads them.
+    """
+
+    whole_bytes: int = 0
+    gathered_bytes: int = 0
+    cast_bytes: int = 0
+    gradient_bytes: int = 0
+    reduce_bytes: int = 0
+    reduced_bytes: int = 0
+    kept_bytes: int = 0
+
+
+def padded(shape: Sequence[int], ranks: int) -> tuple[int, ...]:
+    """Shape of a rank's part: the first dimension over the ranks, rounded up."""
+    return (-(-shape[0] // ranks), *shape[1:]) if shape else ()
+
+
+def weight_bytes(parameters: Iterable[Parameter]) -> int:
+    """Bytes of all weights in the formats they are kept in."""
+    return sum(p.stored_bytes * p.count for p in parameters)
+
+
+def gradient_bytes(parameters: Iterable[Parameter]) -> int:
+    """Bytes of the gradients of all trained weights."""
+    return sum(p.stored_bytes * p.count for p in parameters if p.trainable)
+
+
+def split(parameter: Parameter, ranks: int, wide: bool = False) -> Parameter:
+    """A rank's part of a weight.
+
+    What is no parameter of the model stays whole, and so do the scales of a quantized weight, which belong to the state of its
+    module. `wide`: a trained 16-bit weight is kept in fp32.
+    """
+    if parameter.buffer:
+        return parameter
+    if parameter.storage in QUANTIZED:
+        packed, beside = packed_bytes(parameter)
+        stored = round_block(share(packed, ranks)) + beside
+        return replace(parameter, shape=padded(parameter.shape, ranks), stored_bytes=stored)
+    storage = "fp32" if wide and parameter.trainable else parameter.storage
+    shape = padded(parameter.shape, ranks)
+    state = padded(parameter.state_shape, ranks) if parameter.state_shape else ()
+    stored = round_block(elements(shape) * BITS[storage] // 8)
+    return replace(parameter, shape=shape, storage=storage, stored_bytes=stored, state_shape=state)
+
+
+def flat_part(parameter: Parameter, ranks: int) -> int:
+    """Bytes of a rank's part of a weight, in all layers that have it, where it is split by elements (DeepSpeed)."""
+    if parameter.buffer:
+        return parameter.stored_bytes * parameter.count
+    if parameter.storage in QUANTIZED:
+        packed, beside = packed_bytes(parameter)
+        return (round_block(share(packed, ranks)) + beside) * parameter.count
+    return round_block(share(elements(parameter.shape), ranks) * BITS[parameter.storage] // 8) * parameter.count
+
+
+def packed_bytes(parameter: Parameter) -> tuple[int, int]:
+    """Of one quantized weight: the bytes of its values, and those of its scales and tables as the allocator counts them."""
+    name = parameter.storage
+    bits = BLOCK_FORMATS[name].bits if name in BLOCK_FORMATS else ROW_FORMATS[name].bits
+    packed = -(-elements(parameter.shape) * bits // 8)
+    return packed, parameter.stored_bytes - round_block(packed)
+
+
+def unit(parameters: Iterable[Parameter], ranks: int, wide: bool = False, reduce_dtype: str = "") -> Unit:
+    """The weights of one unit, one of each.
+
+    Args:
+        parameters: what the unit has.
+        ranks: over which it is split.
+        wide: trained weights are kept in fp32 and cast to gather them.
+        reduce_dtype: of the reduction of gradients; "" for their own.
+    """
+    whole = gathered = cast = gradients = reduced = kept = 0
+    for p in parameters:
+        if p.buffer:
+            continue
+        if p.storage in QUANTIZED:
+            part = share(packed_bytes(p)[0], ranks)
+            whole += round_block(part * ranks)
+            gathered += part * ranks
+            continue
+        count, size = elements(padded(p.shape, ranks)), BITS[p.storage] // 8
+        whole += round_block(count * ranks * size)
+        gathered += count * ranks * size
+        if wide and p.trainable:
+            cast += count * size
+        if p.trainable:
+            gradients += p.stored_bytes
+            reduced += count * (BITS[reduce_dtype] // 8 if reduce_dtype else size)
+            kept += count * (4 if wide else size)
+    return Unit(
+        whole_bytes=whole,
+        gathered_bytes=round_block(gathered),
+        cast_bytes=round_block(cast),
+        gradient_bytes=gradients,
+        reduce_bytes=round_block(reduced * ranks),
+        reduced_bytes=round_block(reduced),
+        kept_bytes=round_block(kept),
+    )
+
+
+def layer_parameters(network: Network) -> list[list[Parameter]]:
+    """The weights that each run's layers have to themselves; none for what is not a layer."""
+    known = {p.name: p for p in network.parameters}
+    return [[known[name] for name in run.block.parameters if "*" in name] for run in network.runs]
+
+
+def root_parameters(network: Network) -> list[Parameter]:
+    """The weights outside the layers: embeddings, last norm, head, and what a method shares between layers."""
+    return [p for p in network.parameters if "*" not in p.name]

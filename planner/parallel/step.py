@@ -1,0 +1,109 @@
+"""What an engine makes of a walked step: the pieces between which it acts, and what it says of one rank."""
+
+from dataclasses import dataclass, field
+
+from tuneplan.planner.graph.meter import Levels, Meter, Segment, join, repeat
+from tuneplan.planner.graph.tensor import CATEGORIES, GRADIENTS, TEMPORARY
+
+EMPTY: Levels = [0] * len(CATEGORIES)
+NOTHING = Segment(EMPTY, EMPTY, 0, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of the forward or backward, `count` times in a row; `run`: index of the run it walks, -1 between blocks."""
+
+    segment: Segment
+    count: int = 1
+    run: int = -1
+
+
+@dataclass(slots=True)
+class Walked:
+    """The walks of all runs of a network, forward and backward, before they are joined: they do not depend on the ranks.
+
+    Attributes:
+        forward: pieces in order.
+        backward: pieces in order.
+        joined: what engines made of them, remembered by what it depends on.
+        other: the same for the other kind of backward: one that finds gradients, or one that finds none.
+    """
+
+    forward: list[Piece]
+    backward: list[Piece]
+    joined: dict[object, tuple[Segment, Segment]] = field(default_factory=dict)
+    other: "Walked | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class RankStep:
+    """One rank's step under an engine.
+
+    Attributes:
+        base: what stands from one step to the next: weights, states, buffers, and gradients that accumulate.
+        forward: of a micro-batch.
+        backward: of a micro-batch, reduction of gradients included.
+        held: what the update finds.
+        update: clipping and the update.
+        host_states: bytes of optimizer states in host memory.
+        load: bytes held for a moment while the model is spread.
+    """
+
+    base: Levels
+    forward: Segment
+    backward: Segment
+    held: Levels
+    update: Segment
+    host_states: int = 0
+
+
+def sequence(pieces: list[Piece]) -> Segment:
+    """All pieces as one segment."""
+    total = NOTHING
+    for piece in pieces:
+        total = join(total, repeat(piece.segment, piece.count))
+    return total
+
+
+def joined(walked: Walked) -> tuple[Segment, Segment]:
+    """The forward and the backward of a step on one GPU, or of an engine that does nothing between blocks."""
+    if None not in walked.joined:
+        walked.joined[None] = sequence(walked.forward), sequence(walked.backward)
+    return walked.joined[None]
+
+
+class Events:
+    """Buffers that an engine makes and drops between blocks, written down one after the other."""
+
+    def __init__(self, name: str) -> None:
+        """`name`: what the report calls them at the peak, such as "all-gather"."""
+        self._meter = Meter()
+        self._meter.op = name
+
+    def take(self, size_bytes: int) -> "Events":
+        """A buffer is made."""
+        self._meter.add(size_bytes, TEMPORARY)
+        return self
+
+    def give(self, size_bytes: int) -> "Events":
+        """A buffer goes."""
+        self._meter.drop(size_bytes, TEMPORARY)
+        return self
+
+    def touch(self, size_bytes: int) -> "Events":
+        """A buffer that is gone when the event is over."""
+        self._meter.touch(size_bytes)
+        return self
+
+    def gradients(self, size_bytes: int) -> "Events":
+        """Gradients are made (or, where negative, go)."""
+        if size_bytes >= 0:
+            self._meter.add(size_bytes, GRADIENTS)
+        else:
+            self._meter.drop(-size_bytes, GRADIENTS)
+        return self
+
+    @property
+    def piece(self) -> Piece:
+        """All of them as a piece."""
+        return Piece(self._meter.segment())
