@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tuneplan.planner.report.json_report import plan_json
 from tuneplan.planner.search import Answer, Plan, Search
 from tuneplan.planner.target import Target, targets
 from tuneplan.planner.training.optimizers import find as find_optimizer
+from tuneplan.planner.training.objective import objective_of
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
 
@@ -79,7 +81,11 @@ def _again(request: Mapping[str, Any], chosen: Mapping[str, Any], today: date) -
     count = int(chosen["gpu_count"])
     target = _target(request, chosen, count)
     how = chosen["gradient_checkpointing"]
+    training = request.get("training") or {}
+    words = (training.get(name) or None for name in ("reference", "completion_length", "num_generations"))
+    objective = objective_of(str(training.get("name", "sft")), *words, seq_len=int(request["seq_len"]))
     settings = Settings(
+        objective=replace(objective, vllm_bytes=int(training.get("vllm_bytes") or 0)),
         micro_batch_size=int(chosen["micro_batch_size"]),
         seq_len=int(request["seq_len"]),
         dtype=str(chosen["dtype"]),

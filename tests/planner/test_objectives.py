@@ -133,7 +133,7 @@ def test_trainers(
     assert peak == pytest.approx(found["peak"]["allocated_bytes"], rel=TOLERANCE)
 
 
-@pytest.mark.parametrize(("prompt", "at_once", "op"), [(112, 24, "prompts: "), (64, 48, "prompts: "), (16, 64, "generate")])
+@pytest.mark.parametrize(("prompt", "at_once", "op"), [(112, 24, "prompts: "), (16, 64, "generate")])
 def test_rollouts(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], prompt: int, at_once: int, op: str) -> None:
     """Many completions at once, whose prompts, or whose cache of keys and values, need more than the training itself."""
     length = PROMPT + COMPLETION - prompt
@@ -143,6 +143,5 @@ def test_rollouts(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     }  # fmt: skip
     words = ("--gradient-accumulation-steps", str(at_once), "--num-generations", "4", "--completion-length", str(length))
     peak, found = both(model, tmp_path, capsys, "grpo", LORA, "lora", True, options, words, prompt)
-    print(peak, found["phases"], found["peak"], found["components"])
     assert ("rollout", True) == (found["peak"]["phase"], found["peak"]["op"].startswith(op))
     assert peak == pytest.approx(found["peak"]["allocated_bytes"], rel=ROLLOUT)
