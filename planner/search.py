@@ -207,20 +207,6 @@ class Search:
         fragmentation = allowance(moving_bytes(memory.peak.levels)) if known is None else known
         return Plan(request, target, memory, fragmentation, runtime, usable, replayed=known is not None)
 
-    def one(self, method: Method, target: Target, optimizer: Optimizer, sharding: Sharding) -> Plan:
-        """The job's one candidate, replayed and priced, whether it fits or not.
-
-        The job names one micro-batch and one kind of checkpointing. Raises InputError for settings that make no sense.
-        """
-        self.job.check()
-        settings = replace(
-            self.job.settings_for(method, target),
-            micro_batch_size=self.job.micro_batch_sizes[0],
-            gradient_checkpointing=self.job.checkpointing[0],
-        )
-        check_settings(settings)
-        return self._priced(self.replayed(self.evaluate(method, target, settings, optimizer, sharding)))
-
     def _runtime(self, gpu: Gpu | None, ranks: int, quantized: bool) -> RuntimeMemory:
         key = (gpu.id if gpu else "", ranks, quantized)
         if key not in self._runtimes:
