@@ -140,9 +140,26 @@ def attend(
     tape, settings = model.tape, model.settings
     q, k, v = rotated
     if settings.use_cache and settings.gradient_checkpointing == "off":
-        k, v = _cached(model, k), _cached(model, v)
+        k, v = cached(model, k), cached(model, v)
     for part in model.method.parts:
         k, v = part.keys_values(model, k, v)
+    out, weights = run_kernel(model, spec, kernel, (q, k, v), masks, softcap, wide)
+    out = tape.view("join_heads", out, (*out.shape[:2], spec.num_attention_heads * spec.head_dim))
+    return out, weights, (q, k, v)
+
+
+def run_kernel(
+    model: Assembly,
+    spec: DecoderSpec,
+    kernel: Kernel,
+    heads: tuple[Tensor, Tensor, Tensor],
+    masks: tuple[Tensor, ...],
+    softcap: bool = False,
+    wide: bool = True,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The kernel alone; see `attend`. Gives `(batch, length, heads, columns of values)`, and eager attention's weights."""
+    tape, settings = model.tape, model.settings
+    q, k, v = heads
     dropout = spec.attention_dropout if settings.attention_dropout is None else settings.attention_dropout
     weights: tuple[Tensor, ...] = ()
     if kernel.name == "eager":
@@ -155,8 +172,7 @@ def attend(
     else:
         q, k, v = (pw.cast(tape, t, settings.autocast or settings.dtype) for t in (q, k, v))
         out = kernels.flash(tape, q, k, v)
-    out = tape.view("join_heads", out, (*out.shape[:2], spec.num_attention_heads * spec.head_dim))
-    return out, weights, (q, k, v)
+    return out, weights
 
 
 def split_heads(model: Assembly, x: Tensor, head_dim: int) -> Tensor:
@@ -174,7 +190,7 @@ def heads_first(model: Assembly, x: Tensor, copied: bool) -> Tensor:
     return pw.transpose(model.tape, x, (batch, heads, length, head_dim), copied)
 
 
-def _cached(model: Assembly, x: Tensor) -> Tensor:
+def cached(model: Assembly, x: Tensor) -> Tensor:
     """`DynamicLayer.update` of an empty cache: keys or values are copied into it and used from there."""
     tape = model.tape
     before, tape.category = tape.category, KV_CACHE

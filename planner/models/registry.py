@@ -17,6 +17,8 @@ FAMILIES = {
     "opt": ("opt",),
     "phi": ("phi",),
     "phi3": ("phi3",),
+    "deepseek": ("deepseek_v2", "deepseek_v3"),
+    "gpt_oss": ("gpt_oss",),
     "mixtral": ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"),
     "bert": ("bert", "roberta", "xlm-roberta", "electra"),
 }
