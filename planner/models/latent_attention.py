@@ -190,9 +190,9 @@ def _attended(
     if kernel.name == "flash" and sizes.v_head_dim != sizes.qk_head_dim:
         padded = tape.fresh((*v.shape[:-1], sizes.qk_head_dim), v.dtype, v.requires_grad)
         tape.record("pad", (v,), padded, gradients=(Gradient(v, None),))
-        out, weights = run_kernel(model, spec, kernel, (q, k, padded), masks)
+        out, weights, taken = run_kernel(model, spec, kernel, (q, k, padded), masks)
         out = pw.narrow(tape, out, (*out.shape[:-1], sizes.v_head_dim))
         out = pw.copy(tape, out, "reshape")
     else:
-        out, weights = run_kernel(model, spec, kernel, (q, k, v), masks)
-    return tape.view("join_heads", out, (*out.shape[:2], spec.num_attention_heads * sizes.v_head_dim)), weights, held
+        out, weights, taken = run_kernel(model, spec, kernel, (q, k, v), masks)
+    return tape.view("join_heads", out, (*out.shape[:2], spec.num_attention_heads * sizes.v_head_dim)), weights, (*held, *taken)

@@ -56,7 +56,9 @@ def _layer_types(config: ConfigReader) -> tuple[str, ...]:
     if given is None:
         return tuple([SLIDING if (index + 1) % 2 else FULL for index in range(layers)])
     if not isinstance(given, list) or len(given) != layers or any(kind not in (SLIDING, FULL) for kind in given):
-        raise InputError(f"{config.origin}: 'layer_types' must be a list of {layers} of {SLIDING!r} and {FULL!r}, one for each layer")
+        raise InputError(
+            f"{config.origin}: 'layer_types' must be a list of {layers} of {SLIDING!r} and {FULL!r}, one for each layer"
+        )
     return tuple(given)
 
 
@@ -116,7 +118,7 @@ def _attention(model: Assembly, spec: GptOssSpec, x: Tensor, shared: tuple[Tenso
         out, scores = eager_with_sinks(tape, q, k, v, masks[mask], sinks, dropout, settings.use_cache)
         weights = (scores,)
     else:
-        out, weights = run_kernel(model, spec, kernel, (q, k, v), tuple(masks))
+        out, weights, _ = run_kernel(model, spec, kernel, (q, k, v), tuple(masks))
     out = tape.view("join_heads", out, (*out.shape[:2], spec.num_attention_heads * spec.head_dim))
     tape.scope = ""
     y = model.linear(out, "self_attn.o_proj", spec.hidden_size, spec.attention_bias)
