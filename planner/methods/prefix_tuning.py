@@ -151,7 +151,10 @@ class PrefixTuning(Layered):
         joined = []
         prefixes = model.prefix
         if self.use_gating:
-            assert model.attention_input is not None
+            if model.attention_input is None:
+                raise InputError(
+                    f"prefix_tuning: gates are modelled for decoders, not for {model.spec.model_type}; leave them out"
+                )
             share = gate.record(model, "self_attn.prefix_gate", model.attention_input, dims=4)
             first, second = [pw.multiply(tape, tape.view("slice", t, self._prefix(model)), share) for t in prefixes]
             prefixes = (first, second)
