@@ -199,9 +199,8 @@ def _sharding(section: Section) -> None:
         facts.set("data_parallel", ranks, section.source("world_size"))
     shards, copies = section.integer("dp_shard_size"), section.integer("dp_replicate_size", 1)
     if shards is not None:
-        facts.set("data_parallel", shards * (copies or 1), section.source("dp_shard_size"))
-        if copies and copies > 1:
-            section.warn("dp_replicate_size", "states are counted as split over all GPUs; each group has its own copy")
+        facts.set("data_shard", shards, section.source("dp_shard_size"))
+        facts.set("data_replicate", copies or 1, section.source("dp_replicate_size"), "dp_replicate_size" in section)
     for key, fact in (
         ("tensor_parallel_size", "tensor_parallel"),
         ("context_parallel_size", "context_parallel"),
