@@ -4,13 +4,15 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tuneplan.planner.errors import InputError, TuneplanError
 from tuneplan.planner.grid import Choice, Grid
 from tuneplan.planner.job import Job
 from tuneplan.planner.methods.method import Method
+from tuneplan.planner.training.settings import Settings
+from tuneplan.planner.training.sharding import Sharding
 
 if TYPE_CHECKING:
     from tuneplan.planner.search import Search
@@ -24,23 +26,29 @@ _inherited: "Search | None" = None
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A choice as it is sent between processes: its card and optimizer by their place in the job."""
+    """A choice as it is sent between processes: its card and optimizer by their place in the job. See `grid.Choice`."""
 
     target: int
     optimizer: int
-    choice: Choice
+    settings: Settings
+    sharding: Sharding
+    key: tuple[float, ...]
+    fits: bool
+    over: bool
+    short_by_bytes: int
 
     @classmethod
-    def of(cls, choice: Choice, job: Job) -> "Place":
+    def of(cls, c: Choice, job: Job) -> "Place":
         """Take out what the other process has."""
-        target = next(i for i, t in enumerate(job.targets) if t is choice.target)
-        optimizer = next(i for i, o in enumerate(job.optimizers) if o is choice.optimizer)
-        bare = replace(choice, method=None, target=None, optimizer=None)  # type: ignore[arg-type] (`on` puts them in)
-        return cls(target, optimizer, bare)
+        target = next(i for i, t in enumerate(job.targets) if t is c.target)
+        optimizer = next(i for i, o in enumerate(job.optimizers) if o is c.optimizer)
+        return cls(target, optimizer, c.settings, c.sharding, c.key, c.fits, c.over, c.short_by_bytes)
 
     def on(self, method: Method, job: Job) -> Choice:
         """Put in what this process has."""
-        return replace(self.choice, method=method, target=job.targets[self.target], optimizer=job.optimizers[self.optimizer])
+        target, optimizer = job.targets[self.target], job.optimizers[self.optimizer]
+        rest = (self.key, self.fits, self.over, self.short_by_bytes)
+        return Choice(method, target, self.settings, optimizer, self.sharding, *rest)
 
 
 def choices(search: "Search", told: Callable[[int], None] | None = None) -> tuple[list[Choice], int]:
