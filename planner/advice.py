@@ -146,10 +146,15 @@ def _context(request: Request) -> list[str]:
 
 
 def _not_modelled(request: Request) -> list[str]:
+    objective, texts = request.settings.objective, []
+    if objective.name == "grpo":
+        texts.append("Time is that of forward, backward and update; generating and scoring completions comes on top.")
+    if objective.name == "dpo" and objective.reference != "precomputed":
+        texts.append("Time is that of forward, backward and update; the reference's forward comes on top.")
     window = getattr(request.spec, "sliding_window", None)
     if window is not None and window < request.settings.seq_len:
-        return [f"The model attends to a window of {window} tokens; time is counted as for full attention."]
-    return []
+        texts.append(f"The model attends to a window of {window} tokens; time is counted as for full attention.")
+    return texts
 
 
 def _with(request: Request, **changes: Any) -> Request:

@@ -392,5 +392,5 @@ class Assembly:
 
     @property
     def token_shape(self) -> tuple[Size, Size]:
-        """(micro-batch, length)."""
-        return (self.settings.micro_batch_size, self.settings.seq_len)
+        """(sequences, length)."""
+        return (self.settings.sequences, self.settings.seq_len)
