@@ -136,7 +136,7 @@ class PrefixTuning(Layered):
 
     def _joined(self, model: "Assembly", length: Size) -> tuple[Size, ...]:
         spec = model.spec
-        return (model.settings.micro_batch_size, spec.num_key_value_heads, length + self.num_virtual_tokens, spec.head_dim)
+        return (model.settings.sequences, spec.num_key_value_heads, length + self.num_virtual_tokens, spec.head_dim)
 
     def _prefix(self, model: "Assembly") -> tuple[Size, ...]:
         spec = model.spec
