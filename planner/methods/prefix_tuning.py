@@ -121,7 +121,8 @@ class PrefixTuning(Layered):
             halves.append(tape.view("half", cached, cached.shape))
             tape.ops[-1].gradients = (Gradient(cached, fresh),)
             tape.side.append((halves[-1], gradient, layers))
-        tape.handed.append(cached.storage)
+        # A gate keeps the prefixes for its own gradient; else each layer lets its own go.
+        (tape.held if self.use_gating else tape.handed).append(cached.storage)
         model.prefix = (halves[0], halves[1])
         return hidden
 
@@ -161,7 +162,9 @@ class PrefixTuning(Layered):
         for own, prefix in zip((keys, values), prefixes, strict=True):
             out = tape.fresh(self._joined(model, own.shape[2]), own.dtype, True)
             tape.record("cache", (own,), out, gradients=(Gradient(own, None), Gradient(prefix, None)))
-            tape.ops[-1].spends = ((round_block(prefix.nbytes // (2 * model.spec.num_hidden_layers)), prefix.storage.category),)
+            if not self.use_gating:
+                piece = round_block(prefix.nbytes // (2 * model.spec.num_hidden_layers))
+                tape.ops[-1].spends = ((piece, prefix.storage.category),)
             if self.past_key_values:
                 tape.outputs.append(out.storage)
             joined.append(out)
