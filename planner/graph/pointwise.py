@@ -226,6 +226,20 @@ def layer_norm(tape: Tape, x: Tensor, weight: Tensor | None, bias: Tensor | None
     return tape.record("layer_norm", kept, out, saved=kept, gradients=tuple(gradients), moved=2 * x.nbytes)
 
 
+def clamp(tape: Tape, x: Tensor) -> Tensor:
+    """`x.clamp(...)`: saves its input; the backward makes masks and the gradient."""
+    out = tape.fresh(x.shape, x.dtype, x.requires_grad)
+    gradient = Gradient(x, round_block(x.nbytes), scratch=3 * tensor_bytes(x.shape, "bool"), moved=3 * x.nbytes)
+    return tape.record("clamp", (x,), out, saved=(x,), gradients=(gradient,))
+
+
+def masked_fill(tape: Tape, x: Tensor, mask: Tensor) -> Tensor:
+    """`x.masked_fill(mask, value)`: saves the mask."""
+    out = tape.fresh(x.shape, x.dtype, x.requires_grad)
+    gradient = Gradient(x, round_block(x.nbytes), moved=2 * x.nbytes)
+    return tape.record("masked_fill", (x, mask), out, saved=(mask,), gradients=(gradient,))
+
+
 def clamp_in_place(tape: Tape, x: Tensor) -> Tensor:
     """`x.clamp_(...)`: autograd keeps a copy of what was there before; the backward makes a mask and the gradient."""
     kept = tape.fresh(x.shape, x.dtype, False)

@@ -148,11 +148,8 @@ def attend(
     """
     tape, settings = model.tape, model.settings
     q, k, v = rotated
-    if settings.use_cache and settings.gradient_checkpointing == "off":
-        k, v = _cached(model, k), _cached(model, v)
-    for part in model.method.parts:
-        k, v = part.keys_values(model, k, v)
-    dropout = spec.attention_dropout if settings.attention_dropout is None else settings.attention_dropout
+    k, v = stored(model, k, v)
+    dropout = attention_probability(model, spec)
     weights: tuple[Tensor, ...] = ()
     if kernel.name == "eager":
         out, scores = kernels.eager(tape, q, k, v, masks[0], dropout, settings.use_cache, softcap, wide)
@@ -166,6 +163,21 @@ def attend(
         out = kernels.flash(tape, q, k, v)
     out = tape.view("join_heads", out, (*out.shape[:2], spec.num_attention_heads * spec.head_dim))
     return out, weights, (q, k, v)
+
+
+def stored(model: Assembly, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values as attention takes them: out of the cache, if there is one, and behind those that a method adds."""
+    if model.settings.use_cache and model.settings.gradient_checkpointing == "off":
+        k, v = _cached(model, k), _cached(model, v)
+    for part in model.method.parts:
+        k, v = part.keys_values(model, k, v)
+    return k, v
+
+
+def attention_probability(model: Assembly, spec: DecoderSpec) -> float:
+    """The dropout of attention: the run's, or the config's."""
+    given = model.settings.attention_dropout
+    return spec.attention_dropout if given is None else given
 
 
 def split_heads(model: Assembly, x: Tensor, head_dim: int) -> Tensor:

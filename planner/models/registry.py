@@ -11,12 +11,15 @@ from tuneplan.planner.models.spec import CAUSAL_LM, ModelSpec
 
 FAMILIES = {
     "llama": ("llama", "mistral", "qwen2", "qwen3", "granite"),
+    "bloom": ("bloom",),
     "cohere": ("cohere", "cohere2"),
     "gemma": ("gemma", "gemma2", "gemma3_text"),
     "gpt2": ("gpt2", "gpt-sw3"),
+    "gpt_bigcode": ("gpt_bigcode",),
     "gpt_neox": ("gpt_neox",),
     "olmo": ("olmo",),
     "olmo2": ("olmo2", "olmo3"),
+    "mpt": ("mpt",),
     "opt": ("opt",),
     "phi": ("phi",),
     "phi3": ("phi3",),
