@@ -165,6 +165,11 @@ def rms_norm_wide(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
     return cast(tape, multiply(tape, weight, _normal(tape, x)), x.dtype)
 
 
+def rms_norm_cast(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
+    """The same with the weight cast to fp32 first; `HeliumRMSNorm.forward` of transformers 5.23."""
+    return cast(tape, multiply(tape, cast(tape, weight, "fp32"), _normal(tape, x)), x.dtype)
+
+
 def cohere_norm(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
     """Layer norm without bias, written out in fp32; `CohereLayerNorm.forward` of transformers 5.23."""
     wide = cast(tape, x, "fp32")

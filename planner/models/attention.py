@@ -78,6 +78,7 @@ def attended(
     in_parts: bool = False,
     widened: bool = False,
     rotary: bool = True,
+    after: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """From queries, keys and values to the output of `o_proj`; also attention weights that the layer's code holds (eager).
 
@@ -96,6 +97,7 @@ def attended(
         in_parts: heads are cut in two for the rotation even where all their columns are rotated.
         widened: queries and keys are rotated in fp32 (Cohere); `cast_back` is then set too.
         rotary: queries and keys are rotated.
+        after: what is done with queries and keys after the rotation.
     """
     tape = model.tape
     tables, masks = (shared[:2], shared[2:]) if rotary else ((), shared)
@@ -115,6 +117,8 @@ def attended(
         turned = q, k
         q, k = pw.cast(tape, q, dtype), pw.cast(tape, k, dtype)
         tape.hold(*turned, *before)
+    if after:
+        q, k = after(q, k)
     out, weights, held = attend(model, spec, kernel, (q, k, v), masks, softcap)
     tape.scope = ""
     y = model.linear(out, output, spec.hidden_size, bias)
@@ -230,4 +234,19 @@ def plain_mlp(model: Assembly, spec: DecoderSpec, x: Tensor, up: str, down: str,
     tape.scope = ""
     y = model.linear(active, down, spec.hidden_size, bias)
     tape.hold(x)
+    return y
+
+
+def fused_gated_mlp(model: Assembly, spec: DecoderSpec, x: Tensor) -> Tensor:
+    """`down_proj(up * act(gate))` with gate and up out of one projection."""
+    tape = model.tape
+    fused = model.linear(x, "mlp.gate_up_proj", 2 * spec.intermediate_size)
+    tape.scope = "mlp"
+    shape = (*x.shape[:-1], spec.intermediate_size)
+    gate, up = pw.split(tape, fused, [shape, shape])
+    active = activation(tape, gate, spec.hidden_act)
+    product = pw.multiply(tape, up, active)
+    tape.scope = ""
+    y = model.linear(product, "mlp.down_proj", spec.hidden_size)
+    tape.hold(x, gate)
     return y

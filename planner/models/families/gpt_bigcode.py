@@ -42,9 +42,7 @@ def read(id: str, config: ConfigReader) -> GptBigCodeSpec:
     if config.boolean("add_cross_attention", False):
         raise InputError(f"{config.origin}: add_cross_attention is not planned by tuneplan for GPTBigCode; use plan trace")
     defaults = {**_DEFAULTS, "num_key_value_heads": 1} if config.boolean("multi_query", True) else _DEFAULTS
-    fields = decoder.dimensions(
-        id, config, activation_key="activation_function", defaults=defaults, keys=KEYS, rotary=False
-    )
+    fields = decoder.dimensions(id, config, activation_key="activation_function", defaults=defaults, keys=KEYS, rotary=False)
     return GptBigCodeSpec(
         **fields,
         sliding_window=None,
@@ -83,9 +81,7 @@ def layer(model: Assembly, spec: GptBigCodeSpec, entry: Tensor, shared: tuple[Te
     return close("layer", tape, entry, exit)
 
 
-def _attention(
-    model: Assembly, spec: GptBigCodeSpec, x: Tensor, masks: tuple[Tensor, ...]
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _attention(model: Assembly, spec: GptBigCodeSpec, x: Tensor, masks: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Self-attention; also returns attention weights that the layer's code holds (eager)."""
     tape = model.tape
     kernel = kernel_of(model, spec, x, None)

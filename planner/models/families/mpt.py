@@ -5,6 +5,7 @@ Mirrors transformers 5.23 models/mpt/modeling_mpt.py.
 
 from dataclasses import dataclass
 
+from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.matmul import batched
@@ -56,6 +57,8 @@ def read(id: str, config: ConfigReader) -> MptSpec:
 def start(model: Assembly, spec: MptSpec) -> tuple[Block, tuple[Tensor, ...]]:
     """Token ids, embeddings, the mask and the biases of positions; returns the last two, which layers share."""
     decoder.run_eagerly(model, "MPT")
+    if model.method.virtual_tokens or model.method.prefix_length:
+        raise InputError("peft finds no number of heads in the config of MPT, so it adds no prompts and prefixes; use lora")
 
     def alibi(hidden: Tensor) -> Tensor:
         shape = (spec.num_attention_heads, 1, spec.max_position_embeddings)
