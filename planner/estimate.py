@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tuneplan.planner.device_memory import RuntimeMemory, checkpoint_bytes, host_bytes, runtime_of
-from tuneplan.planner.fragmentation import allowance
+from tuneplan.planner.fragmentation import allowance, moving_bytes
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.memory import StepMemory, step_memory
 from tuneplan.planner.models.network import Network, build
@@ -12,6 +12,7 @@ from tuneplan.planner.replay import ENOUGH_LAYERS, Replay, replay
 from tuneplan.planner.request import Request
 from tuneplan.planner.timing.request_time import time_of
 from tuneplan.planner.timing.step_time import StepTime
+from tuneplan.planner.training.objective import for_method
 from tuneplan.planner.uncertainty import Interval, interval
 
 if TYPE_CHECKING:
@@ -167,11 +168,12 @@ def estimate(request: Request, advice: bool = True) -> Estimate:
     if request.gpu is not None and request.gpu.compute_capability is not None:
         settings = replace(settings, compute_capability=request.gpu.compute_capability)
     settings = request.sharding.settings(settings)
+    settings = for_method(settings, request.method, request.gradient_accumulation_steps, request.sharding.data_parallel)
     request = replace(request, settings=settings)
     network = build(request.spec, request.method, settings)
     memory = step_memory(network, settings, request.optimizer, request.sharding)
     sharded = request.sharding.zero_stage > 0
-    fragmentation = allowance(memory) if sharded else _replayed(request, network).fragmentation_bytes
+    fragmentation = allowance(moving_bytes(memory.peak.levels)) if sharded else _replayed(request, network).fragmentation_bytes
     gpu = request.gpu
     runtime = runtime_of(gpu, request.sharding.data_parallel, network.quantized)
     result = Estimate(

@@ -92,7 +92,10 @@ class PrefixTuning(Layered):
         width = spec.num_key_value_heads * spec.head_dim
         layers = len(self.layers) or spec.num_hidden_layers
         every = 2 * layers * width
-        if self.prefix_projection:
+        given = self.produced(model, batch, every)
+        if given is not None:
+            wide = given
+        elif self.prefix_projection:
             inner = self.encoder_hidden_size or width
             table = model.common("prompt_encoder.embedding.weight", (count, width), "fp32", saved=False)
             wide = embedding(tape, (batch, count), table)
@@ -122,6 +125,10 @@ class PrefixTuning(Layered):
         model.prefix = (halves[0], halves[1])
         return hidden
 
+    def produced(self, model: "Assembly", batch: Size, width: int) -> Tensor | None:
+        """Prefixes `(batch, rows, width)` that something else makes, all layers beside each other; None to train them here."""
+        return None
+
     def _dense(self, model: "Assembly", x: Tensor, index: int, width: int) -> Tensor:
         name = f"prompt_encoder.transform.{index}"
         weight = model.common(f"{name}.weight", (width, int(x.shape[-1])), "fp32", saved=False)
@@ -129,7 +136,7 @@ class PrefixTuning(Layered):
 
     def _joined(self, model: "Assembly", length: Size) -> tuple[Size, ...]:
         spec = model.spec
-        return (model.settings.micro_batch_size, spec.num_key_value_heads, length + self.num_virtual_tokens, spec.head_dim)
+        return (model.settings.sequences, spec.num_key_value_heads, length + self.num_virtual_tokens, spec.head_dim)
 
     def _prefix(self, model: "Assembly") -> tuple[Size, ...]:
         spec = model.spec
@@ -144,7 +151,10 @@ class PrefixTuning(Layered):
         joined = []
         prefixes = model.prefix
         if self.use_gating:
-            assert model.attention_input is not None
+            if model.attention_input is None:
+                raise InputError(
+                    f"prefix_tuning: gates are modelled for decoders, not for {model.spec.model_type}; leave them out"
+                )
             share = gate.record(model, "self_attn.prefix_gate", model.attention_input, dims=4)
             first, second = [pw.multiply(tape, tape.view("slice", t, self._prefix(model)), share) for t in prefixes]
             prefixes = (first, second)

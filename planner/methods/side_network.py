@@ -31,6 +31,7 @@ class SideNetwork(Part):
 
     mergeable: ClassVar[bool] = False
     code_changes: ClassVar[str] = "a second stack of modules, and a forward that runs the model under no_grad beside it"
+    one_stack: ClassVar[bool] = True
     effort: ClassVar[str] = "model code"
     clashes: ClassVar[Mapping[str, str | None]] = {
         "*": "the model runs without gradients, so that nothing inside it can be trained",
@@ -140,8 +141,9 @@ class NarrowCopy(SideNetwork):
 
         spec = self.narrow(model.spec)
         inner = model.within("side", spec, Method("side", (Full(),)))
-        tables = dict(zip([id(t) for t in model.rotary], model.side_rotary, strict=True))
-        inner.rotary = model.side_rotary
+        inner.layer = model.spec.num_hidden_layers - 1 if model.layer is None else model.layer
+        tables = dict(zip([id(t) for t in model.rotary], model.side_rotary, strict=False))  # a model may have no tables
+        inner.rotary = model.side_rotary if model.rotary else ()
         shared = tuple([tables.get(id(t), t) for t in model.layers_share])
         block = family(spec.model_type).layer(inner, spec, x, shared)
         model.adopt(inner)
