@@ -64,7 +64,9 @@ def read(file: YamlFile, facts: Facts, kind: str) -> None:
     facts.stack(f"accelerate {version('accelerate')}")
     engine = section.choice("distributed_type", KINDS, "NO") or "NO"
     processes = section.integer("num_processes", -1, least=-1)
-    if processes is not None and processes > 0:
+    if engine in ("NO", "no"):
+        facts.set("data_parallel", 1, section.source("distributed_type"), "distributed_type" in section)
+    elif processes is not None and processes > 0:
         section.fact("data_parallel", processes, "num_processes")
     precision = section.choice("mixed_precision", ("no", "fp16", "bf16", "fp8"), None)
     if section.raw("mixed_precision") is False:
