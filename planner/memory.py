@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from tuneplan.planner.graph.ledger import Shared, Walk
 from tuneplan.planner.graph.meter import Levels, Meter, Segment, join
-from tuneplan.planner.graph.tensor import TEMPORARY, WEIGHTS, Size, Storage, elements, round_block
+from tuneplan.planner.graph.tensor import ACTIVATIONS, KV_CACHE, LOGITS, TEMPORARY, WEIGHTS, Size, Storage, elements, round_block
 from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network, Run
 from tuneplan.planner.parallel import deepspeed, fsdp, replicated
@@ -155,6 +155,7 @@ def step_memory(
     optimizer: Optimizer,
     sharding: Sharding = SINGLE,
     walked: Walked | None = None,
+    waiting: float = 1,
 ) -> StepMemory:
     """One rank's memory over a whole step: forward, loss, backward, clipping, optimizer, as every step but the first runs.
 
@@ -166,6 +167,7 @@ def step_memory(
         optimizer: what updates the trained weights.
         sharding: which model states are split over how many ranks.
         walked: the result of `walk` for the same network and settings, if it is known.
+        waiting: micro-batches whose activations stand when a backward starts, itself included (pipelines).
     """
     rank = _rank_step(network, settings, optimizer, sharding, walked or walk(network, settings))
     base = rank.base
@@ -174,10 +176,13 @@ def step_memory(
             for storage in kept_outputs(run):
                 base[storage.category] += run.count * storage.nbytes
                 rank.held[storage.category] += run.count * storage.nbytes
-    after_forward = join(Segment(base, EMPTY, 0, ""), rank.forward)
+    started = base.copy()
+    for category in (ACTIVATIONS, KV_CACHE, *((LOGITS,) if sharding.pipeline_schedule == "gpipe" else ())):
+        started[category] += scaled(rank.forward.delta[category], waiting - 1)
+    after_forward = join(Segment(started, EMPTY, 0, ""), rank.forward)
     phases = {
         "load": _load(network.parameters, settings, rank),
-        "forward": _phase(base, rank.forward),
+        "forward": _phase(started, rank.forward),
         "backward": _phase(after_forward.delta, rank.backward),
         "optimizer_step": _phase(rank.held, rank.update),
     }
@@ -214,6 +219,11 @@ def _load(parameters: Sequence[Parameter], settings: Settings, rank: RankStep) -
     end = levels[WEIGHTS]
     levels[TEMPORARY] = max([round_block(2 * elements(p.shape)) for p in changed], default=0)
     return Phase(sum(levels), end, "weights", levels)
+
+
+def scaled(size: Size, factor: float) -> Size:
+    """A size some number of times, not necessarily whole."""
+    return int(size * factor) if isinstance(size, int) else (size * factor).astype("int64")
 
 
 def _phase(start: Levels, segment: Segment) -> Phase:
