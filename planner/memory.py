@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from tuneplan.planner.graph.ledger import Shared, Walk
 from tuneplan.planner.graph.meter import Levels, Meter, Segment, join
 from tuneplan.planner.graph.tensor import ACTIVATIONS, KV_CACHE, LOGITS, TEMPORARY, WEIGHTS, Size, Storage, elements, round_block
+from tuneplan.planner.lifetimes import gradient_uses, kept_outputs, lifetimes
 from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network, Run
 from tuneplan.planner.parallel import deepspeed, fsdp, replicated
-from tuneplan.planner.parallel.step import EMPTY, Piece, RankStep, Walked
+from tuneplan.planner.parallel.step import EMPTY, HostBytes, Piece, RankStep, Walked
 from tuneplan.planner.training.optimizers import Optimizer
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import SINGLE, Sharding
@@ -37,7 +38,7 @@ class StepMemory:
     """Allocated bytes of one step, by phase ("load", "forward", "backward", "optimizer_step")."""
 
     phases: dict[str, Phase]
-    host_optimizer_bytes: int
+    host: HostBytes
     peak_phase: str
 
     @property
@@ -49,89 +50,31 @@ class StepMemory:
 def walk(network: Network, settings: Settings) -> Walked:
     """Walk each distinct block forward and backward."""
     shared = Shared(settings.accumulating, gradient_uses(network), fused_update=network.fused_update)
+    lives = lifetimes(network)
     forward: list[Piece] = []
     walks: list[tuple[Run, Walk]] = []
-    held = held_embeddings(network)
     for index, run in enumerate(network.runs):
+        forward.append(Piece(_deaths(lives.ended.get(index, ()))))
         walked = Walk(run.block)
         segment = walked.forward(keep=not run.checkpointed, rebuilt=run.reversible)
-        if index == 1 and held:
+        held = lives.reborn.get(index, [])
+        if held:
             forward += [Piece(segment, 1, index), Piece(_births(held))]
             forward += [Piece(segment, run.count - 1, index)] if run.count > 1 else []
         else:
             forward.append(Piece(segment, run.count, index))
         walks.append((run, walked))
-    early, late = carried(network)
-    forward.insert(-1, Piece(_deaths(early)))
-    forward.insert(len(forward) if network.embeddings_passed else -1, Piece(_deaths(held)))
+    forward.append(Piece(_deaths(lives.released)))
     for run, walked in walks:
-        forward.append(Piece(walked.release(settings.keep_outputs), run.count))
+        forward.append(Piece(walked.release(settings.keep_outputs, lives.held), run.count))
         if settings.keep_outputs:
             forward.append(Piece(_deaths(kept_outputs(run)), run.count))
     backward: list[Piece] = []
     for index, (run, walked) in reversed(list(enumerate(walks))):
         again = Walk(run.block) if run.checkpointed else walked
         segment = again.backward(shared, run.recomputation(settings))
-        backward.append(Piece(segment, run.count, index))
-    backward.append(Piece(_deaths(late)))
+        backward += [Piece(segment, run.count, index), Piece(_deaths(lives.spent[index]))]
     return Walked(forward, backward)
-
-
-def gradient_uses(network: Network) -> dict[int, int]:
-    """How many gradients each parameter receives that is used outside the layers or in several of them.
-
-    Layers alike are walked once, so their use counts once.
-    """
-    uses: dict[int, int] = {}
-    ends = {id(g.of) for run in (network.runs[0], network.runs[-1]) for op in run.block.ops for g in op.gradients}
-    for run in network.runs:
-        for op in run.block.ops:
-            for gradient in op.gradients:
-                if gradient.of.name and ("*" not in gradient.of.name or id(gradient.of) in ends):
-                    uses[id(gradient.of)] = uses.get(id(gradient.of), 0) + 1
-    return uses
-
-
-def carried(network: Network) -> tuple[list[Storage], list[Storage]]:
-    """Storages that blocks share: those that die with the forward, and those that live to the end of the backward.
-
-    What reversible layers computed last is among the latter. Others stay where an op saved them, where a checkpoint holds its
-    arguments, and where they are the batch itself.
-    """
-    arguments = {id(storage) for run in network.runs if run.checkpointed for op in run.block.ops for storage in op.reads}
-    arguments |= {id(storage) for run in network.runs for storage in run.block.leaves}
-    saved = {id(storage) for run in network.runs for op in run.block.ops for storage in op.saved}
-    early: list[Storage] = []
-    late: list[Storage] = []
-    for run in network.runs:
-        for index, storage in enumerate(run.block.carried):
-            held = id(storage) in arguments or id(storage) in saved or index < run.block.batch
-            (late if held else early).append(storage)
-        early += [storage for storage in run.block.locals if id(storage) not in saved]
-        late += [storage for storage in run.block.locals if id(storage) in saved]
-        pinned = {id(storage): storage for op in run.block.ops for storage in op.pinned}
-        late += list(pinned.values()) * run.count
-    rebuilt = [run.block.entry for run in network.runs if run.reversible]
-    late += [entry.storage for entry in rebuilt[:1] if entry is not None]
-    return early, late
-
-
-def held_embeddings(network: Network) -> list[Storage]:
-    """What enters the first layer, where nothing else holds it: a variable of the model's forward does, up to the head.
-
-    The walk of the first layer lets it go with its other input, so it is born again after that layer.
-    """
-    first, run = network.runs[0].block, network.runs[1]
-    if first.exit is None or not first.exit_held or (run.checkpointed and not run.reversible):
-        return []
-    storage = first.exit.storage
-    saved = not run.reversible and any(storage in op.saved for op in run.block.ops)
-    return [] if saved else [storage]
-
-
-def kept_outputs(run: Run) -> tuple[Storage, ...]:
-    """What a loop that keeps the model's outputs, and with them the loss's graph, holds of one block between steps."""
-    return run.block.outputs + run.block.leaves
 
 
 def _births(storages: Iterable[Storage]) -> Segment:
@@ -169,7 +112,11 @@ def step_memory(
         walked: the result of `walk` for the same network and settings, if it is known.
         waiting: micro-batches whose activations stand when a backward starts, itself included (pipelines).
     """
-    rank = _rank_step(network, settings, optimizer, sharding, walked or walk(network, settings))
+    walked = walked or walk(network, settings)
+    offloaded = 0
+    if "activations" in sharding.offload:
+        walked, offloaded = without_activations(network, walked)
+    rank = _rank_step(network, settings, optimizer, sharding, walked)
     base = rank.base
     if settings.keep_outputs:
         for run in network.runs:
@@ -187,7 +134,7 @@ def step_memory(
         "optimizer_step": _phase(rank.held, rank.update),
     }
     highest = max(phases, key=lambda name: _first(phases[name].peak_bytes))
-    return StepMemory(phases, rank.host_states, highest)
+    return StepMemory(phases, replace(rank.host, activations=int(offloaded * waiting)), highest)
 
 
 def _rank_step(network: Network, settings: Settings, optimizer: Optimizer, sharding: Sharding, walked: Walked) -> RankStep:
@@ -219,6 +166,35 @@ def _load(parameters: Sequence[Parameter], settings: Settings, rank: RankStep) -
     end = levels[WEIGHTS]
     levels[TEMPORARY] = max([round_block(2 * elements(p.shape)) for p in changed], default=0)
     return Phase(sum(levels), end, "weights", levels)
+
+
+def without_activations(network: Network, walked: Walked) -> tuple[Walked, int]:
+    """The walk where what layers save goes to host memory after their forward and comes back before their backward; its bytes.
+
+    As torch's `save_on_cpu` and the offloading of checkpoints do. The copies of two layers, the one that runs and the next, are
+    on the device; the first and last pieces of a model, which are no layers, keep theirs.
+    """
+    layered = {index for index, run in enumerate(network.runs) if run.layered}
+    sizes = {p.run: p.segment.delta[ACTIVATIONS] for p in walked.forward if p.run in layered}
+    total: Size = sum(p.count * sizes[p.run] for p in walked.forward if p.run in layered)
+    ahead = max(sizes.values(), default=0)
+
+    def moved(pieces: list[Piece], out: bool) -> list[Piece]:
+        result = []
+        for piece in pieces:
+            size = sizes.get(piece.run, 0) if piece.run in layered else 0
+            meter = Meter()
+            meter.op = "offload"
+            if out:
+                meter.drop(size, ACTIVATIONS)
+                result.append(Piece(join(piece.segment, meter.segment()), piece.count, piece.run) if size else piece)
+            else:
+                meter.add(size, ACTIVATIONS)
+                meter.touch(ahead)
+                result.append(Piece(join(meter.segment(), piece.segment), piece.count, piece.run) if size else piece)
+        return result
+
+    return Walked(moved(walked.forward, True), moved(walked.backward, False)), total
 
 
 def scaled(size: Size, factor: float) -> Size:

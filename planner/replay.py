@@ -12,8 +12,9 @@ from tuneplan.planner.allocator import MIN_BLOCK, SMALL_SIZE, Block, CachingAllo
 from tuneplan.planner.device_memory import workspace_bytes
 from tuneplan.planner.graph.ledger import Shared, Walk
 from tuneplan.planner.graph.meter import Meter
-from tuneplan.planner.graph.tensor import BITS, GRADIENTS, elements, round_block
-from tuneplan.planner.memory import carried, gradient_uses, held_embeddings, step_memory
+from tuneplan.planner.graph.tensor import BITS, GRADIENTS, Storage, elements, round_block
+from tuneplan.planner.lifetimes import gradient_uses, lifetimes
+from tuneplan.planner.memory import step_memory
 from tuneplan.planner.methods.formats import BLOCK_FORMATS, QUANTIZED
 from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network
@@ -205,7 +206,7 @@ def replay(
         a.peak_allocated_bytes,
         a.peak_requested_bytes,
         a.peak_reserved_bytes - peak,
-        sum(run.count if layers is None else min(run.count, 2 * layers) for run in network.runs[1:-1]),
+        sum(run.count if layers is None else min(run.count, 2 * layers) for run in network.runs if run.layered),
     )
 
 
@@ -220,8 +221,9 @@ def _record(network: Network, settings: Settings) -> list[list[list[_Event]]]:
             walk.forward(keep=not run.checkpointed, rebuilt=run.reversible)
         recorded[0] = sink.copy()
         sink.clear()
+        held = lifetimes(network).held
         for walk in walks:
-            walk.release(settings.keep_outputs)
+            walk.release(settings.keep_outputs, held)
         recorded[1] = sink.copy()
         sink.clear()
         shared = Shared(accumulating, gradient_uses(network), fused_update=network.fused_update)
@@ -242,18 +244,20 @@ class _Recorded:
     forwards: list[list[_Event]]
     releases: list[list[_Event]]
     backwards: list[list[list[_Event]]]
-    early: list[_Event]
-    late: list[_Event]
-    held: list[_Event]
+    ended: dict[int, list[_Event]]
+    reborn: dict[int, list[_Event]]
+    released: list[_Event]
+    spent: dict[int, list[_Event]]
 
     @classmethod
     def of(cls, network: Network, settings: Settings) -> "_Recorded":
         """Walk a network once and write down what happens."""
         forwards, releases, *backwards = _record(network, settings)
-        early, late = _carried(network)
-        held = [(_BIRTH, s.nbytes, s.category) for s in held_embeddings(network)]
-        early += [(_DEATH, size, category) for _, size, category in held]
-        return cls(network, forwards, releases, backwards, early, late, held)
+        lives = lifetimes(network)
+        ended = {index: _deaths(storages) for index, storages in lives.ended.items()}
+        reborn = {index: [(_BIRTH, s.nbytes, s.category) for s in storages] for index, storages in lives.reborn.items()}
+        spent = {index: _deaths(storages) for index, storages in lives.spent.items()}
+        return cls(network, forwards, releases, backwards, ended, reborn, _deaths(lives.released), spent)
 
     def play(
         self, stage: _Stage, backward: list[list[_Event]], before: Network | None, layers: int | None, empties: bool
@@ -261,27 +265,26 @@ class _Recorded:
         """One micro-batch; `before` is the one whose outputs the loop still keeps."""
         runs = self.network.runs
         for index, (run, events) in enumerate(zip(runs, self.forwards, strict=True)):
-            if index == len(runs) - 1:
-                stage.play(self.early, "forward")
-            if index == 1 and self.held:
+            stage.play(self.ended.get(index, ()), "forward")
+            again = self.reborn.get(index, ())
+            if again:
                 stage.play(events, "forward")
-                stage.play(self.held, "forward")
-            stage.play(events, "forward", run.count - bool(index == 1 and self.held))
+                stage.play(again, "forward")
+            stage.play(events, "forward", run.count - bool(again))
+        stage.play(self.released, "forward")
         for run, events in zip(runs, self.releases, strict=True):
             stage.play(events, "forward", run.count)
         if before is not None:
             stage.drop_oldest(before)
         if empties:
             stage.allocator.empty_cache()
-        for run, events in zip(reversed(runs), backward, strict=True):
-            stage.play(events, "backward", run.count, layers)
-        stage.play(self.late, "backward")
+        for index, events in zip(reversed(range(len(runs))), backward, strict=True):
+            stage.play(events, "backward", runs[index].count, layers)
+            stage.play(self.spent[index], "backward")
 
 
-def _carried(network: Network) -> tuple[list[_Event], list[_Event]]:
-    """Deaths of the storages that blocks share, after the forward and after the backward."""
-    early, late = carried(network)
-    return [(_DEATH, s.nbytes, s.category) for s in early], [(_DEATH, s.nbytes, s.category) for s in late]
+def _deaths(storages: Sequence[Storage]) -> list[_Event]:
+    return [(_DEATH, s.nbytes, s.category) for s in storages]
 
 
 def _lasting(events: Sequence[_Event]) -> list[_Event]:

@@ -88,7 +88,7 @@ def cells(model: str) -> list[Cell]:
 
 def estimated(model: SmallModel, method: str, settings: Settings) -> tuple[Network, StepMemory]:
     """The ledger's answer. Raises InputError where the planner refuses the combination."""
-    spec = read_spec(model.name, ConfigReader(model.config, model.name))
+    spec = read_spec(model.name, ConfigReader(model.config, model.name), model.task)
     network = build(spec, parse(method), settings)
     return network, step_memory(network, settings, find_optimizer(OPTIMIZER))
 

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.method import Method
-from tuneplan.planner.methods.part import Part, Weight
+from tuneplan.planner.methods.part import CLASSIFIER, Part, Weight
 
 _REWRITES = (
     "linear",
@@ -27,7 +28,14 @@ _REWRITES = (
 """What a part can change beyond choosing the weights that are trained."""
 TASK_TYPES = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM", "sequence-classification": "SEQ_CLS"}
 """PEFT's name of a task; the others have none."""
-_KINDS = (("bias", "bias"), ("norm", "norm"), ("embed", "embedding"), ("lm_head", "head"))
+_KINDS = (
+    ("bias", "bias"),
+    ("norm", "norm"),
+    ("embed", "embedding"),
+    ("lm_head", "head"),
+    ("classifier", CLASSIFIER),
+    ("score", CLASSIFIER),
+)
 
 
 def has_real_code(part: Part) -> bool:
@@ -71,7 +79,10 @@ def with_adapter(model: nn.Module, config: Mapping[str, Any], autocast_adapter_d
         raise InputError(f"{name} of peft {peft.__version__} has no option {', '.join(unknown)}; remove it or check its name")
     try:
         settings = known[name](**{**given, "inference_mode": False} if "inference_mode" in given else given)
-        adapted: nn.Module = peft.get_peft_model(model, settings, autocast_adapter_dtype=autocast_adapter_dtype)
+        with warnings.catch_warnings():
+            if not given.get("rank_pattern"):  # PEFT writes ranks of fused experts into it and then misses them among modules
+                warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
+            adapted: nn.Module = peft.get_peft_model(model, settings, autocast_adapter_dtype=autocast_adapter_dtype)
     except NotImplementedError:  # it asks a meta tensor for values
         raise
     except Exception as error:  # whatever an adapter that does not fit meets first

@@ -11,6 +11,8 @@ from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.formats import BLOCK_FORMATS
 from tuneplan.planner.methods.quantized_base import QuantizedBase
 
+HEADS = ("lm_head", "classifier", "score")
+"""Modules that stay dense. That of a classifier has to be named (`llm_int8_skip_modules`): PEFT trains a copy of it."""
 _FORMAT = BLOCK_FORMATS["nf4-double"]
 
 
@@ -40,9 +42,9 @@ def quantize_4bit(
     """
     import bitsandbytes as bnb
 
-    for module in list(model.modules()):
+    for path, module in list(model.named_modules()):
         for child_name, child in list(module.named_children()):
-            if not isinstance(child, (nn.Linear, Conv1D)) or child_name == "lm_head":
+            if not isinstance(child, (nn.Linear, Conv1D)) or {*path.split("."), child_name} & set(HEADS):
                 continue
             rows, columns = (child.nf, child.nx) if isinstance(child, Conv1D) else (child.out_features, child.in_features)
             layer = bnb.nn.Linear4bit(

@@ -43,6 +43,7 @@ def eager(
 
     `packed`: keys and values lie contiguously (they come from a cache), so that the products need no copy of them.
     `softcap`: scores are capped before the mask.
+    `wide`: the softmax runs in fp32, as decoders write it, and not in the queries' dtype, as BERT and T5 do.
     Returns the output `(batch, length, heads, head_dim)` and the attention weights, which the layer's Python code holds.
     """
     batch, heads, length, head_dim = q.shape
@@ -56,7 +57,7 @@ def eager(
         scores = pw.softcap(tape, scores)
     if mask is not None:
         scores = pw.add(tape, scores, mask)
-    soft = _softmax(tape, pw.cast(tape, scores, "fp32") if wide else scores)
+    soft = pw.softmax(tape, pw.cast(tape, scores, "fp32") if wide else scores)
     tape.hold(scores)
     weights = pw.dropout(tape, pw.cast(tape, soft, q.dtype), dropout)
     factor = pw.copy(tape, values) if lazy or (values is v and not packed) else values
@@ -81,7 +82,7 @@ def math(tape: Tape, q: Tensor, k: Tensor, v: Tensor, dropout: float, packed: bo
     scaled = pw.scale(tape, keys)
     scaled = scaled if grouped or packed else pw.copy(tape, scaled)
     scores = batched(tape, pw.copy(tape, query), scaled, (batch, heads, length, k.shape[2]), head_dim)
-    weights = pw.dropout(tape, _softmax(tape, pw.add(tape, scores, mask)), dropout)
+    weights = pw.dropout(tape, pw.softmax(tape, pw.add(tape, scores, mask)), dropout)
     mixed = batched(tape, weights, values if grouped or packed else pw.copy(tape, values), q.shape, k.shape[2])
     tape.hold(*wide, query, keys, values, weights)
     out = pw.cast(tape, mixed, dtype)
@@ -91,13 +92,7 @@ def math(tape: Tape, q: Tensor, k: Tensor, v: Tensor, dropout: float, packed: bo
     return joined
 
 
-def _softmax(tape: Tape, x: Tensor) -> Tensor:
-    out = tape.fresh(x.shape, x.dtype, x.requires_grad)
-    gradient = Gradient(x, round_block(x.nbytes), moved=3 * x.nbytes)
-    return tape.record("softmax", (x,), out, saved=(out,), gradients=(gradient,))
-
-
-def flash(tape: Tape, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def flash(tape: Tape, q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:
     """FlashAttention-2 (also the memory of cuDNN's kernel): saves q, k, v, the output and a fp32 log-sum-exp.
 
     The backward holds a fp32 accumulator of dQ with rows rounded to 128 and columns to 32 and, with grouped heads, dK and dV
@@ -108,10 +103,10 @@ def flash(tape: Tape, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scratch = tensor_bytes((batch, heads, rows), "fp32") + tensor_bytes((batch, rows, heads, columns), "fp32")
     if k.shape[1] != heads:
         scratch = scratch + 2 * tensor_bytes((batch, k.shape[2], heads, head_dim), k.dtype)
-    return _fused(tape, "flash_attention", q, k, v, length, scratch)
+    return _fused(tape, "flash_attention", q, k, v, length, scratch, causal=causal)
 
 
-def efficient(tape: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def efficient(tape: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = True) -> Tensor:
     """The memory-efficient (CUTLASS) kernel: takes fp32, has no grouped heads, so keys and values are repeated first.
 
     Below fp32 the backward accumulates dQ in a fp32 workspace (`_efficient_attention_backward`). A boolean mask becomes a bias in
@@ -126,20 +121,28 @@ def efficient(tape: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None =
     if mask is not None:
         bias = tape.fresh(mask.shape, q.dtype, False)
         tape.record("mask_to_bias", (mask,), bias, scratch=round_block(mask.nbytes))
-    out = _fused(tape, "efficient_attention", q, keys, values, _up(length, 32), scratch, bias)
+    out = _fused(tape, "efficient_attention", q, keys, values, _up(length, 32), scratch, bias, causal)
     tape.hold(k, v)
     return out
 
 
 def _fused(
-    tape: Tape, kind: str, q: Tensor, k: Tensor, v: Tensor, lse_length: Size, scratch: Size, bias: Tensor | None = None
+    tape: Tape,
+    kind: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse_length: Size,
+    scratch: Size,
+    bias: Tensor | None = None,
+    causal: bool = True,
 ) -> Tensor:
     batch, heads, length, head_dim = q.shape
     needs = q.requires_grad or k.requires_grad or v.requires_grad
     lse = tape.fresh((batch, heads, lse_length), "fp32", False)
     out = tape.fresh((batch, length, heads, head_dim), q.dtype, needs)
     # Causal: half of the score matrix is computed; the backward does five products for the forward's two.
-    flops: Size = 2 * 2 * batch * heads * length * k.shape[2] * head_dim // 2
+    flops: Size = 2 * 2 * batch * heads * length * k.shape[2] * head_dim // (2 if causal else 1)
     moved = 2 * (q.nbytes + k.nbytes)
     tape.record("log_sum_exp", (), lse, moved=0)
     tape.ops[-1].launches = 0

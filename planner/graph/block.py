@@ -28,7 +28,7 @@ class Block:
         beside: storages without a gradient that the block before made for this one beside its entry; they go when it ends.
         frozen_exit: what the next layer reads, where the exit is the state of a network beside the layers.
         locals: storages that a variable of the model's forward holds to its end, and nothing else.
-        exit_held: of the first block: such a variable holds its exit.
+        exit_held: of the block before a stack's first layer: such a variable holds its exit.
     """
 
     name: str
@@ -66,6 +66,7 @@ def close(
     """End a block: find the op after which nothing in the forward refers to a storage any more.
 
     `entry_held`: the model's loop over layers holds the entry until the block ends; else it is freed where it is last read.
+    `exit_held`: see `Block`.
     """
     last: dict[int, int] = {}
     owned: dict[int, Storage] = {}
@@ -78,7 +79,7 @@ def close(
         for storage in op.reads:
             if id(storage) in owned:
                 last[id(storage)] = index
-    kept = {id(storage) for storage in (*carried, *locals, *tape.outputs, *tape.cached, *tape.passed)}
+    kept = {id(storage) for storage in (*carried, *locals, *tape.outputs, *tape.cached, *tape.passed, *tape.handed)}
     if exit is not None:
         kept.add(id(exit.storage))
     frees: list[list[Storage]] = [[] for _ in tape.ops]
@@ -103,6 +104,23 @@ def close(
         locals=locals,
         exit_held=exit_held,
     )
+
+
+def recomputed(ops: list[Op]) -> int:
+    """How many ops of a checkpointed block run again: up to the last tensor that autograd saves.
+
+    Mirrors `_recomputation_hook` with early stop, the default of torch/utils/checkpoint.py. The last operator does not run
+    if all it saves are its inputs; what stands right before it without a launch is another output of its kernel.
+    """
+    last = max((index for index, op in enumerate(ops) if op.saves), default=-1)
+    if last < 0:
+        return 0
+    own = [ops[last].allocates]
+    for op in reversed(ops[:last]):
+        if op.launches or op.allocates is None:
+            break
+        own.append(op.allocates)
+    return last + 1 if any(storage in ops[last].saved for storage in own) else last
 
 
 def _repeated(ops: list[Op]) -> dict[int, int]:

@@ -9,7 +9,7 @@ input_buffer.cpp).
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from tuneplan.planner.graph.block import Block
+from tuneplan.planner.graph.block import Block, recomputed
 from tuneplan.planner.graph.meter import Meter, Segment
 from tuneplan.planner.graph.tape import Gradient, Op
 from tuneplan.planner.graph.tensor import GRADIENTS, LOGITS, TEMPORARY, Size, Storage, Tensor, round_block
@@ -46,12 +46,14 @@ class Shared:
             waits for all of them.
         waiting: parameters (by id) that received some of them already, and whether their sum is still a view.
         fused_update: a gradient is used and freed when it is complete.
+        crossing: gradients on their way to tensors (by id) that other blocks made; see `Tensor.crosses`.
     """
 
     accumulating: bool
     uses: dict[int, int]
     waiting: dict[int, bool] = field(default_factory=dict)
     fused_update: bool = False
+    crossing: dict[int, _Pending] = field(default_factory=dict)
 
 
 class Walk:
@@ -78,14 +80,15 @@ class Walk:
             self._unreference(storage, meter)
         return meter.segment()
 
-    def release(self, keep_outputs: bool = False) -> Segment:
+    def release(self, keep_outputs: bool = False, held: Iterable[int] = ()) -> Segment:
         """The forward is over: autocast's cache goes, and the model's output object unless the loop keeps it.
 
-        Autograd may still hold what was in them.
+        Autograd may still hold what was in them. `held`: storages (by id) that other blocks hold.
         """
         meter = self._meter()
         for storage in self.block.cached if keep_outputs else (*self.block.outputs, *self.block.cached):
-            self._unreference(storage, meter)
+            if id(storage) not in held:
+                self._unreference(storage, meter)
         return meter.segment()
 
     def backward(self, shared: Shared, checkpointing: str = "off") -> Segment:
@@ -108,7 +111,9 @@ class Walk:
             shared.waiting.pop(key, None)
         for tensor, nbytes, pieces in block.side:
             pending[id(tensor)] = _Pending(nbytes * pieces, TEMPORARY, pieces=pieces)
-        if start is None or not (start.requires_grad or block.side):
+        own = {id(op.output) for op in block.ops if op.output is not None and op.output.crosses}
+        pending.update({key: shared.crossing.pop(key) for key in own if key in shared.crossing})
+        if start is None or not (start.requires_grad or pending):
             if checkpointing != "off" and block.entry is not None:
                 meter.drop(block.entry.storage.nbytes, block.entry.storage.category)
             return meter.segment()
@@ -136,7 +141,7 @@ class Walk:
             self._release(op.saved, meter)
             if grad is not None:
                 _leave(grad, meter)
-                _deliver(op, made, pending, shared, meter)
+                _deliver(op, made, pending, shared, meter, own)
         if reentrant:
             _leave(incoming, meter)
             meter.drop(start.storage.nbytes, start.storage.category)
@@ -148,18 +153,10 @@ class Walk:
         return meter.segment()
 
     def _recompute(self, meter: Meter) -> None:
-        """The forward of a checkpointed region again, up to the last tensor that autograd saves.
-
-        Mirrors `_recomputation_hook` with early stop, the default of torch/utils/checkpoint.py. The last operator does not run
-        if all it saves are its inputs; then every local variable of the model's code goes at once.
-        """
+        """The forward of a checkpointed region again; then every local variable of the model's code goes at once."""
         ops = self.block.ops
+        stop = recomputed(ops)
         last = max(index for index, op in enumerate(ops) if op.saves)
-        made = [
-            ops[last].allocates,
-            *[op.allocates for op in ops if op.launches == 0],
-        ]  # further outputs are ops without a launch
-        stop = last + 1 if any(storage is own for storage in ops[last].saved for own in made) else last
         self._run(stop, True, meter)
         for storage in ops[last].saved:
             if stop == last:
@@ -178,7 +175,10 @@ class Walk:
         for index, op in enumerate(self.block.ops[:stop]):
             meter.op = op.name
             if op.allocates is not None:
-                meter.add(op.allocates.nbytes, op.allocates.category)
+                for _ in range(op.pieces):
+                    meter.add(op.allocates.nbytes // op.pieces, op.allocates.category)
+            for size_bytes, category in op.spends:
+                meter.drop(size_bytes, category)
             if op.scratch is not None:
                 meter.touch(op.scratch)
             if keep:
@@ -236,25 +236,29 @@ def gradient_category(of: Tensor) -> int:
     return LOGITS if of.storage.category == LOGITS else TEMPORARY
 
 
-def _deliver(op: Op, made: list[tuple[Gradient, _Pending]], pending: dict[int, _Pending], shared: Shared, meter: Meter) -> None:
+def _deliver(
+    op: Op, made: list[tuple[Gradient, _Pending]], pending: dict[int, _Pending], shared: Shared, meter: Meter, own: set[int]
+) -> None:
+    """Hand the gradients of a node on. `own`: tensors (by id) of this block that others read too."""
     for gradient, new in made:
         if gradient.of.name:
             _to_parameter(gradient, new, shared, meter)
             continue
-        old = pending.get(id(gradient.of))
+        waiting = shared.crossing if gradient.of.crosses and id(gradient.of) not in own else pending
+        old = waiting.get(id(gradient.of))
         if gradient.piece and old is not None and old.beside is not None:
             old.beside.append(new)
         elif gradient.piece:
             pending[id(gradient.of)] = _Pending(0, new.category, beside=[new])
         elif old is None:
-            pending[id(gradient.of)] = new
+            waiting[id(gradient.of)] = new
         elif old.users == 1 and not old.view:
             _leave(new, meter)
         else:
             meter.op = f"{op.name} (sum of gradients)"
             total = _Pending(round_block(gradient.of.nbytes), gradient_category(gradient.of))
             meter.add(total.nbytes, total.category)
-            pending[id(gradient.of)] = total
+            waiting[id(gradient.of)] = total
             _leave(old, meter)
             _leave(new, meter)
 

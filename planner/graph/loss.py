@@ -46,6 +46,16 @@ def _cross_entropy(tape: Tape, wide: Tensor, labels: Tensor) -> Tensor:
     return tape.record("nll_loss", (logs, labels), loss, saved=(logs, labels), gradients=(gradient,), moved=0)
 
 
+def classification(tape: Tape, logits: Tensor) -> Tensor:
+    """`CrossEntropyLoss` of a classification, in the logits' dtype; shape `(..., labels)`."""
+    full = round_block(logits.nbytes)
+    logs = tape.fresh(logits.shape, logits.dtype, logits.requires_grad)
+    gradient = Gradient(logits, full, moved=3 * logits.nbytes)
+    tape.record("log_softmax", (logits,), logs, saved=(logs,), gradients=(gradient,))
+    loss = tape.fresh((1,), logits.dtype, logits.requires_grad)
+    return tape.record("nll_loss", (logs,), loss, saved=(logs,), gradients=(Gradient(logs, full, moved=logs.nbytes),), moved=0)
+
+
 def chunked(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, rescale: str = "") -> Tensor:
     """The head and the loss on an eighth of the tokens at a time; only one chunk's fp32 logits exist at once.
 

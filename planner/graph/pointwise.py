@@ -72,19 +72,21 @@ def scale(tape: Tape, x: Tensor, kind: str = "scale") -> Tensor:
 def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     """`a * b`, `b` of the same shape or broadcast; each is saved if the other needs a gradient.
 
-    The gradient of a broadcast factor is a full-size product that is summed when both gradients are there.
+    The gradient of a factor that was broadcast or widened is a full-size product that is summed or cast when both gradients are
+    there (`validate_outputs` of torch/csrc/autograd/engine.cpp).
     """
     shape = a.shape if len(a.shape) >= len(b.shape) else b.shape
     dtype = a.dtype if a.dtype in {b.dtype, "fp32"} else b.dtype
     out = tape.fresh(shape, dtype, a.requires_grad or b.requires_grad)
     full = round_block(out.nbytes)
-    gradients = []
+    gradients = [Gradient(this, round_block(this.nbytes), moved=3 * out.nbytes) for this in (a, b)]
+    # Both products are made before the first is summed or cast; the ledger has counted what they become.
+    needing = [this for this in (a, b) if this.requires_grad]
+    changed = [not same_shape(this.shape, shape) or this.dtype != dtype for this in needing]
     workspace = None
-    for this in (a, b):
-        broadcast = not same_shape(this.shape, shape)
-        scratch = full if this.dtype != dtype and not broadcast else None
-        workspace = full if broadcast and this.requires_grad else workspace
-        gradients.append(Gradient(this, round_block(this.nbytes), scratch=scratch, moved=3 * out.nbytes))
+    if any(changed):
+        rest = needing[changed.index(True) + 1 :]
+        workspace = full + sum([full - round_block(this.nbytes) for this in rest])
     saved = ((a,) if b.requires_grad else ()) + ((b,) if a.requires_grad else ())
     return tape.record("mul", (a, b), out, saved=saved, gradients=tuple(gradients), workspace=workspace)
 
@@ -108,11 +110,33 @@ def dropout(tape: Tape, x: Tensor, p: float) -> Tensor:
     return out
 
 
-def tanh(tape: Tape, x: Tensor) -> Tensor:
-    """`tanh(x)`: saves its output."""
+def tanh(tape: Tape, x: Tensor, kind: str = "tanh") -> Tensor:
+    """`tanh(x)` or another function whose derivative is known from its value: saves its output."""
     out = tape.fresh(x.shape, x.dtype, x.requires_grad)
     gradient = Gradient(x, round_block(x.nbytes), moved=3 * x.nbytes)
-    return tape.record("tanh", (x,), out, saved=(out,), gradients=(gradient,))
+    return tape.record(kind, (x,), out, saved=(out,), gradients=(gradient,))
+
+
+def softmax(tape: Tape, x: Tensor) -> Tensor:
+    """`softmax(x)` over the last dimension: saves its output."""
+    return tanh(tape, x, "softmax")
+
+
+def sigmoid(tape: Tape, x: Tensor) -> Tensor:
+    """`sigmoid(x)`: saves its output."""
+    out = tape.fresh(x.shape, x.dtype, x.requires_grad)
+    gradient = Gradient(x, round_block(x.nbytes), moved=3 * x.nbytes)
+    return tape.record("sigmoid", (x,), out, saved=(out,), gradients=(gradient,))
+
+
+def gelu_new(tape: Tape, x: Tensor) -> Tensor:
+    """`NewGELUActivation` of transformers 5.23: `0.5 x (1 + tanh(c (x + 0.044715 x^3)))`, written out."""
+    full = round_block(x.nbytes)
+    cube = tape.fresh(x.shape, x.dtype, x.requires_grad)
+    tape.record("pow", (x,), cube, saved=(x,), gradients=(Gradient(x, full, scratch=2 * full, moved=6 * full),))
+    inner = scale(tape, add(tape, x, scale(tape, cube)))
+    half = scale(tape, x)
+    return multiply(tape, half, shift(tape, tanh(tape, inner)))
 
 
 def softcap(tape: Tape, x: Tensor) -> Tensor:
@@ -175,6 +199,12 @@ def layer_norm(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None) -> Te
         gradients.append(Gradient(bias, round_block(bias.nbytes)))
     kept = (x, *statistics)
     return tape.record("layer_norm", kept, out, saved=kept, gradients=tuple(gradients), moved=2 * x.nbytes)
+
+
+def repeated(tape: Tape, x: Tensor, shape: tuple[Size, ...]) -> Tensor:
+    """Rows repeated (`repeat_interleave`): a copy; the gradient is summed over the copies."""
+    out = tape.fresh(shape, x.dtype, x.requires_grad)
+    return tape.record("repeat", (x,), out, gradients=(Gradient(x, round_block(x.nbytes), moved=out.nbytes + x.nbytes),))
 
 
 def narrow(tape: Tape, x: Tensor, shape: tuple[Size, ...]) -> Tensor:

@@ -16,7 +16,7 @@ class Gradient:
     Attributes:
         of: the input that receives the gradient.
         nbytes: bytes of a fresh gradient; None when the output's gradient is passed on (a view, or an addition).
-        view: it arrives as a view, which the first sum into it does not overwrite.
+        view: it arrives as a view (transposed, or of more dimensions), which the first sum into it does not overwrite.
         given: a saved storage that becomes the gradient (a loss that computed it in the forward).
         piece: it waits, beside those of the node's other outputs, to be joined with them (`split`).
         scratch: bytes held only while this gradient is computed.
@@ -52,6 +52,8 @@ class Op:
         launches: kernels that the forward starts; 0 for views.
         workspace: bytes held only while its backward runs, whichever gradient is being computed.
         discards: storages saved by ops whose graph goes here, before any backward.
+        pieces: how many storages of one size its result is.
+        spends: bytes and category of what an earlier block made and nothing refers to any more.
         pinned: storages that it keeps by itself, so that checkpointing does not free them: to the end of the backward.
     """
 
@@ -69,6 +71,8 @@ class Op:
     workspace: Size | None = None
     discards: tuple[Storage, ...] = ()
     pinned: tuple[Storage, ...] = ()
+    pieces: int = 1
+    spends: tuple[tuple[Size, int], ...] = ()
 
 
 class Tape:
@@ -83,6 +87,7 @@ class Tape:
         cached: storages that autocast's cache holds until the forward ends: casts of trained fp32 weights.
         side: tensors made here whose gradients come from other blocks, bytes of such a gradient, and their number.
         held: storages that a variable of the code around the model holds until the forward is over.
+        handed: storages that later blocks let go (`Op.spends`).
         parameters: names of the weights that the block being recorded uses, in the order of their first use.
         passed: storages that the next block reads besides this one's exit.
     """
@@ -97,6 +102,7 @@ class Tape:
         self.cached: list[Storage] = []
         self.side: list[tuple[Tensor, Size, int]] = []
         self.held: list[Storage] = []
+        self.handed: list[Storage] = []
         self.parameters: dict[str, None] = {}
         self.passed: list[Storage] = []
 

@@ -53,13 +53,18 @@ class Storage:
 
 @dataclass(slots=True, eq=False)
 class Tensor:
-    """A view of a storage. A parameter has a name; any other tensor has none."""
+    """A view of a storage. A parameter has a name; any other tensor has none.
+
+    `crosses`: it is made in one block and read by layers of others (an encoder's output), so that its gradient is summed up
+    over all of them.
+    """
 
     storage: Storage
     shape: tuple[Size, ...]
     dtype: str
     requires_grad: bool = False
     name: str = ""
+    crosses: bool = False
 
     @property
     def numel(self) -> Size:

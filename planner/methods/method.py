@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tuneplan.planner.methods.part import Part, Weight
+from tuneplan.planner.methods.part import CLASSIFIER, Part, Weight
 
 if TYPE_CHECKING:
     from tuneplan.planner.training.settings import Settings
@@ -26,8 +26,8 @@ class Method:
         return replace(self, parts=tuple([part.for_depth(count) for part in self.parts]))
 
     def trains(self, weight: Weight) -> bool:
-        """Whether any part trains a base weight."""
-        return any(part.trains(weight) for part in self.parts)
+        """Whether any part trains a base weight; every method trains a classifier."""
+        return weight.kind == CLASSIFIER or any(part.trains(weight) for part in self.parts)
 
     def storage(self, weight: Weight, dtype: str) -> str:
         """The format of a base weight: that of the first part that changes it, else `dtype`."""
@@ -40,6 +40,11 @@ class Method:
     def allows(self, settings: "Settings") -> bool:
         """Whether every part can run under these settings."""
         return all(part.allows(settings) for part in self.parts)
+
+    @property
+    def copies_classifier(self) -> bool:
+        """Whether PEFT trains a copy of the classifier beside the frozen original (`modules_to_save`)."""
+        return any(part.peft_config() is not None for part in self.parts)
 
     @property
     def mergeable(self) -> bool:

@@ -105,8 +105,11 @@ class PrefixTuning(Layered):
             wide = embedding(tape, (batch, count), model.common("prompt_encoder.embedding.weight", (count, every), "fp32"))
         narrow = pw.cast(tape, wide, hidden.dtype)
         cached = tape.fresh(narrow.shape, narrow.dtype, True)
+        pieces = 2 * spec.num_hidden_layers
+        cached.storage.nbytes = pieces * round_block(narrow.nbytes // pieces)
         size = round_block(narrow.nbytes)
         tape.record("cache", (narrow,), cached, gradients=(Gradient(narrow, size),))
+        tape.ops[-1].pieces = pieces
         # A layer's gradients stay as they come, views of those of its keys and values, until every layer's are there.
         length = model.settings.seq_len
         gradient = tensor_bytes(self._prefix(model) if self.use_gating else self._joined(model, length), hidden.dtype)
@@ -115,7 +118,7 @@ class PrefixTuning(Layered):
             halves.append(tape.view("half", cached, cached.shape))
             tape.ops[-1].gradients = (Gradient(cached, fresh),)
             tape.side.append((halves[-1], gradient, layers))
-        tape.held.append(cached.storage)
+        tape.handed.append(cached.storage)
         model.prefix = (halves[0], halves[1])
         return hidden
 
@@ -148,6 +151,7 @@ class PrefixTuning(Layered):
         for own, prefix in zip((keys, values), prefixes, strict=True):
             out = tape.fresh(self._joined(model, own.shape[2]), own.dtype, True)
             tape.record("cache", (own,), out, gradients=(Gradient(own, None), Gradient(prefix, None)))
+            tape.ops[-1].spends = ((round_block(prefix.nbytes // (2 * model.spec.num_hidden_layers)), prefix.storage.category),)
             if self.past_key_values:
                 tape.outputs.append(out.storage)
             joined.append(out)

@@ -9,6 +9,7 @@ from tuneplan.planner.graph.matmul import embedding
 from tuneplan.planner.graph.tape import Gradient
 from tuneplan.planner.graph.tensor import Tensor, round_block
 from tuneplan.planner.methods.part import Part
+from tuneplan.planner.models.spec import CAUSAL_LM
 
 if TYPE_CHECKING:
     from tuneplan.planner.models.assembly import Assembly
@@ -38,9 +39,11 @@ def prepend(model: "Assembly", prompts: Tensor, hidden: Tensor) -> Tensor:
     narrow = pw.cast(tape, repeated, hidden.dtype)
     out = tape.fresh((batch, length + prompts.shape[1], width), hidden.dtype, narrow.requires_grad or hidden.requires_grad)
     joined = tape.record("prompt", (narrow, hidden), out, gradients=(Gradient(narrow, None), Gradient(hidden, None)))
-    labels = tape.fresh(out.shape[:2], "int64", False)
-    tape.record("labels", (), labels)
-    tape.outputs += [narrow.storage, labels.storage]
+    tape.outputs.append(narrow.storage)
+    if model.spec.task == CAUSAL_LM:
+        labels = tape.fresh(out.shape[:2], "int64", False)
+        tape.record("labels", (), labels)
+        tape.outputs.append(labels.storage)
     return joined
 
 

@@ -49,7 +49,7 @@ class Targeted(Layered):
             raise InputError("target_modules is empty; name modules such as q_proj,v_proj, or all-linear")
         for target in self.target_modules:
             if target.startswith(PATTERN):
-                _compiled(target)
+                compiled(target)
         rank = getattr(self, "r", 1)
         if rank < 1:
             raise InputError(f"r={rank} is not a rank; it must be at least 1")
@@ -79,10 +79,14 @@ class Targeted(Layered):
         return not self.layers_to_transform or index in self.layers_to_transform
 
     def targets(self, path: str, layer: int | None = None) -> bool:
-        """Whether the linear module of this path is adapted."""
-        if layer is not None and self.layers_to_transform and layer not in self.layers_to_transform:
+        """Whether a linear module is adapted, given its whole path and the index of its layer."""
+        if self.layers_to_transform and layer not in self.layers_to_transform:
             return False
         return any(_matches(target, path) for target in self.target_modules)
+
+    def inputs_need_grad(self) -> bool:
+        """PEFT hooks the embeddings when the model checkpoints."""
+        return True
 
     def peft_targets(self) -> dict[str, Any]:
         """What every PEFT configuration with targets has."""
@@ -109,7 +113,8 @@ class Targeted(Layered):
         return "fp32" if self.autocast_adapter_dtype and not model.settings.gathered_cast else model.settings.dtype
 
 
-def _compiled(target: str) -> re.Pattern[str]:
+def compiled(target: str) -> re.Pattern[str]:
+    """The pattern of a target written "re:...". Raises InputError where it is none."""
     try:
         return re.compile(target[len(PATTERN) :])
     except re.error as error:
@@ -118,5 +123,5 @@ def _compiled(target: str) -> re.Pattern[str]:
 
 def _matches(target: str, path: str) -> bool:
     if target.startswith(PATTERN):
-        return bool(_compiled(target).fullmatch(path))
+        return bool(compiled(target).fullmatch(path))
     return target in (ALL_LINEAR, path) or path.endswith(f".{target}")

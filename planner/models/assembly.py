@@ -11,7 +11,7 @@ from tuneplan.planner.graph.tape import Tape
 from tuneplan.planner.graph.tensor import WEIGHTS, Size, Storage, Tensor, elements
 from tuneplan.planner.methods.formats import QUANTIZED, kernel, stored_bytes
 from tuneplan.planner.methods.method import Method
-from tuneplan.planner.methods.part import Part, Weight, numbered
+from tuneplan.planner.methods.part import CLASSIFIER, Part, Weight, numbered
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.training.settings import Settings
 
@@ -99,6 +99,10 @@ class Assembly:
         norms: normalizations, likewise.
         layer: index of the decoder layer being recorded (the first of those alike), None outside the layers.
         extra_saved_bytes: what a checkpoint has that is no parameter.
+        stacks: parameters of three dimensions that hold the matrices of all experts.
+        wrapped: tensors that a wrapper around the module being recorded holds until the module is done.
+        router_logits: of each router of the block being recorded.
+        heads: weights of the classifier.
         largest: largest sizes that parts met so far, by a name of theirs; see `meet`.
     """
 
@@ -123,7 +127,11 @@ class Assembly:
         self.norms: set[str] = set()
         self.layer: int | None = None
         self.extra_saved_bytes = 0
+        self.stacks: set[str] = set()
+        self.router_logits: list[Tensor] = []
+        self.wrapped: list[Tensor] = []
         self.largest: dict[str, int] = {}
+        self.heads: list[str] = []
 
     def begin(self, prefix: str, count: int, layer: int | None = None) -> Tape:
         """Start a block whose weights are named `prefix` + module and exist `count` times."""
@@ -132,6 +140,7 @@ class Assembly:
         self._prefix = prefix
         self._count = count
         self.layer = layer
+        self.router_logits = []
         return self.tape
 
     def within(self, name: str, spec: ModelSpec, method: Method) -> "Assembly":
@@ -158,17 +167,24 @@ class Assembly:
         """The path in the model of a module of the block being recorded, its layer as a number."""
         return numbered(f"{self._prefix}{module}", self.layer)
 
-    def weight(self, module: str, shape: tuple[int, ...], kind: str, suffix: str = "weight", owner: str = "linear") -> Tensor:
-        """A weight of the base model; asking twice for one name gives one tensor (tied embeddings)."""
+    def weight(
+        self, module: str, shape: tuple[int, ...], kind: str, suffix: str = "weight", owner: str = "linear", stored: str = ""
+    ) -> Tensor:
+        """A weight of the base model; asking twice for one name gives one tensor (tied embeddings).
+
+        `stored`: the dtype that it is kept in, whatever the method says.
+        """
         name = f"{self._prefix}{module}.{suffix}"
         self.tape.parameters[name] = None
         self.met.add(name)
         known = self.parameters.get(name)
         if known is not None:
             return known.tensor
+        if kind == CLASSIFIER:
+            self.heads.append(name)
         weight = Weight(name, kind, module, self.layer, self.spec.num_hidden_layers, owner)
         dtype = self.settings.dtype
-        storage = self.method.storage(weight, dtype)
+        storage = stored or self.method.storage(weight, dtype)
         tensor = self._declare(name, shape, storage, self.method.trains(weight))
         for part in self.method.parts:
             changed, beside = part.state_shape(shape, kind)
@@ -182,6 +198,33 @@ class Assembly:
         for part in self.method.parts:
             weight = part.embedding_weight(self, weight)
         return weight
+
+    def stacked_weight(
+        self, module: str, name: str, shape: tuple[int, ...], transposed: bool = False, kind: str = "expert"
+    ) -> Callable[[], Tensor]:
+        """A weight that no linear module holds, with whatever the method does to it, made when it is asked for.
+
+        Args:
+            module: what holds it.
+            name: within the module.
+            shape: `(experts, out, in)` or, transposed, `(experts, in, out)`; `(out, in)` for a router.
+            transposed: see shape.
+            kind: see `Weight`.
+        """
+        weight = self.weight(module, shape, kind, name)
+        self.stacks.add(f"{module}.{name}")
+
+        def give() -> Tensor:
+            return weight
+
+        made: Callable[[], Tensor] = give
+        for part in self.method.parts:
+            made = part.stacked_weight(self, f"{module}.{name}", made, shape, transposed)
+        return made
+
+    def stored_dtype(self, name: str) -> str:
+        """The dtype of a weight that the block being recorded has met already, by its name within the block."""
+        return self.parameters[f"{self._prefix}{name}"].tensor.dtype
 
     def weight_of(self, module: str) -> Tensor:
         """The weight of a module that the block being recorded has met already."""
@@ -249,10 +292,13 @@ class Assembly:
         outer = tape.scope
         tape.scope = module
         weight = self.weight(module, (out_features, x.shape[-1]), kind)
+        own = kind if kind == CLASSIFIER else "bias"
         if conv1d:
             self.parameters[f"{self._prefix}{module}.weight"].shape = (x.shape[-1], out_features)
-        offset = self.weight(module, (out_features,), "bias", "bias") if bias else None
         parameter = self.parameters[f"{self._prefix}{module}.weight"]
+        # `Linear4bit.forward` of bitsandbytes replaces a bias of another dtype for good
+        narrow = self.settings.dtype if kernel(parameter.storage) == "4bit" else ""
+        offset = self.weight(module, (out_features,), own, "bias", stored=narrow) if bias else None
         site = Site(module, weight, offset, kernel(parameter.storage), parameter.stored_bytes)
         run: Base = partial(self._plain, site)
         if kind == "linear":

@@ -184,17 +184,18 @@ def _cached(model: Assembly, x: Tensor) -> Tensor:
     return out
 
 
-def gated_mlp(model: Assembly, spec: DecoderSpec, x: Tensor, bias: bool = False) -> Tensor:
-    """`down_proj(act(gate_proj(x)) * up_proj(x))`."""
+def gated_mlp(model: Assembly, spec: DecoderSpec, x: Tensor, bias: bool = False, module: str = "mlp", width: int = 0) -> Tensor:
+    """`down_proj(act(gate_proj(x)) * up_proj(x))`; `width` inside where it is not the model's `intermediate_size`."""
     tape = model.tape
-    gate = model.linear(x, "mlp.gate_proj", spec.intermediate_size, bias)
-    tape.scope = "mlp"
+    width = width or spec.intermediate_size
+    gate = model.linear(x, f"{module}.gate_proj", width, bias)
+    tape.scope = module
     active = activation(tape, gate, spec.hidden_act)
-    up = model.linear(x, "mlp.up_proj", spec.intermediate_size, bias)
-    tape.scope = "mlp"
+    up = model.linear(x, f"{module}.up_proj", width, bias)
+    tape.scope = module
     product = pw.multiply(tape, active, up)
     tape.scope = ""
-    y = model.linear(product, "mlp.down_proj", spec.hidden_size, bias)
+    y = model.linear(product, f"{module}.down_proj", spec.hidden_size, bias)
     tape.hold(x)
     return y
 

@@ -1,8 +1,9 @@
 """A model under a method: runs of alike blocks, from token ids to the loss."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import ModuleType
+from typing import Any
 
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.tensor import Tensor
@@ -23,18 +24,44 @@ class Run:
         count: how many.
         checkpointed: its forward runs again in the backward instead of being kept.
         reversible: what entered it is computed from what left it, so that not even its entry is kept.
+        layered: they are layers, not what stands before or after a stack of them.
     """
 
     block: Block
     count: int
     checkpointed: bool
     reversible: bool = False
+    layered: bool = True
 
     def recomputation(self, settings: Settings) -> str:
         """How the forward runs again in the backward: "off", a kind of gradient checkpointing, or "reversible"."""
         if not self.checkpointed:
             return "off"
         return "reversible" if self.reversible else settings.gradient_checkpointing
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Layers one after the other, and the block before them.
+
+    Attributes:
+        layers: what the names of their weights start with, such as "model.layers.*.".
+        count: how many.
+        start: records the block before the first, given the assembly, the spec and what the stack before made (None for the
+            first stack); gives it and what the layers share.
+        layer: records a layer, given the assembly, the spec, its input and what the layers share.
+        kind: what distinguishes a layer's weights, by spec and index; see `build`.
+        form: what distinguishes its ops, by assembly, spec and index.
+        checkpoints: gradient checkpointing applies to them.
+    """
+
+    layers: str
+    count: int
+    start: Callable[[Assembly, Any, Tensor | None], tuple[Block, Any]]
+    layer: Callable[[Assembly, Any, Tensor, Any], Block]
+    kind: Callable[[Any, int], str] = lambda *_: ""
+    form: Callable[[Assembly, Any, int], object] = lambda *_: None
+    checkpoints: bool = True
 
 
 @dataclass(slots=True)
@@ -63,6 +90,8 @@ class Network:
         """The shape of every weight by its name in the state dict, each layer's its own."""
         found: dict[str, tuple[int, ...]] = {}
         for p in self.parameters:
+            if p.buffer:
+                continue
             prefix = next((prefix for prefix in self.layers if p.name.startswith(prefix)), "")
             plain = re.sub(r"\*\(\d+\)", "*", prefix) + p.name[len(prefix) :]
             for index in self.layers.get(prefix, [0]):
@@ -88,9 +117,10 @@ class Network:
 def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
     """Assemble the model. Raises InputError where the method does not fit it.
 
-    Layers are recorded once for each distinct form, which the method gives and, where its layers differ, the family: in ops
-    alone (`layer_form`), or in their weights too (`layer_kind`, such as "moe"; its layers get names of their own). Without
-    gradient checkpointing the first layer of a frozen model is one of its own, because its input needs no gradient.
+    A family is one stack of decoder layers, or gives several with `stacks`. Layers are recorded once for each distinct form,
+    which the method gives and, where its layers differ, the family: in ops alone (`layer_form`), or in their weights too
+    (`layer_kind`, such as "moe"; its layers get names of their own). Without gradient checkpointing the first layer of a frozen
+    model is one of its own, because its input needs no gradient.
     """
     builder = family(spec.model_type)
     method = method.for_depth(spec.num_hidden_layers)
@@ -98,19 +128,51 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
         part.check_spec(spec, settings)
         spec = part.reshaped(spec)
     model = Assembly(method, settings, spec)
-    first, shared = builder.start(model, spec)
-    model.layers_share = shared
-    runs = [Run(first, 1, checkpointed=False)]
-    entry = first.exit
+    runs: list[Run] = []
+    indices: dict[str, list[int]] = {}
+    entry: Tensor | None = None
+    for stack in builder.stacks(spec) if hasattr(builder, "stacks") else (_one(builder, spec),):
+        first, shared = stack.start(model, spec, entry)
+        model.layers_share = shared
+        runs.append(Run(first, 1, checkpointed=False, layered=False))
+        assert first.exit is not None
+        entry = _layers(stack, model, first.exit, shared, runs, indices)
     assert entry is not None
+    last = _after_layers(model, entry)
+    if last is not None:
+        runs.append(Run(last, 1, checkpointed=False, layered=False))
+        assert last.exit is not None
+        entry = last.exit
+    runs.append(Run(builder.finish(model, spec, entry), 1, checkpointed=False, layered=False))
+    for name in model.heads if method.copies_classifier else ():
+        model.copy_frozen(model.parameters[name])
+    for part in method.parts:
+        part.check_model(model, spec.num_hidden_layers)
+    fused = any(part.fuses_update() for part in method.parts)
+    passed = method.virtual_tokens > 0
+    return Network(runs, list(model.parameters.values()), model.notes, model.extra_saved_bytes, passed, fused, indices)
+
+
+def _one(builder: Any, spec: ModelSpec) -> Stack:
+    """The stack of a family that has one."""
+    return Stack(
+        builder.LAYERS,
+        spec.num_hidden_layers,
+        lambda model, spec, _: builder.start(model, spec),
+        builder.layer,
+        getattr(builder, "layer_kind", lambda *_: ""),
+        getattr(builder, "layer_form", lambda *_: None),
+    )
+
+
+def _layers(stack: Stack, model: Assembly, entry: Tensor, shared: Any, runs: list[Run], indices: dict[str, list[int]]) -> Tensor:
+    """Record the layers of a stack, add their runs and the indices of their names; gives what the last one makes."""
+    layers, spec, method = stack.count, model.spec, model.method
     reversible = any(part.reversible() for part in method.parts)
-    checkpointed = reversible or settings.gradient_checkpointing != "off"
-    layers = spec.num_hidden_layers
-    kind_of = getattr(builder, "layer_kind", lambda *_: "")
-    weights = [(kind_of(spec, index), method.layer_form(index, layers)) for index in range(layers)]
-    own = getattr(builder, "layer_form", lambda *_: None)
-    kinds = [(form, own(model, spec, index)) for index, form in enumerate(weights)]
-    prefixes = _prefixes(builder.LAYERS, weights)
+    checkpointed = reversible or (stack.checkpoints and model.settings.gradient_checkpointing != "off")
+    weights = [(stack.kind(spec, index), method.layer_form(index, layers)) for index in range(layers)]
+    kinds = [(form, stack.form(model, spec, index)) for index, form in enumerate(weights)]
+    prefixes = _prefixes(stack.layers, weights)
     recorded: dict[tuple[object, bool, bool], tuple[Block, set[str]]] = {}
     index = 0
     while index < layers:
@@ -119,7 +181,7 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
         key = (kinds[index], entry.requires_grad, model.beside is None)
         if key not in recorded:
             model.begin(prefix, 1, index)
-            recorded[key] = _layer(builder, model, spec, entry, shared), model.met
+            recorded[key] = _layer(stack, model, spec, entry, shared), model.met
         block, met = recorded[key]
         hidden, model.beside = _handed_on(block)
         alike = 1
@@ -129,25 +191,28 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
         for name, parameter in model.parameters.items():
             if name in met and name.startswith(prefix):
                 parameter.count += alike if name in known else alike - 1
-        runs.append(Run(block, alike, checkpointed, reversible))
+        assert block.exit is not None
+        again = checkpointed and (reversible or block.exit.requires_grad)
+        parts = (alike - 1, 1) if alike > 1 and _reads_across(block) else (alike,)
+        runs += [Run(block, count, again, reversible) for count in parts]
         index += alike
         entry = hidden
-    last = _after_layers(model, entry)
-    if last is not None:
-        runs.append(Run(last, 1, checkpointed=False))
-        assert last.exit is not None
-        entry = last.exit
-    runs.append(Run(builder.finish(model, spec, entry), 1, checkpointed=False))
-    for part in method.parts:
-        part.check_model(model, layers)
-    fused = any(part.fuses_update() for part in method.parts)
-    passed = method.virtual_tokens > 0
-    indices = {prefix: [i for i, form in enumerate(weights) if prefixes[form] == prefix] for prefix in prefixes.values()}
-    return Network(runs, list(model.parameters.values()), model.notes, model.extra_saved_bytes, passed, fused, indices)
+    for prefix in prefixes.values():
+        indices[prefix] = [i for i, form in enumerate(weights) if prefixes[form] == prefix]
+    return entry
 
 
-def _layer(builder: ModuleType, model: Assembly, spec: ModelSpec, entry: Tensor, shared: tuple[Tensor, ...]) -> Block:
-    """Record a decoder layer with what parts put before it.
+def _reads_across(block: Block) -> bool:
+    """Whether its backward makes a gradient of a tensor that an earlier block made for several.
+
+    Of such layers the last, which makes the first gradient, is a run of its own: the others add theirs to that one.
+    """
+    own = {id(op.output) for op in block.ops}
+    return any(g.of.crosses and id(g.of) not in own for op in block.ops for g in op.gradients)
+
+
+def _layer(stack: Stack, model: Assembly, spec: ModelSpec, entry: Tensor, shared: Any) -> Block:
+    """Record a layer with what parts put before it.
 
     Where a network beside the layers is trained, gradients go from its state to its state before; the hidden states have none.
     """
@@ -156,7 +221,7 @@ def _layer(builder: ModuleType, model: Assembly, spec: ModelSpec, entry: Tensor,
         inner = part.layer_entry(model, inner)
     if model.beside is not None:
         model.tape.passed.append(model.beside.storage)
-    block: Block = builder.layer(model, spec, inner, shared)
+    block = stack.layer(model, spec, inner, shared)
     if model.beside is None:
         block.entry = entry
         return block

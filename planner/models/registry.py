@@ -1,11 +1,13 @@
 """Every family by the `model_type` of its config.json."""
 
+from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
 
 from tuneplan.planner.errors import InputError
+from tuneplan.planner.models import tasks
 from tuneplan.planner.models.config import ConfigReader
-from tuneplan.planner.models.spec import ModelSpec
+from tuneplan.planner.models.spec import CAUSAL_LM, ModelSpec
 
 FAMILIES = {
     "llama": ("llama", "mistral", "qwen2", "qwen3", "granite"),
@@ -15,6 +17,8 @@ FAMILIES = {
     "opt": ("opt",),
     "phi": ("phi",),
     "phi3": ("phi3",),
+    "mixtral": ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"),
+    "bert": ("bert", "roberta", "xlm-roberta", "electra"),
 }
 """Module names in `families/`, which are imported when they are needed, with the model types that each mirrors."""
 
@@ -31,12 +35,24 @@ def family(model_type: str, origin: str = "") -> ModuleType:
     )
 
 
-def read_spec(id: str, config: ConfigReader) -> ModelSpec:
-    """The spec of a config.json. Raises InputError for an unknown family, impossible dimensions or a quantized checkpoint."""
+def read_spec(id: str, config: ConfigReader, task: str = "") -> ModelSpec:
+    """The spec of a config.json.
+
+    Args:
+        id: hub id or path, for the report.
+        config: contents of the file.
+        task: one of tasks.TASKS, or "" for the first that the family mirrors.
+
+    Raises:
+        InputError: an unknown family, impossible dimensions, a quantized checkpoint, a task that the family does not mirror.
+    """
     if config.has("quantization_config"):
         raise InputError(
             f"{config.origin}: this is the config of a checkpoint that is quantized already (quantization_config), which "
             "tuneplan does not know; use the original model's config, with --method qlora for a 4-bit base"
         )
-    spec: ModelSpec = family(config.text("model_type"), config.origin).read(id, config)
-    return spec
+    module = family(config.text("model_type"), config.origin)
+    chosen = tasks.chosen(task, getattr(module, "TASKS", (CAUSAL_LM,)), config)
+    spec: ModelSpec = module.read(id, config)
+    labels = tasks.labels_of(config) if chosen in tasks.CLASSIFIES else tasks.DEFAULT_LABELS
+    return spec if (chosen, labels) == (spec.task, spec.num_labels) else replace(spec, task=chosen, num_labels=labels)

@@ -1,6 +1,8 @@
 """What every family says about a model, whatever its architecture."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+CAUSAL_LM = "causal-lm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,8 @@ class ModelSpec:
         num_attention_heads: query heads.
         num_key_value_heads: key/value heads.
         head_dim: size of a head.
+        task: what the model is trained for, one of tasks.TASKS.
+        num_labels: classes of a classification.
     """
 
     id: str
@@ -30,3 +34,5 @@ class ModelSpec:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
+    task: str = field(default=CAUSAL_LM, kw_only=True)
+    num_labels: int = field(default=2, kw_only=True)

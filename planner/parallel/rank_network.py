@@ -1,8 +1,9 @@
 """The network of one rank under tensor, sequence, context, expert and pipeline parallelism, from that of the whole model.
 
-Modelled, not traced: heads and columns split as Megatron-LM does (Shoeybi et al. 2019, section 3), replicated or sequence-parallel
-norms (Korthikanti et al. 2022, section 4.2.2) as torch's `SequenceParallel` keeps them, ring attention (Liu et al. 2023), experts
-over ranks with balanced tokens (Lepikhin et al. 2020, GShard), and stages of whole layers (Narayanan et al. 2021, section 2.2).
+Heads, columns and the vocabulary split as Megatron-LM does (Shoeybi et al. 2019, section 3), norms replicated or on a part of the
+tokens (Korthikanti et al. 2022, section 4.2.2) as torch's `SequenceParallel` keeps them: held against torch's own. Modelled
+are ring attention (Liu et al. 2023), experts over ranks with balanced tokens (Lepikhin et al. 2020, GShard), and stages of whole
+layers (Narayanan et al. 2021, section 2.2).
 """
 
 from dataclasses import fields, replace
@@ -19,8 +20,8 @@ from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
 
-_SPLIT = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "num_attention_heads")
-_EXPERTS = "experts"
+_SPLIT = ("intermediate_size", "moe_intermediate_size", "shared_intermediate_size", "num_attention_heads")
+_EXPERTS, _ROUTERS = "experts", ("gate", "router", "shared_expert_gate")
 
 
 def local_settings(settings: Settings, sharding: Sharding) -> Settings:
@@ -107,6 +108,8 @@ def _split_tensors(network: Network, whole: Network, spec: ModelSpec, sharding: 
         if p.adapter or len(p.shape) != 2 or "*" not in p.name:
             continue
         module = p.name.partition("*.")[2].rpartition(".")[0]
+        if module.rpartition(".")[2] in _ROUTERS:
+            continue
         if p.shape == before:
             raise InputError(
                 f"tensor parallelism is not modelled for {spec.model_type}: {module} would stay whole on every rank; "
@@ -128,7 +131,7 @@ def _split_tensors(network: Network, whole: Network, spec: ModelSpec, sharding: 
 
 
 def _split_sequence(block: Block, columns: set[str], wide: int, ranks: int) -> None:
-    """Between the split linears each rank keeps a part of the tokens; what a column-split linear reads is gathered, and kept so."""
+    """Between the split linears each rank keeps a part of the tokens; what a column-split linear reads is gathered and kept."""
     gathered = {id(s) for op in block.ops if op.name.rpartition(".")[0] in columns or "head" in op.name for s in op.reads}
     split: set[int] = set()
     for op in block.ops:
@@ -148,7 +151,7 @@ def _split_sequence(block: Block, columns: set[str], wide: int, ranks: int) -> N
 
 
 def _ring(network: Network, ranks: int) -> None:
-    """Ring attention: keys and values of the next rank arrive while those of this one are used, and in the backward their gradients.
+    """Ring attention: keys and values of the next rank arrive while those of this one are used; so do their gradients.
 
     Two buffers of keys and values in the forward, two more of fp32 gradients in the backward; queries meet all keys.
     """
@@ -165,7 +168,7 @@ def _ring(network: Network, ranks: int) -> None:
 
 
 def _split_experts(network: Network, ranks: int) -> None:
-    """Each rank has its part of the experts; tokens come from the other ranks and are as many as before where they are balanced."""
+    """Each rank has its part of the experts; balanced, as many tokens come from the other ranks as go there."""
     for p in network.parameters:
         if _EXPERTS not in p.name.split("."):
             continue
@@ -236,4 +239,3 @@ def in_flight(sharding: Sharding, index: int, micro_batches: int) -> float:
     if sharding.pipeline_schedule == "interleaved":
         return min((2 * (stages - index - 1) + (parts - 1) * stages + 1) / parts, micro_batches)
     return min(stages - index, micro_batches)
-

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tuneplan.planner.graph.block import Block
+from tuneplan.planner.graph.block import recomputed as stop_of
 from tuneplan.planner.graph.tape import Op
 from tuneplan.planner.graph.tensor import Size, Tensor
 from tuneplan.planner.models.network import Network
@@ -117,9 +118,7 @@ def recomputed(block: Block, checkpointing: str) -> Sequence[Op]:
     """
     if checkpointing in ("reentrant", "reversible"):
         return block.ops
-    last = max((index for index, op in enumerate(block.ops) if op.saves), default=-1)
-    own = block.ops[last].allocates
-    return block.ops[: last + 1 if own in block.ops[last].saved else max(last, 0)]
+    return block.ops[: stop_of(block.ops)]
 
 
 def _forward(ops: Iterable[Op], count: int, work: Work) -> None:

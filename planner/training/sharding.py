@@ -5,6 +5,7 @@ DeepSpeed, or of FSDP2, whose stage 2 is `reshard_after_forward=False` and whose
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.graph.tensor import BITS
@@ -113,20 +114,26 @@ class Sharding:
         if self.gpu_count > MOST_RANKS:
             raise InputError(f"the layout needs {self.gpu_count} GPUs, more than {MOST_RANKS}; lower one of its numbers")
         if self.sequence_parallel and self.tensor_parallel == 1:
-            raise InputError("sequence-parallel splits tokens over the tensor-parallel ranks, and there is one; add tensor-parallel")
+            raise InputError(
+                "sequence-parallel splits tokens over the tensor-parallel ranks, and there is one; add tensor-parallel"
+            )
         if self.pipeline_schedule not in SCHEDULES:
             raise UnknownNameError("pipeline-schedule", self.pipeline_schedule, SCHEDULES, "plan estimate --help")
         if self.virtual_stages > 1 and (self.pipeline_parallel == 1 or self.pipeline_schedule != "interleaved"):
-            raise InputError("virtual-stages are parts of an interleaved pipeline; use pipeline-schedule interleaved and several stages")
+            raise InputError(
+                "virtual-stages are parts of an interleaved pipeline; use pipeline-schedule interleaved and several stages"
+            )
         if self.pipeline_schedule == "interleaved" and self.virtual_stages == 1 and self.pipeline_parallel > 1:
             raise InputError("an interleaved pipeline has several parts a stage; give virtual-stages 2 or more")
         if self.data_parallel % self.expert_parallel:
             raise InputError(
-                f"expert-parallel {self.expert_parallel} does not divide data-parallel {self.data_parallel}, whose ranks hold the "
-                "experts; use a divisor"
+                f"expert-parallel {self.expert_parallel} does not divide data-parallel {self.data_parallel}, whose ranks hold "
+                "the experts; use a divisor"
             )
         if self.engine_used == "deepspeed" and self.zero_stage >= 2 and self.pipeline_parallel > 1:
-            raise InputError("DeepSpeed's pipelines work with zero-stage 0 or 1 alone; lower zero-stage, or use pipeline-parallel 1")
+            raise InputError(
+                "DeepSpeed's pipelines work with zero-stage 0 or 1 alone; lower zero-stage, or use pipeline-parallel 1"
+            )
 
     def _check_offload(self) -> None:
         unknown = [name for name in self.offload if name not in OFFLOADS]
@@ -134,14 +141,31 @@ class Sharding:
             raise UnknownNameError("offload", unknown[0], OFFLOADS, "plan estimate --help")
         engine = self.engine_used
         if engine == "fsdp" and ("optimizer" in self.offload) != ("parameters" in self.offload):
-            raise InputError("FSDP's CPUOffloadPolicy moves parameters, gradients and optimizer together; name both, or use deepspeed")
+            raise InputError(
+                "FSDP's CPUOffloadPolicy moves parameters, gradients and optimizer together; name both, or use deepspeed"
+            )
         if "parameters" in self.offload and engine == "deepspeed" and self.zero_stage < 3:
             raise InputError("DeepSpeed moves parameters to host memory in zero-stage 3 alone; use 3, or --offload optimizer")
         if engine in ("single", "ddp") and {"parameters", "optimizer"} & set(self.offload):
             raise InputError(
-                f"engine {engine} keeps parameters and optimizer on the device; use fsdp or deepspeed with several GPUs, or a paged "
-                "optimizer"
+                f"engine {engine} keeps parameters and optimizer on the device; use fsdp or deepspeed with several GPUs, or "
+                "a paged optimizer"
             )
+
+    def more(self) -> dict[str, Any]:
+        """What differs from one GPU and from plain data parallelism, by the names of the options."""
+        found: dict[str, Any] = {"engine": self.engine_used} if self.gpu_count > 1 else {}
+        names = ("shard_group", "reduce_dtype", "tensor_parallel", "sequence_parallel", "pipeline_parallel", "virtual_stages")
+        for name in (*names, "context_parallel", "expert_parallel"):
+            if getattr(self, name) not in (0, 1, "", False):
+                found[name] = getattr(self, name)
+        if self.pipeline_parallel > 1:
+            found["pipeline_schedule"] = self.pipeline_schedule
+        if self.offload:
+            found["offload"] = list(self.offload)
+        if self.engine_used == "deepspeed":
+            found["reduce_bucket_size"] = self.buckets.reduce_elements
+        return found
 
     @property
     def gpu_count(self) -> int:

@@ -1,0 +1,111 @@
+"""What lives across the blocks of a network: batch, masks, an encoder's output, and what a variable of the model's code holds.
+
+A block that is no layer (an embedding, the bridge from one stack of layers to the next, the head) ends the forward of the stack
+before it, and its backward comes when that of its own stack is over.
+"""
+
+from dataclasses import dataclass
+
+from tuneplan.planner.graph.tensor import Storage
+from tuneplan.planner.models.network import Network, Run
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetimes:
+    """Births and deaths beside those of the blocks, by the index of a run.
+
+    Attributes:
+        reborn: held again once the first layer of the run has let it go.
+        ended: gone before the run's forward.
+        released: gone when the forward is over.
+        spent: gone after the run's backward.
+        held: storages (by id) that stay although the model's output object goes.
+    """
+
+    reborn: dict[int, list[Storage]]
+    ended: dict[int, list[Storage]]
+    released: list[Storage]
+    spent: dict[int, list[Storage]]
+    held: frozenset[int]
+
+
+def lifetimes(network: Network) -> Lifetimes:
+    """Where the storages that blocks share are born and die.
+
+    What stays was saved by an op, is an argument of a checkpoint or the batch itself, or what reversible layers computed last.
+    """
+    runs = network.runs
+    saved = {id(storage) for run in runs for op in run.block.ops for storage in op.saved}
+    arguments = {id(storage) for run in runs if run.checkpointed for op in run.block.ops for storage in op.reads}
+    arguments |= {id(storage) for run in runs for storage in run.block.leaves}
+    ends = [index for index, run in enumerate(runs) if not run.layered]
+    reborn: dict[int, list[Storage]] = {}
+    ended: dict[int, list[Storage]] = {index: [] for index in ends}
+    released: list[Storage] = []
+    spent: dict[int, list[Storage]] = {index: [] for index in range(len(runs))}
+    held: set[int] = set()
+    for index, run in enumerate(runs):
+        end = next((e for e in ends if e > index), len(runs) - 1)
+        over = ended.get(end, released)  # a pipeline stage without the head ends with a layer
+        for place, storage in enumerate(run.block.carried):
+            batch = place < run.block.batch
+            if batch or id(storage) in arguments or id(storage) in saved:
+                spent[0 if batch else _start(runs, index)].append(storage)
+                held.add(id(storage))
+            elif storage not in run.block.outputs:
+                over.append(storage)
+        for storage in run.block.locals:
+            where = spent[_start(runs, index)] if id(storage) in saved else over
+            where.append(storage)
+        pinned = {id(storage): storage for op in run.block.ops for storage in op.pinned}
+        spent[0] += list(pinned.values()) * run.count
+        entering = _held_entry(runs, index)
+        if entering is not None:
+            reborn[index + 1] = [entering]
+            (released if network.embeddings_passed else over).append(entering)
+    rebuilt = [run.block.entry for run in runs if run.reversible]
+    spent[0] += [entry.storage for entry in rebuilt[:1] if entry is not None]
+    return Lifetimes(reborn, ended, released, spent, frozenset(held))
+
+
+def _start(runs: list[Run], index: int) -> int:
+    """The block before the layers that a run is one of, or the run itself."""
+    while runs[index].layered:
+        index -= 1
+    return index
+
+
+def _held_entry(runs: list[Run], index: int) -> Storage | None:
+    """What enters a stack's first layer, where nothing else holds it: a variable of the model's forward does, to its end.
+
+    The walk of that layer lets it go with its other input, so it is born again after it.
+    """
+    block = runs[index].block
+    if runs[index].layered or index + 1 == len(runs) or block.exit is None or not block.exit_held:
+        return None
+    after = runs[index + 1]
+    storage = block.exit.storage
+    if not after.layered or (after.checkpointed and not after.reversible):
+        return None
+    saved = not after.reversible and any(storage in op.saved for op in after.block.ops)
+    return None if saved else storage
+
+
+def gradient_uses(network: Network) -> dict[int, int]:
+    """How many gradients each parameter receives that is used outside the layers or in several of them.
+
+    Layers alike are walked once, so their use counts once.
+    """
+    uses: dict[int, int] = {}
+    ends = {id(g.of) for run in network.runs if not run.layered for op in run.block.ops for g in op.gradients}
+    for run in network.runs:
+        for op in run.block.ops:
+            for gradient in op.gradients:
+                if gradient.of.name and ("*" not in gradient.of.name or id(gradient.of) in ends):
+                    uses[id(gradient.of)] = uses.get(id(gradient.of), 0) + 1
+    return uses
+
+
+def kept_outputs(run: Run) -> tuple[Storage, ...]:
+    """What a loop that keeps the model's outputs, and with them the loss's graph, holds of one block between steps."""
+    return run.block.outputs + run.block.leaves

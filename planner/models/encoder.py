@@ -1,0 +1,197 @@
+"""What encoders share: dimensions, the first block, attention that looks both ways, and heads for classification.
+
+Mirrors transformers 5.23; a family's own file names the modelling file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tuneplan.planner.errors import InputError
+from tuneplan.planner.graph import attention as kernels
+from tuneplan.planner.graph import loss as losses
+from tuneplan.planner.graph import pointwise as pw
+from tuneplan.planner.graph.block import Block, close
+from tuneplan.planner.graph.tensor import Storage, Tensor, tensor_bytes
+from tuneplan.planner.models import tasks
+from tuneplan.planner.models.assembly import Assembly
+from tuneplan.planner.models.attention import heads_first, split_heads
+from tuneplan.planner.models.config import ConfigReader
+from tuneplan.planner.models.spec import ModelSpec
+from tuneplan.planner.training.attention_kernel import Kernel, choose
+
+MOST_DROPOUT = 0.99
+FUSED_ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "quick_gelu")
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSpec(ModelSpec):
+    """A stack of layers that look both ways. Names are those of config.json."""
+
+    intermediate_size: int
+    hidden_act: str
+    hidden_dropout: float
+    attention_dropout: float
+    classifier_dropout: float
+
+
+def heads_of(config: ConfigReader, hidden: int, heads: int, keys: tuple[str, str]) -> int:
+    """Size of a head. Raises InputError where the width is no multiple of the heads; `keys` name the two."""
+    if hidden % heads:
+        raise InputError(f"{config.origin}: {keys[0]}={hidden} is not a multiple of {keys[1]}={heads}; check the config")
+    return hidden // heads
+
+
+def activation_of(config: ConfigReader, key: str, default: str) -> str:
+    """The activation of a config. Raises InputError for one that is not known."""
+    name = config.text(key, default)
+    if name not in FUSED_ACTIVATIONS:
+        known = ", ".join(FUSED_ACTIVATIONS)
+        raise InputError(f"{config.origin}: {key} {name!r} is an activation that tuneplan does not know; it knows {known}")
+    return name
+
+
+def activate(model: Assembly, x: Tensor, kind: str) -> Tensor:
+    """The activation, fused or as `transformers.activations` writes it out."""
+    tape = model.tape
+    if kind == "quick_gelu":
+        return pw.multiply(tape, x, pw.sigmoid(tape, pw.scale(tape, x)))
+    return pw.gelu_new(tape, x) if kind == "gelu_new" else pw.activation(tape, x, kind)
+
+
+def dropouts(config: ConfigReader, key: str, default: float) -> float:
+    """A dropout's probability. Raises InputError."""
+    return config.number(key, default, maximum=MOST_DROPOUT)
+
+
+def token_ids(model: Assembly, length: Any = None) -> tuple[Storage, ...]:
+    """Token ids and labels, which the training loop holds: of every token, or one a sequence for a classification."""
+    tape = model.tape
+    batch, own = model.token_shape
+    ids = tape.fresh((batch, own if length is None else length), "int64", False)
+    tape.record("token_ids", (), ids)
+    single = model.spec.task == tasks.SEQ_CLS
+    labels = tape.fresh((batch,) if single else ids.shape, "int64", False)
+    tape.record("labels", (), labels)
+    return ids.storage, labels.storage
+
+
+def leaf(model: Assembly, hidden: Tensor) -> tuple[Storage, ...]:
+    """Make embeddings require a gradient where checkpointing needs that (`enable_input_require_grads`); gives what is held."""
+    if model.settings.gradient_checkpointing == "off" or hidden.requires_grad:
+        return ()
+    hidden.requires_grad = True
+    return (hidden.storage,)
+
+
+def check_length(model: Assembly, positions: int) -> None:
+    """Raise InputError for sequences that are longer than a model's table of positions."""
+    length: Any = model.settings.seq_len
+    longest = int(length if isinstance(length, int) else length.max())
+    tokens = longest + model.method.virtual_tokens
+    if tokens > positions:
+        raise InputError(f"{model.spec.id} has {positions} positions, and the sequence has {tokens} tokens; lower seq-len")
+
+
+def bidirectional(model: Assembly, spec: Any, dtype: str, masked: bool | None = None) -> Kernel:
+    """The kernel of attention without a causal mask; `masked`: whether it gets one, by default where sequences are padded."""
+    settings = model.settings
+    kernel = choose(
+        replace(settings, padded=settings.padded if masked is None else masked), settings.autocast or dtype, False, spec.head_dim
+    )
+    if kernel.reason or "attention_kernel" not in model.notes:
+        model.notes["attention_kernel"] = kernel.name
+        model.notes["attention_kernel_reason"] = kernel.reason
+    return kernel
+
+
+def mask_of(model: Assembly, dtype: str, length: Any = None) -> tuple[Tensor, ...]:
+    """The mask for padding, `(batch, 1, length, keys)`; none without padding (`create_bidirectional_mask`)."""
+    settings = model.settings
+    if not settings.padded or settings.attention == "flash":
+        return ()
+    batch, own = model.token_shape
+    rows = own + model.method.virtual_tokens if length is None else length
+    shape = (batch, 1, rows, rows + model.method.prefix_length)
+    mask = model.tape.fresh(shape, dtype if settings.attention == "eager" else "bool", False)
+    model.tape.record("mask", (), mask, scratch=tensor_bytes(shape, "bool"))
+    return (mask,)
+
+
+def projections(
+    model: Assembly, spec: Any, kernel: Kernel, x: Tensor, names: Sequence[str], bias: bool, source: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of `x`, keys and values of it or of `source`, as `(batch, heads, length, head_dim)`, not rotated."""
+    width = spec.num_attention_heads * spec.head_dim
+    out = []
+    for place, name in enumerate(names):
+        y = model.linear(x if place == 0 or source is None else source, name, width, bias)
+        out.append(heads_first(model, split_heads(model, y, spec.head_dim), copied=kernel.name in ("eager", "math")))
+    return out[0], out[1], out[2]
+
+
+def both_ways(
+    model: Assembly,
+    spec: Any,
+    kernel: Kernel,
+    heads: tuple[Tensor, Tensor, Tensor],
+    masks: tuple[Tensor, ...],
+    dropout: float,
+    prefixed: bool = True,
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Attention over all tokens: its output `(batch, length, width)`, weights that the layer's code holds, what the module holds.
+
+    `prefixed`: a method may put keys and values before those of the layer.
+    """
+    tape = model.tape
+    q, k, v = heads
+    if prefixed:
+        for part in model.method.parts:
+            k, v = part.keys_values(model, k, v)
+    weights: tuple[Tensor, ...] = ()
+    if kernel.name == "eager":
+        out, scores = kernels.eager(tape, q, k, v, masks[0] if masks else None, dropout, wide=False)
+        weights = (scores,)
+    elif kernel.name == "efficient":
+        out = kernels.efficient(tape, q, k, v, masks[0] if masks else None, causal=False)
+    else:
+        q, k, v = (pw.cast(tape, t, model.settings.autocast or model.settings.dtype) for t in (q, k, v))
+        out = kernels.flash(tape, q, k, v, causal=False)
+    out = tape.view("join_heads", out, (*out.shape[:2], spec.num_attention_heads * spec.head_dim))
+    return out, weights, (q, k, v)
+
+
+def first_token(model: Assembly, hidden: Tensor) -> Tensor:
+    """`hidden[:, 0]`: `(batch, width)`, a view."""
+    return pw.narrow(model.tape, hidden, (hidden.shape[0], hidden.shape[-1]))
+
+
+def head(model: Assembly, x: Tensor, name: str, outputs: int, bias: bool = True) -> Tensor:
+    """A linear layer of the classifier, which every method trains."""
+    return model.linear(x, name, outputs, bias, kind="classifier")
+
+
+def classified(model: Assembly, entry: Tensor, logits: Tensor, held: tuple[Tensor, ...] = ()) -> Block:
+    """The loss of a classification and the end of the model. `held`: what the model's code holds to the end."""
+    tape = model.tape
+    loss = losses.classification(tape, logits)
+    tape.outputs.append(logits.storage)
+    tape.hold(entry, *held)
+    return ended(model, entry, loss)
+
+
+def ended(model: Assembly, entry: Tensor, loss: Tensor) -> Block:
+    """The last block, given the model's own loss."""
+    for part in model.method.parts:
+        loss = part.loss(model, loss)
+        part.finish(model)
+    return close("head", model.tape, entry, None, entry_held=False)
+
+
+def refuse_losses(model: Assembly) -> None:
+    """Raise InputError for a loss that is made for causal language models."""
+    if model.settings.loss != "eager":
+        raise InputError(
+            f"loss {model.settings.loss} is for causal language models; {model.spec.id} for {model.spec.task} has its own: use "
+            "--loss eager"
+        )

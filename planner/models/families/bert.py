@@ -1,0 +1,212 @@
+"""BERT, RoBERTa, XLM-RoBERTa and ELECTRA.
+
+Mirrors transformers 5.23 models/bert/modeling_bert.py and its relatives modeling_roberta.py, modeling_xlm_roberta.py and
+modeling_electra.py: learned positions, layer norm after each residual, biases everywhere. They differ by the flags of
+`_VARIANTS` and by their heads.
+"""
+
+from dataclasses import dataclass
+
+from tuneplan.planner.errors import InputError
+from tuneplan.planner.graph import pointwise as pw
+from tuneplan.planner.graph.block import Block, close
+from tuneplan.planner.graph.matmul import embedding
+from tuneplan.planner.graph.tensor import Tensor
+from tuneplan.planner.models import encoder, tasks
+from tuneplan.planner.models.assembly import Assembly
+from tuneplan.planner.models.config import ConfigReader
+from tuneplan.planner.models.encoder import EncoderSpec
+from tuneplan.planner.models.network import Stack
+
+
+@dataclass(frozen=True, slots=True)
+class _Variant:
+    """How a relative differs from BERT.
+
+    Attributes:
+        base: name of the model within the one with a head.
+        pooler: a dense layer on the first token belongs to the base model when it classifies.
+        counted: positions are counted from the padding token's id on, for every sequence of its own.
+        act: between the two layers of the classifier, where it has two.
+        default: what the configuration class has for a key that the file leaves out.
+    """
+
+    base: str
+    pooler: bool
+    counted: bool
+    act: str
+    default: dict[str, int]
+
+
+_BERT = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "vocab_size": 30522,
+    "type_vocab_size": 2,
+    "max_position_embeddings": 512,
+}
+_ROBERTA = {**_BERT, "vocab_size": 50265}
+_ELECTRA = {**_BERT, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
+_VARIANTS = {
+    "bert": _Variant("bert", True, False, "", _BERT),
+    "roberta": _Variant("roberta", False, True, "tanh", _ROBERTA),
+    "xlm-roberta": _Variant("roberta", False, True, "tanh", {**_ROBERTA, "vocab_size": 30522}),
+    "electra": _Variant("electra", False, False, "gelu", _ELECTRA),
+}
+TASKS = (tasks.SEQ_CLS, tasks.TOKEN_CLS)
+
+
+@dataclass(frozen=True, slots=True)
+class BertSpec(EncoderSpec):
+    """BERT and its relatives.
+
+    Attributes:
+        embedding_size: width of the embeddings, which a projection brings to `hidden_size` (ELECTRA).
+        type_vocab_size: rows of the table of segments.
+        positions: rows of the table of positions.
+    """
+
+    embedding_size: int
+    type_vocab_size: int
+    positions: int
+
+
+def read(id: str, config: ConfigReader) -> BertSpec:
+    """The spec of a config.json. Raises InputError where dimensions are missing, absurd or contradict each other."""
+    model_type = config.text("model_type")
+    variant = _VARIANTS[model_type]
+    default = variant.default
+    hidden = config.integer("hidden_size", default["hidden_size"])
+    heads = config.integer("num_attention_heads", default["num_attention_heads"], maximum=2**16)
+    positions = config.integer("max_position_embeddings", default["max_position_embeddings"], maximum=2**24)
+    padding = config.optional_integer("pad_token_id", minimum=0)
+    skipped = (1 if padding is None else padding) + 1 if variant.counted else 0
+    dropout = encoder.dropouts(config, "hidden_dropout_prob", 0.1)
+    width = config.integer("embedding_size", 128) if model_type == "electra" else hidden
+    return BertSpec(
+        id=id,
+        model_type=model_type,
+        hidden_size=hidden,
+        num_hidden_layers=config.integer("num_hidden_layers", default["num_hidden_layers"], maximum=2**12),
+        vocab_size=config.integer("vocab_size", default["vocab_size"]),
+        max_position_embeddings=positions - skipped,
+        tie_word_embeddings=True,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=encoder.heads_of(config, hidden, heads, ("hidden_size", "num_attention_heads")),
+        intermediate_size=config.integer("intermediate_size", default["intermediate_size"]),
+        hidden_act=encoder.activation_of(config, "hidden_act", "gelu"),
+        hidden_dropout=dropout,
+        attention_dropout=encoder.dropouts(config, "attention_probs_dropout_prob", 0.1),
+        classifier_dropout=encoder.dropouts(config, "classifier_dropout", dropout),
+        embedding_size=width,
+        type_vocab_size=config.integer("type_vocab_size", default["type_vocab_size"]),
+        positions=positions,
+    )
+
+
+def stacks(spec: BertSpec) -> tuple[Stack, ...]:
+    """One."""
+    base = _VARIANTS[spec.model_type].base
+    return (Stack(f"{base}.encoder.layer.*.", spec.num_hidden_layers, _start, _layer),)
+
+
+def _start(model: Assembly, spec: BertSpec, _: Tensor | None) -> tuple[Block, tuple[Tensor, ...]]:
+    """Words, segments and positions, summed, normed and dropped; a projection where they are narrow."""
+    encoder.refuse_losses(model)
+    encoder.check_length(model, spec.max_position_embeddings)
+    variant = _VARIANTS[spec.model_type]
+    if model.method.virtual_tokens and spec.embedding_size != spec.hidden_size:
+        raise InputError(
+            f"{spec.id} embeds tokens in {spec.embedding_size} numbers, and peft makes virtual tokens of hidden_size="
+            f"{spec.hidden_size}, which it cannot join; use prefix_tuning or lora"
+        )
+    tape = model.begin("", 1)
+    batch = encoder.token_ids(model)
+    prefix = f"{variant.base}.embeddings"
+    rows, length = model.token_shape
+    words = embedding(tape, (rows, length), model.embedding_weight(f"{prefix}.word_embeddings", spec.embedding_size))
+    leaves = encoder.leaf(model, words)
+    for part in model.method.parts:
+        words = part.embedded(model, words)
+    if model.method.virtual_tokens:
+        tape.held.append(words.storage)
+    length = words.shape[1]
+    count = rows if variant.counted else 1
+    numbers = []
+    if variant.counted:
+        numbers.append(tape.fresh((rows, length), "int64", False))
+        tape.record("position_ids", (), numbers[-1], scratch=2 * numbers[-1].storage.nbytes)
+    numbers.append(tape.fresh((count, length), "int64", False))
+    tape.record("token_type_ids", (), numbers[-1])
+    for name in ("position_ids", "token_type_ids"):
+        model.common(f"{prefix}.{name}", (1, spec.positions), "int64", trained=False, saved=False, buffer=True)
+    table = model.weight(f"{prefix}.token_type_embeddings", (spec.type_vocab_size, spec.embedding_size), "embedding")
+    segments = embedding(tape, (rows, length), table)
+    total = pw.add(tape, words, segments)
+    table = model.weight(f"{prefix}.position_embeddings", (spec.positions, spec.embedding_size), "embedding")
+    positions = embedding(tape, (count, length), table)
+    hidden = pw.add(tape, total, positions)
+    hidden = pw.dropout(tape, model.layer_norm(hidden, f"{prefix}.LayerNorm"), spec.hidden_dropout)
+    tape.hold(words, segments, positions, *numbers)
+    if spec.embedding_size != spec.hidden_size:
+        hidden = model.linear(hidden, f"{variant.base}.embeddings_project", spec.hidden_size, bias=True)
+    masks = encoder.mask_of(model, hidden.dtype)
+    carried = (*batch, *[m.storage for m in masks], *leaves, *tape.held)
+    return close("embeddings", tape, None, hidden, carried, batch=2, leaves=leaves * 2), masks
+
+
+def _layer(model: Assembly, spec: BertSpec, entry: Tensor, masks: tuple[Tensor, ...]) -> Block:
+    """Attention and two linear layers, each with a layer norm behind its residual."""
+    tape = model.tape
+    kernel = encoder.bidirectional(model, spec, entry.dtype)
+    names = [f"attention.self.{name}" for name in ("query", "key", "value")]
+    heads = encoder.projections(model, spec, kernel, entry, names, bias=True)
+    tape.scope = "attention.self"
+    dropout = spec.attention_dropout if model.settings.attention_dropout is None else model.settings.attention_dropout
+    mixed, weights, held = encoder.both_ways(model, spec, kernel, heads, masks, dropout)
+    tape.hold(*held)
+    tape.scope = ""
+    hidden = _residual(model, spec, mixed, entry, "attention.output", "self_attn")
+    tape.hold(mixed, *weights)
+    inner = model.linear(hidden, "intermediate.dense", spec.intermediate_size, bias=True)
+    tape.scope = "intermediate"
+    inner = encoder.activate(model, inner, spec.hidden_act)
+    tape.scope = ""
+    exit = _residual(model, spec, inner, hidden, "output", "mlp")
+    tape.hold(inner, hidden)
+    for part in model.method.parts:
+        exit = part.layer_exit(model, exit)
+    return close("layer", tape, entry, exit)
+
+
+def _residual(model: Assembly, spec: BertSpec, x: Tensor, residual: Tensor, module: str, name: str) -> Tensor:
+    """`LayerNorm(dropout(dense(x)) + residual)`."""
+    tape = model.tape
+    y = model.linear(x, f"{module}.dense", spec.hidden_size, bias=True)
+    y = pw.dropout(tape, y, spec.hidden_dropout)
+    y = model.submodule(name, residual, residual, y)
+    out = model.layer_norm(pw.add(tape, y, residual), f"{module}.LayerNorm")
+    tape.hold(y)
+    return out
+
+
+def finish(model: Assembly, spec: BertSpec, entry: Tensor) -> Block:
+    """The head of the task."""
+    variant = _VARIANTS[spec.model_type]
+    tape = model.begin("", 1)
+    if spec.task == tasks.TOKEN_CLS:
+        x = pw.dropout(tape, entry, spec.classifier_dropout)
+        return encoder.classified(model, entry, encoder.head(model, x, "classifier", spec.num_labels), (x,))
+    first = encoder.first_token(model, entry)
+    if variant.pooler:
+        pooled = pw.tanh(tape, model.linear(first, f"{variant.base}.pooler.dense", spec.hidden_size, bias=True))
+        x = pw.dropout(tape, pooled, spec.classifier_dropout)
+        return encoder.classified(model, entry, encoder.head(model, x, "classifier", spec.num_labels), (x, pooled))
+    x = pw.dropout(tape, first, spec.classifier_dropout)
+    x = encoder.head(model, x, "classifier.dense", spec.hidden_size)
+    x = pw.tanh(tape, x) if variant.act == "tanh" else pw.activation(tape, x, variant.act)
+    x = pw.dropout(tape, x, spec.classifier_dropout)
+    return encoder.classified(model, entry, encoder.head(model, x, "classifier.out_proj", spec.num_labels))

@@ -1,0 +1,54 @@
+"""What a model is fine-tuned for: the names, and which of them a family mirrors."""
+
+from collections.abc import Sequence
+
+from tuneplan.planner.errors import InputError, UnknownNameError
+from tuneplan.planner.models.config import ConfigReader
+from tuneplan.planner.models.spec import CAUSAL_LM
+
+SEQ_CLS = "sequence-classification"
+TOKEN_CLS = "token-classification"
+MASKED_LM = "masked-lm"
+SEQ2SEQ = "seq2seq-lm"
+IMAGE_CLS = "image-classification"
+IMAGE_TEXT = "image-text-to-text"
+TASKS = (CAUSAL_LM, SEQ2SEQ, MASKED_LM, SEQ_CLS, TOKEN_CLS, IMAGE_CLS, IMAGE_TEXT)
+CLASSIFIES = (SEQ_CLS, TOKEN_CLS, IMAGE_CLS)
+SHORT = {
+    "clm": CAUSAL_LM,
+    "seq2seq": SEQ2SEQ,
+    "mlm": MASKED_LM,
+    "seq-cls": SEQ_CLS,
+    "token-cls": TOKEN_CLS,
+    "image-cls": IMAGE_CLS,
+    "vlm": IMAGE_TEXT,
+}
+"""Short forms of the command line."""
+DEFAULT_LABELS = 2
+MOST_LABELS = 2**20
+
+
+def task_name(given: str) -> str:
+    """The task of a word of the command line; "" for none. Raises UnknownNameError."""
+    name = SHORT.get(given, given)
+    if name and name not in TASKS:
+        raise UnknownNameError("task", given, (*TASKS, *SHORT), "plan estimate --help")
+    return name
+
+
+def chosen(given: str, known: Sequence[str], config: ConfigReader) -> str:
+    """The task to plan for: as given, or the first that the family knows. Raises InputError for one that it does not."""
+    if given and given not in known:
+        raise InputError(
+            f"{config.origin}: tuneplan does not know {config.text('model_type')} models for the task {given}; "
+            f"use --task {' or '.join(known)}"
+        )
+    return given or known[0]
+
+
+def labels_of(config: ConfigReader) -> int:
+    """Classes that a config names, 2 where it names none, as in transformers. Raises InputError."""
+    if config.has("id2label"):
+        names = config.section("id2label").mapping
+        return len(names) or DEFAULT_LABELS
+    return config.integer("num_labels", DEFAULT_LABELS, maximum=MOST_LABELS)
