@@ -162,6 +162,8 @@ def checkpoint_bytes(network: Network) -> int:
 
 def _plain_bytes(parameter: Parameter) -> int:
     """Bytes of a weight in all layers, without the allocator's rounding; a block format's with its scales."""
+    if parameter.saved_bits:
+        return int(elements(parameter.shape) * parameter.saved_bits / 8) * parameter.count
     bits = BITS.get(parameter.storage)
     if bits is None:
         return parameter.stored_bytes * parameter.count

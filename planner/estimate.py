@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tuneplan.planner.device_memory import RuntimeMemory, checkpoint_bytes, runtime_of
-from tuneplan.planner.fragmentation import allowance
+from tuneplan.planner.fragmentation import allowance, moving_bytes
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.host_memory import HostMemory, host_memory
 from tuneplan.planner.memory import StepMemory
@@ -89,14 +89,10 @@ class Estimate:
                     name: {"peak_bytes": phase.peak_bytes, "end_bytes": phase.end_bytes, "op": phase.op}
                     for name, phase in self.memory.phases.items()
                 },
-                "save": {
-                    "host_bytes": self.host.training_bytes + self.host.saving_bytes,
-                    "disk_bytes": self.host.saved_bytes,
-                },
+                "save": self.host.to_json(),
             },
             "components": self.components,
             "checkpoint_bytes": self.checkpoint_bytes,
-            "host": self.host.to_json(),
             **({"pipeline_stage_peaks": list(self.stage_peaks)} if self.stage_peaks else {}),
             "step_seconds": time.seconds if time else None,
             "tokens_per_second": time.tokens_per_second if time else None,
@@ -189,7 +185,7 @@ def estimate(request: Request, advice: bool = True) -> Estimate:
     )
     memory = rank.memory
     sharded = sharding.zero_stage > 0 or sharding.splits_model
-    fragmentation = allowance(memory) if sharded else _replayed(request, network).fragmentation_bytes
+    fragmentation = allowance(moving_bytes(memory.peak.levels)) if sharded else _replayed(request, network).fragmentation_bytes
     gpu = request.gpu
     runtime = runtime_of(gpu, sharding.gpu_count, network.quantized)
     result = Estimate(

@@ -30,7 +30,8 @@ class Checkpoints:
     Attributes:
         loading: "by-file" maps one checkpoint file after the other on every rank (transformers 5.23, safetensors); "rank0" builds
             the whole model in the first rank's host memory and sends parts (accelerate's `cpu_ram_efficient_loading`,
-            `sync_module_states`); "every-rank" builds it in each; "auto" is rank0 under FSDP, else by-file.
+            `sync_module_states`); "every-rank" builds it in each; "auto" is rank0 under FSDP unless the base is quantized (which
+            accelerate leaves out), else by-file.
         state_dict: "full" is gathered on the first rank, "sharded" is written by each rank.
         only_model: optimizer, scheduler and random states are not saved (`save_only_model`).
         total_limit: checkpoints kept on disk (`save_total_limit`).
@@ -89,13 +90,13 @@ class HostMemory:
         return max(self.loading_bytes, self.training_bytes + self.saving_bytes)
 
     def to_json(self) -> dict[str, int]:
-        """The figures by name."""
+        """The figures by name, as `phases.save` has them."""
         return {
+            "host_bytes": self.training_bytes + self.saving_bytes,
+            "host_training_bytes": self.training_bytes,
+            "host_loading_bytes": self.loading_bytes,
             "ranks_per_node": self.ranks,
-            "loading_bytes": self.loading_bytes,
-            "training_bytes": self.training_bytes,
-            "saving_bytes": self.saving_bytes,
-            "checkpoint_disk_bytes": self.saved_bytes,
+            "disk_bytes": self.saved_bytes,
             "kept_disk_bytes": self.kept_bytes,
         }
 
@@ -125,7 +126,7 @@ def host_memory(
     base = sum(2 * p.numel for p in network.parameters if not p.adapter)
     loading = checkpoints.loading
     if loading == "auto":
-        loading = "rank0" if sharding.engine_used == "fsdp" else "by-file"
+        loading = "rank0" if sharding.engine_used == "fsdp" and not network.quantized else "by-file"
     loaded = {"by-file": ranks * min(base, LOADING_SHARD_BYTES), "rank0": base, "every-rank": ranks * base}[loading]
     weights = checkpoint_bytes(network)
     wide = master and sharding.engine_used == "fsdp"

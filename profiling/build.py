@@ -140,6 +140,10 @@ def transformers_model(
     kind = rest.pop("model_type", None)
     if not isinstance(kind, str):
         raise InputError("the config has no model_type; transformers needs it to know the architecture")
+    if kind not in transformers.CONFIG_MAPPING:
+        raise InputError(
+            f"transformers {transformers.__version__} cannot build {ascii(kind)[:80]} for {task}: it has no such model"
+        )
     try:
         settings = AutoConfig.for_model(kind, **rest)
         settings._attn_implementation = implementation

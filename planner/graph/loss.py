@@ -31,10 +31,14 @@ def eager(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, resca
 
 
 def rescaled(tape: Tape, logits: Tensor, how: str) -> Tensor:
-    """Logits as the loss takes them: as they are (""), multiplied (Granite, Cohere: "scale") or capped (Gemma 2: "softcap")."""
+    """Logits as the loss takes them: as they are (""), multiplied (Granite, Cohere: "scale") or capped (Gemma 2: "softcap").
+
+    Those of another model (`tape.logits`) are added.
+    """
     if how == "scale":
-        return pw.scale(tape, logits, "logits_scaling")
-    return pw.softcap(tape, logits) if how == "softcap" else logits
+        logits = pw.scale(tape, logits, "logits_scaling")
+    logits = pw.softcap(tape, logits) if how == "softcap" else logits
+    return logits if tape.logits is None else pw.add(tape, logits, tape.logits)
 
 
 def _cross_entropy(tape: Tape, wide: Tensor, labels: Tensor) -> Tensor:

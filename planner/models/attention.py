@@ -15,6 +15,7 @@ from tuneplan.planner.training.attention_kernel import Kernel, choose
 def kernel_of(model: Assembly, spec: DecoderSpec, x: Tensor, window: int | None) -> Kernel:
     """The kernel that runs for queries of the dtype of `x`, and notes for the report."""
     settings = model.settings
+    model.attention_input = x
     grouped = spec.num_attention_heads != spec.num_key_value_heads
     dtype = settings.autocast or x.dtype
     kernel = choose(replace(settings, padded=masked(model, window)), dtype, grouped, spec.head_dim)
@@ -74,6 +75,9 @@ def attended(
     cast_back: bool = False,
     output: str = "self_attn.o_proj",
     holds_parts: bool = False,
+    in_parts: bool = False,
+    widened: bool = False,
+    rotary: bool = True,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """From queries, keys and values to the output of `o_proj`; also attention weights that the layer's code holds (eager).
 
@@ -83,30 +87,35 @@ def attended(
         kernel: as `kernel_of` gave it.
         x: the module's input, which its code holds to the end.
         heads: queries, keys and values, as `projected` gives them.
-        shared: cosines, sines and the layer's mask, if it has one.
+        shared: cosines and sines where heads are rotated, and the layer's mask, if it has one.
         bias: `o_proj` has one.
         softcap: scores are capped.
         cast_back: queries and keys come out of the rotation in the dtype in which they went in (OLMo 2).
         output: name of the output projection.
         holds_parts: variables of the module's code hold the rotated and the other columns of heads that are rotated in part.
+        in_parts: heads are cut in two for the rotation even where all their columns are rotated.
+        widened: queries and keys are rotated in fp32 (Cohere); `cast_back` is then set too.
+        rotary: queries and keys are rotated.
     """
     tape = model.tape
-    cos, sin, *masks = shared
+    tables, masks = (shared[:2], shared[2:]) if rotary else ((), shared)
     q, k, v = heads
     tape.scope = output.rpartition(".")[0]
     dtype = q.dtype
     parts: tuple[Tensor, ...] = ()
-    if cos.shape[-1] == spec.head_dim:
-        q, k = pw.rotate(tape, q, cos, sin), pw.rotate(tape, k, cos, sin)
-    else:
-        (q, *first), (k, *second) = pw.rotate_part(tape, q, cos, sin), pw.rotate_part(tape, k, cos, sin)
+    if widened:
+        q, k = pw.cast(tape, q, "fp32"), pw.cast(tape, k, "fp32")
+    before = q, k
+    if tables and tables[0].shape[-1] >= spec.head_dim and not in_parts:
+        q, k = (pw.rotate(tape, t, *tables) for t in (q, k))
+    elif tables:
+        (q, *first), (k, *second) = (pw.rotate_part(tape, t, *tables) for t in (q, k))
         parts = (*first, *second) if holds_parts else ()
     if cast_back:
         turned = q, k
         q, k = pw.cast(tape, q, dtype), pw.cast(tape, k, dtype)
-        tape.hold(*turned)
-    model.attention_input = x
-    out, weights, held = attend(model, spec, kernel, (q, k, v), tuple(masks), softcap)
+        tape.hold(*turned, *before)
+    out, weights, held = attend(model, spec, kernel, (q, k, v), masks, softcap)
     tape.scope = ""
     y = model.linear(out, output, spec.hidden_size, bias)
     tape.hold(x, *held, *parts)
@@ -143,6 +152,9 @@ def attend(
         k, v = _cached(model, k), _cached(model, v)
     for part in model.method.parts:
         k, v = part.keys_values(model, k, v)
+    held: tuple[Tensor, ...] = (q, k, v)
+    for part in model.method.parts:
+        q, k, v = part.grouped(model, q, k, v)
     dropout = spec.attention_dropout if settings.attention_dropout is None else settings.attention_dropout
     weights: tuple[Tensor, ...] = ()
     if kernel.name == "eager":
@@ -154,9 +166,12 @@ def attend(
         out = kernels.efficient(tape, q, k, v, masks[0] if masks else None)
     else:
         q, k, v = (pw.cast(tape, t, settings.autocast or settings.dtype) for t in (q, k, v))
+        held = (*held, q, k, v)
         out = kernels.flash(tape, q, k, v)
+    for part in model.method.parts:
+        out = part.ungrouped(model, out)
     out = tape.view("join_heads", out, (*out.shape[:2], spec.num_attention_heads * spec.head_dim))
-    return out, weights, (q, k, v)
+    return out, weights, held
 
 
 def split_heads(model: Assembly, x: Tensor, head_dim: int) -> Tensor:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from tuneplan.planner.graph.meter import Levels, Meter, Segment, join, repeat
-from tuneplan.planner.graph.tensor import CATEGORIES, GRADIENTS, TEMPORARY
+from tuneplan.planner.graph.tensor import CATEGORIES, GRADIENTS, TEMPORARY, Size
 
 EMPTY: Levels = [0] * len(CATEGORIES)
 NOTHING = Segment(EMPTY, EMPTY, 0, "")
@@ -39,13 +39,13 @@ class Walked:
 class HostBytes:
     """What a rank keeps in host memory, in bytes."""
 
-    weights: int = 0
-    gradients: int = 0
-    states: int = 0
-    activations: int = 0
+    weights: Size = 0
+    gradients: Size = 0
+    states: Size = 0
+    activations: Size = 0
 
     @property
-    def total(self) -> int:
+    def total(self) -> Size:
         """All of it."""
         return self.weights + self.gradients + self.states + self.activations
 

@@ -6,7 +6,7 @@ Mirrors transformers 5.23 models/gemma/modeling_gemma.py, gemma2/modeling_gemma2
 
 from dataclasses import dataclass, replace
 
-from tuneplan.planner.errors import InputError
+from tuneplan.planner.errors import InputError, NotModelledError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.tensor import Tensor
@@ -62,7 +62,9 @@ def read(id: str, config: ConfigReader) -> GemmaSpec:
     defaults = _SHARED_DEFAULTS | _DEFAULTS[model_type]
     fields = decoder.dimensions(id, config, activation_key="hidden_act" if first else "hidden_activation", defaults=defaults)
     if config.boolean("use_bidirectional_attention", False):
-        raise InputError(f"{config.origin}: use_bidirectional_attention is not a causal model, which is what tuneplan plans")
+        raise NotModelledError(
+            f"{config.origin}: use_bidirectional_attention is not a causal model, which is what tuneplan plans"
+        )
     scores, logits = (None, None) if first else _caps(config, model_type)
     if scores is not None and model_type != "gemma2":
         raise InputError(f"{config.origin}: attn_logit_softcapping is for Gemma 2; its sdpa kernel cannot cap scores. Remove it.")
@@ -121,8 +123,8 @@ def start(model: Assembly, spec: GemmaSpec) -> tuple[Block, tuple[Tensor, ...]]:
 
 
 def layer_form(model: Assembly, spec: GemmaSpec, index: int) -> object:
-    """Layers differ where only one kind gets a mask."""
-    return decoder.masked(model, spec.window(index))
+    """Layers differ where each kind has a mask of its own (eager), or only one kind gets one."""
+    return decoder.layer_mask(model, spec.layer_types[index], spec.window(index))
 
 
 def layer(model: Assembly, spec: GemmaSpec, entry: Tensor, shared: tuple[Tensor, ...]) -> Block:
