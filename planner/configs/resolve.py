@@ -6,6 +6,7 @@ from typing import Any
 from tuneplan.planner.configs.adapter_keys import to_method
 from tuneplan.planner.configs.facts import Facts
 from tuneplan.planner.configs.model_names import load_named, stored_dtype
+from tuneplan.planner.configs.resolve_layout import buckets, layout, ranks_of
 from tuneplan.planner.configs.training_config import TrainingConfig
 from tuneplan.planner.configs.transformers_trainer import TRAINER
 from tuneplan.planner.errors import InputError
@@ -47,7 +48,8 @@ def resolve(facts: Facts, formats: dict[str, str], model: str | None = None, giv
     sources = {key: facts.source(key) for key in options}
     _checkpointing(facts, options, sources)
     _batch(facts, options, sources)
-    _sharding(facts, options, sources, "data_parallel" in given or "gpus" in given)
+    layout(facts, options, sources, "data_parallel" in given or "gpus" in given)
+    buckets(facts, config, options, sources)
     _precision(facts, config, options, sources, "dtype" in given)
     _loss(facts, options, sources)
     if facts.get("padded") and options.get("micro_batch_size", 1) > 1:
@@ -118,7 +120,7 @@ def _checkpointing(facts: Facts, options: dict[str, Any], sources: dict[str, str
 
 def _batch(facts: Facts, options: dict[str, Any], sources: dict[str, str]) -> None:
     """Accumulation, from the triangle global = micro x accumulation x ranks where a file gives the global batch."""
-    ranks = facts.get("data_parallel", 1)
+    ranks = ranks_of(facts) or 1
     micro, steps, whole = (facts.get(key) for key in ("micro_batch_size", "gradient_accumulation_steps", "global_batch_size"))
     if whole is not None and not (facts.has("gradient_accumulation_steps") and facts.has("micro_batch_size")):
         source = facts.source("global_batch_size")
@@ -138,27 +140,6 @@ def _batch(facts: Facts, options: dict[str, Any], sources: dict[str, str]) -> No
     if steps is not None:
         options["gradient_accumulation_steps"] = steps
         sources.setdefault("gradient_accumulation_steps", facts.source("gradient_accumulation_steps"))
-
-
-def _sharding(facts: Facts, options: dict[str, Any], sources: dict[str, str], counted: bool) -> None:
-    ranks = facts.get("data_parallel")
-    if ranks is not None:
-        options["data_parallel"], sources["data_parallel"] = ranks, facts.source("data_parallel")
-    stage = facts.get("zero_stage", 0)
-    if stage and (facts.has("zero_stage") or ranks is not None or counted):
-        options["zero_stage"], sources["zero_stage"] = stage, facts.source("zero_stage")
-        if ranks is None and facts.has("zero_stage") and not counted:
-            facts.warn(f"{facts.source('zero_stage')}: no file says over how many GPUs; give --data-parallel (now 1)")
-    for key, what in (
-        ("offload_params", "weights in host memory"),
-        ("offload_optimizer", "optimizer states in host memory"),
-        ("tensor_parallel", "tensor parallelism"),
-        ("context_parallel", "context parallelism"),
-        ("sequence_parallel", "sequence parallelism"),
-        ("pipeline_parallel", "pipeline parallelism"),
-    ):
-        if facts.get(key) not in (None, False, 1):
-            facts.warn(f"{facts.source(key)}: {what} is not modelled; figures are without it")
 
 
 def _precision(
