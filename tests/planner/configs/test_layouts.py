@@ -129,3 +129,24 @@ def test_precision_by_engine(tmp_path: Path) -> None:
     found = read_configs([path, zero])
     assert found.method is not None
     assert ("master-weights", False) == (found.options["precision"], found.method.parts[0].autocast_adapter_dtype)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("beta: 0.1\n", {"training": "dpo"}),
+        ("beta: 0.1\nprecompute_ref_log_probs: true\n", {"training": "dpo", "reference": "precomputed"}),
+        ("num_generations: 4\nmax_completion_length: 32\n", {"training": "grpo", "reference": "none", "num_generations": 4}),
+        ("num_generations: 4\nmax_completion_length: 32\n", {"completion_length": 32, "seq_len": 544}),
+        ("num_generations: 4\nbeta: 0.1\n", {"reference": "model", "completion_length": 512}),
+        ("num_generations: 4\nbeta: 0.1\nuse_peft: true\nlora_target_modules: [q_proj]\n", {"reference": "adapters-off"}),
+        ("center_rewards_coefficient: 0.1\n", {"training": "reward"}),
+        ("desirable_weight: 2.0\n", {}),
+    ],
+)
+def test_objectives(tmp_path: Path, text: str, expected: dict[str, Any]) -> None:
+    """TRL's trainers, recognised by their keys, in the words of --training."""
+    head = MODEL.replace("max_length: 64\n", "") if "num_generations" in text else MODEL
+    found = options(tmp_path, head + text)
+    assert expected == {name: found.get(name) for name in expected}
+    assert bool(expected) or "training" not in found
