@@ -85,7 +85,8 @@ class Batches:
             return self._rounded(self.max_length)
         if self.padding == "longest":
             return self._rounded(int(self.cut.tokens[-1]))
-        return -(-self._longest_together(micro_batch_size) // micro_batch_size)
+        together = min(micro_batch_size, self.cut.sequences)
+        return -(-self._longest_together(together) // together)
 
     def mean_length(self, micro_batch_size: int) -> float:
         """Tokens of a row of a batch, padding included, in the mean of an epoch."""

@@ -35,8 +35,8 @@ class Epoch:
         if self.attention == "flash" or not (self.batches.packing or self.batches.padding == "none"):
             return ()
         return (
-            f"sequences lie end to end: {self.attention} attention is counted over whole rows; transformers keeps them apart with "
-            "--attention flash alone",
+            f"sequences lie end to end: {self.attention} attention is counted over whole rows; transformers keeps them apart "
+            "with --attention flash alone",
         )
 
     @property

@@ -83,12 +83,13 @@ def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     # Both products are made before the first is summed or cast; the ledger has counted what they become.
     needing = [this for this in (a, b) if this.requires_grad]
     changed = [not same_shape(this.shape, shape) or this.dtype != dtype for this in needing]
-    workspace = None
+    workspace = late = None
     if any(changed):
         rest = needing[changed.index(True) + 1 :]
-        workspace = full + sum([full - round_block(this.nbytes) for this in rest])
+        late = full + sum([full - round_block(this.nbytes) for this in rest])
+        workspace = sum([full - round_block(this.nbytes) for this in needing])
     saved = ((a,) if b.requires_grad else ()) + ((b,) if a.requires_grad else ())
-    return tape.record("mul", (a, b), out, saved=saved, gradients=tuple(gradients), workspace=workspace)
+    return tape.record("mul", (a, b), out, saved=saved, gradients=tuple(gradients), workspace=workspace, late=late)
 
 
 def activation(tape: Tape, x: Tensor, kind: str) -> Tensor:

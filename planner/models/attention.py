@@ -149,29 +149,44 @@ def attend(
     tape, settings = model.tape, model.settings
     q, k, v = rotated
     if settings.use_cache and settings.gradient_checkpointing == "off":
-        k, v = _cached(model, k), _cached(model, v)
+        k, v = cached(model, k), cached(model, v)
     for part in model.method.parts:
         k, v = part.keys_values(model, k, v)
     held: tuple[Tensor, ...] = (q, k, v)
     for part in model.method.parts:
         q, k, v = part.grouped(model, q, k, v)
-    dropout = spec.attention_dropout if settings.attention_dropout is None else settings.attention_dropout
-    weights: tuple[Tensor, ...] = ()
-    if kernel.name == "eager":
-        out, scores = kernels.eager(tape, q, k, v, masks[0], dropout, settings.use_cache, softcap, wide)
-        weights = (scores,)
-    elif kernel.name == "math":
-        out = kernels.math(tape, q, k, v, dropout, packed=settings.use_cache)
-    elif kernel.name == "efficient":
-        out = kernels.efficient(tape, q, k, v, masks[0] if masks else None)
-    else:
-        q, k, v = (pw.cast(tape, t, settings.autocast or settings.dtype) for t in (q, k, v))
-        held = (*held, q, k, v)
-        out = kernels.flash(tape, q, k, v)
+    out, weights, taken = run_kernel(model, spec, kernel, (q, k, v), masks, softcap, wide)
     for part in model.method.parts:
         out = part.ungrouped(model, out)
     out = tape.view("join_heads", out, (*out.shape[:2], spec.num_attention_heads * spec.head_dim))
-    return out, weights, held
+    return out, weights, (*held, *taken)
+
+
+def run_kernel(
+    model: Assembly,
+    spec: DecoderSpec,
+    kernel: Kernel,
+    heads: tuple[Tensor, Tensor, Tensor],
+    masks: tuple[Tensor, ...],
+    softcap: bool = False,
+    wide: bool = True,
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The kernel alone; see `attend`.
+
+    Gives `(batch, length, heads, columns of values)`, eager attention's weights, and copies that FlashAttention's code holds.
+    """
+    tape, settings = model.tape, model.settings
+    q, k, v = heads
+    dropout = spec.attention_dropout if settings.attention_dropout is None else settings.attention_dropout
+    if kernel.name == "eager":
+        out, scores = kernels.eager(tape, q, k, v, masks[0], dropout, settings.use_cache, softcap, wide)
+        return out, (scores,), ()
+    if kernel.name == "math":
+        return kernels.math(tape, q, k, v, dropout, packed=settings.use_cache), (), ()
+    if kernel.name == "efficient":
+        return kernels.efficient(tape, q, k, v, masks[0] if masks else None), (), ()
+    q, k, v = (pw.cast(tape, t, settings.autocast or settings.dtype) for t in (q, k, v))
+    return kernels.flash(tape, q, k, v), (), (q, k, v)
 
 
 def split_heads(model: Assembly, x: Tensor, head_dim: int) -> Tensor:
@@ -189,7 +204,7 @@ def heads_first(model: Assembly, x: Tensor, copied: bool) -> Tensor:
     return pw.transpose(model.tape, x, (batch, heads, length, head_dim), copied)
 
 
-def _cached(model: Assembly, x: Tensor) -> Tensor:
+def cached(model: Assembly, x: Tensor) -> Tensor:
     """`DynamicLayer.update` of an empty cache: keys or values are copied into it and used from there."""
     tape = model.tape
     before, tape.category = tape.category, KV_CACHE

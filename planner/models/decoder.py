@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneplan.planner.errors import InputError, NotModelledError
-from tuneplan.planner.graph import loss as losses
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.activations import ACTIVATIONS
 from tuneplan.planner.graph.block import Block, close
@@ -13,6 +12,7 @@ from tuneplan.planner.graph.matmul import embedding
 from tuneplan.planner.graph.tensor import Size, Storage, Tensor, tensor_bytes
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
+from tuneplan.planner.models.objective_head import objective_loss, reward_loss
 from tuneplan.planner.models.spec import ModelSpec
 
 MOST_DROPOUT = 0.99
@@ -275,13 +275,16 @@ def finish(
     """
     tape = model.tape
     tape.hold(entry)
-    shape = (spec.vocab_size, int(hidden.shape[-1]))
-    weight = model.embedding_weight(embedding) if spec.tie_word_embeddings else model.weight(head, shape, "head")
-    offset = model.weight(head, (spec.vocab_size,), "bias", "bias", "head") if bias else None
-    for part in model.method.parts:
-        tape.logits = part.added_logits(model) or tape.logits
-    tape.scope = head
-    loss = losses.LOSSES[model.settings.loss](tape, hidden, weight, offset, rescale)
+    if model.settings.objective.name == "reward":
+        loss = reward_loss(model, hidden)
+    else:
+        shape = (spec.vocab_size, int(hidden.shape[-1]))
+        weight = model.embedding_weight(embedding) if spec.tie_word_embeddings else model.weight(head, shape, "head")
+        offset = model.weight(head, (spec.vocab_size,), "bias", "bias", "head") if bias else None
+        for part in model.method.parts:
+            tape.logits = part.added_logits(model) or tape.logits
+        tape.scope = head
+        loss = objective_loss(model, hidden, weight, offset, rescale)
     for part in model.method.parts:
         loss = part.loss(model, loss)
         part.finish(model)

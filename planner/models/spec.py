@@ -22,6 +22,7 @@ class ModelSpec:
         head_dim: size of a head.
         task: what the model is trained for, one of tasks.TASKS.
         num_labels: classes of a classification.
+        note: what was read otherwise than the config says, for the report.
     """
 
     id: str
@@ -36,3 +37,4 @@ class ModelSpec:
     head_dim: int
     task: str = field(default=CAUSAL_LM, kw_only=True)
     num_labels: int = field(default=2, kw_only=True)
+    note: str = field(default="", kw_only=True)
