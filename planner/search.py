@@ -326,7 +326,7 @@ class Search:
         updates = job.updates()
         price = cheapest(plan.target.offers, plan.gpu_count, job.purchase, self.today)
         states = plan.memory.phases["optimizer_step"].levels[OPTIMIZER_STATES] * plan.request.sharding.state_ranks
-        saved = checkpoint_bytes(network) + states + plan.memory.host_optimizer_bytes
+        saved = checkpoint_bytes(network) + states + plan.memory.host.states
         spot = price is not None and price.offer.purchase == SPOT
         clock = wall_clock(time.seconds, updates, time.forward_seconds / tokens, saved, job.overheads, spot)
         if clock.total == inf:
