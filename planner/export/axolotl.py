@@ -96,7 +96,10 @@ def _dataset(job: ExportJob) -> dict[str, Any]:
 
 
 def _precision(job: ExportJob, engine: str) -> dict[str, Any]:
-    """`bf16` turns autocast on and loads in 16 bits; `bfloat16` only loads so."""
+    """`bf16` turns autocast on and loads in 16 bits, and so does `bfloat16`; `bf16: full` only loads so.
+
+    Mirrors `_configure_precision_settings` of core/builders/base.py and utils/config/__init__.py.
+    """
     settings = job.settings
     if engine == DEEPSPEED or settings.autocast:
         if settings.autocast and settings.dtype == "fp32":
@@ -106,9 +109,8 @@ def _precision(job: ExportJob, engine: str) -> dict[str, Any]:
             )
         return {"bf16": settings.dtype == "bf16", "fp16": settings.dtype == "fp16"}
     return {
-        "bf16": False,
+        "bf16": "full" if settings.dtype == "bf16" else False,
         "fp16": False,
-        "bfloat16": settings.dtype == "bf16",
         "float16": settings.dtype == "fp16",
         "float32": settings.dtype == "fp32",
     }
