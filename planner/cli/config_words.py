@@ -37,6 +37,8 @@ def with_configs(given: Mapping[str, Any], typed: Collection[str] | None = None)
     chosen = set(typed_options(given) if typed is None else typed)
     config = read_configs(paths, formats or (), words.get("model"), chosen)
     overridden: dict[str, object] = {}
+    if "training" in chosen:
+        chosen |= {"reference", "completion_length", "num_generations"}
     found = {**config.options, "model": config.model, "method": config.method}
     for name, value in found.items():
         if name not in words or value is None:

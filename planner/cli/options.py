@@ -209,9 +209,10 @@ def refuse_short_forms(own: bool, rank: int | None, target_modules: str | None) 
 
 def read_own_method(path: str, spec: ModelSpec) -> Method:
     """The method of `--peft-config`; what is not modelled is said on stderr. Raises InputError."""
-    from tuneplan.planner.methods.peft_config import check_base, read_peft_config
+    from tuneplan.planner.methods.peft_config import check_base, check_dimensions, read_peft_config
 
     given = read_peft_config(path)
+    check_dimensions(given, spec)
     for warning in (*given.warnings, check_base(given, spec.model_type, spec.id)):
         if warning:
             click.echo(f"note: {warning}", err=True)

@@ -64,7 +64,9 @@ def read(file: YamlFile, facts: Facts, kind: str) -> None:
     facts.stack(f"accelerate {version('accelerate')}")
     engine = section.choice("distributed_type", KINDS, "NO") or "NO"
     processes = section.integer("num_processes", -1, least=-1)
-    if processes is not None and processes > 0:
+    if engine in ("NO", "no"):
+        facts.set("data_parallel", 1, section.source("distributed_type"), "distributed_type" in section)
+    elif processes is not None and processes > 0:
         section.fact("data_parallel", processes, "num_processes")
     precision = section.choice("mixed_precision", ("no", "fp16", "bf16", "fp8"), None)
     if section.raw("mixed_precision") is False:
@@ -119,8 +121,9 @@ def _deepspeed(section: Section, runs: bool) -> None:
     stage = below.integer("zero_stage", 2, least=0)
     if stage is not None and stage > 3:
         raise below.error("zero_stage", f"stage {stage} does not exist. Write 0, 1, 2 or 3.")
-    if below.text("deepspeed_config_file") is not None:
-        below.warn("deepspeed_config_file", "that file is not opened; give it with --config too")
+    path = below.text("deepspeed_config_file")
+    if path is not None:
+        facts.named.append((path, below.source("deepspeed_config_file")))
     else:
         below.fact("zero_stage", stage, "zero_stage", "accelerate")
     steps = below.raw("gradient_accumulation_steps")

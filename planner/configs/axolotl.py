@@ -13,6 +13,7 @@ from tuneplan.planner.configs.optimizer_names import read_optimizer
 from tuneplan.planner.configs.section import Section
 from tuneplan.planner.configs.sharding_keys import fsdp_section, read_fsdp_options, set_fsdp
 from tuneplan.planner.configs.table import Table, defaults, version
+from tuneplan.planner.configs.training_arguments import read_deepspeed
 from tuneplan.planner.configs.trl import note_attention
 from tuneplan.planner.yaml_file import YamlFile
 
@@ -209,9 +210,7 @@ def _sharding(section: Section) -> None:
         degree = section.integer(key, 1)
         if degree and degree > 1:
             facts.set(fact, degree, section.source(key))
-    deepspeed = section.raw("deepspeed")
-    if isinstance(deepspeed, str):
-        facts.warn(f"{section.source('deepspeed')} names a file that is not opened; give it with --config too")
+    read_deepspeed(section, "deepspeed")
     below = fsdp_section(section, "fsdp_config")
     given = section.raw("fsdp")
     if given or below is not None:

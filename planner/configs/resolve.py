@@ -14,6 +14,7 @@ from tuneplan.planner.graph.loss import LOSSES
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.lookup import load
+from tuneplan.planner.training.objective import TRAININGS
 
 PLAIN = (
     "seq_len",
@@ -28,7 +29,6 @@ PLAIN = (
 ASSUMED_DTYPE = "bf16"
 STAND_INS = {"trl": "liger"}
 """Losses that the planner may not have, and the closest one that it has."""
-MODELLED_OBJECTIVES = ("sft", "pretraining")
 
 
 def resolve(facts: Facts, formats: dict[str, str], model: str | None = None, given: Collection[str] = ()) -> TrainingConfig:
@@ -57,8 +57,7 @@ def resolve(facts: Facts, formats: dict[str, str], model: str | None = None, giv
     if "seq_len" not in options and "seq_len" not in given:
         facts.warn("no file says how long sequences are; give --seq-len")
     objective = facts.get("objective", "sft")
-    if objective not in MODELLED_OBJECTIVES:
-        facts.warn(f"the objective {objective} is not modelled; figures are of supervised fine-tuning on the same batch")
+    _objective(facts, objective, options, sources)
     method = _method(facts, config)
     if not facts.has("adapter") and facts.source("adapter") in ("", TRAINER) and not {"method", "peft_config"} & set(given):
         now = "lora" if method is None else method.name
@@ -177,6 +176,30 @@ def _precision(
                 facts.warn("weights are loaded in bf16, and autocast runs in fp16; figures are those of bf16, of the same size")
     options["dtype"], options["precision"] = loaded, precision
     sources["precision"] = facts.source("precision") or facts.source("mixed_precision") or "default"
+
+
+def _objective(facts: Facts, objective: str, options: dict[str, Any], sources: dict[str, str]) -> None:
+    """What is trained towards, as TRL's trainers do it; other tools' trainers are taken to do the same."""
+    if objective in ("sft", "pretraining"):
+        return
+    source, given = facts.source("objective"), facts.objective_options
+    if objective not in TRAININGS:
+        facts.warn(f"{source}: the objective {objective} is not modelled; figures are of supervised fine-tuning on the batch")
+        return
+    options["training"], sources["training"] = objective, source
+    if options.get("loss", "trl") not in ("eager", "trl"):
+        facts.warn(f"{sources['loss']}: {objective} has a loss of its own in TRL, which is counted instead of {options['loss']}")
+        del options["loss"], sources["loss"]
+    if objective == "dpo" and given.get("precompute_ref_log_probs"):
+        options["reference"], sources["reference"] = "precomputed", source
+    if objective == "grpo":
+        kept = "none"
+        if given.get("beta"):
+            kept = "model" if facts.get("adapter") is None else "adapters-off"
+        options["reference"], sources["reference"] = kept, source
+        for name, key in (("completion_length", "max_completion_length"), ("num_generations", "num_generations")):
+            if given.get(key) is not None:
+                options[name], sources[name] = given[key], source
 
 
 def _loss(facts: Facts, options: dict[str, Any], sources: dict[str, str]) -> None:

@@ -50,6 +50,7 @@ FSDP_TABLE = Table(
         "modules that are not split": words("ignored_modules"),
     },
     {"cpu_offload": "offload_params", "fsdp_version": "version"},
+    {"backward_prefetch": "BACKWARD_PRE"},
 )
 
 
@@ -63,7 +64,7 @@ def fsdp_section(section: Section, key: str) -> Section | None:
     renamed["fsdp_version"] = "version"
     return Section(
         section.file, (*section.path, key), data,
-        Table(table.used, table.irrelevant, table.not_modelled, renamed), section.facts, section.unknown,
+        Table(table.used, table.irrelevant, table.not_modelled, renamed, table.defaults), section.facts, section.unknown,
     )  # fmt: skip
 
 

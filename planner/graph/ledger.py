@@ -226,7 +226,8 @@ class Walk:
             for storage in op.saved if unpacked else ():
                 if self._saved[id(storage)] == 1 and id(storage) in self._released:
                     gone = gone + storage.nbytes
-            meter.touch(op.late - gone)
+            left = op.late - gone
+            meter.touch(left * (left > 0))
         return made
 
     def _release(self, saved: Iterable[Storage], meter: Meter) -> None:

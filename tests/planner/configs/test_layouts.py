@@ -69,6 +69,30 @@ def test_deepspeed_beside_a_trainer(tmp_path: Path) -> None:
     assert ("bf16", "master-weights") == (found["dtype"], found["precision"])
 
 
+@pytest.mark.parametrize("where", ["trainer", "axolotl", "llama-factory", "accelerate", "inside"])
+def test_a_deepspeed_file_that_is_named(tmp_path: Path, where: str) -> None:
+    """Its stage is read from beside the file that names it; one that is not there is a warning."""
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}, "bf16": {"enabled": true}}')
+    text = {
+        "trainer": MODEL + "deepspeed: ds.json\n",
+        "axolotl": "base_model: 7b\ndeepspeed: ds.json\n",
+        "llama-factory": "model_name_or_path: 7b\nfinetuning_type: lora\ncutoff_len: 64\ndeepspeed: ds.json\n",
+        "accelerate": "distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: ds.json}\n",
+        "inside": MODEL + "deepspeed: {zero_optimization: {stage: 2}, bf16: {enabled: true}}\n",
+    }[where]
+    path = tmp_path / "train.yaml"
+    path.write_text(text)
+    found = read_configs([path], given=("data_parallel",))
+    assert (2, "deepspeed") == (found.options["zero_stage"], found.options["engine"])
+    assert any(entry.key.endswith("stage") and entry.status == "used" for entry in found.entries)
+    path.write_text(text.replace("ds.json", "gone.json").replace("stage: 2", "stage: 9"))
+    if where == "inside":
+        with pytest.raises(InputError, match=r"line 3: zero_optimization\.stage: stage 9"):
+            read_configs([path])
+    else:
+        assert any("no DeepSpeed file is found" in warning for warning in read_configs([path]).warnings)
+
+
 def test_the_batch_triangle(tmp_path: Path) -> None:
     """A global batch gives the accumulation: 64 sequences, 2 a forward, on 4 GPUs."""
     path = tmp_path / "ds.json"
@@ -94,7 +118,7 @@ def test_degrees_that_do_not_divide_the_gpus(tmp_path: Path) -> None:
 
 
 def test_precision_by_engine(tmp_path: Path) -> None:
-    """The Trainer's bf16 is autocast; where weights are split it is 16-bit weights with fp32 copies; adapters follow DeepSpeed."""
+    """The Trainer's bf16 is autocast; where weights are split it is 16-bit weights with fp32 copies, adapters included."""
     text = MODEL + "dtype: bfloat16\nuse_peft: true\nlora_target_modules: [q_proj]\n"
     alone = options(tmp_path, text)
     assert ("bf16", "autocast") == (alone["dtype"], alone["precision"])
@@ -105,3 +129,24 @@ def test_precision_by_engine(tmp_path: Path) -> None:
     found = read_configs([path, zero])
     assert found.method is not None
     assert ("master-weights", False) == (found.options["precision"], found.method.parts[0].autocast_adapter_dtype)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("beta: 0.1\n", {"training": "dpo"}),
+        ("beta: 0.1\nprecompute_ref_log_probs: true\n", {"training": "dpo", "reference": "precomputed"}),
+        ("num_generations: 4\nmax_completion_length: 32\n", {"training": "grpo", "reference": "none", "num_generations": 4}),
+        ("num_generations: 4\nmax_completion_length: 32\n", {"completion_length": 32, "seq_len": 544}),
+        ("num_generations: 4\nbeta: 0.1\n", {"reference": "model", "completion_length": 512}),
+        ("num_generations: 4\nbeta: 0.1\nuse_peft: true\nlora_target_modules: [q_proj]\n", {"reference": "adapters-off"}),
+        ("center_rewards_coefficient: 0.1\n", {"training": "reward"}),
+        ("desirable_weight: 2.0\n", {}),
+    ],
+)
+def test_objectives(tmp_path: Path, text: str, expected: dict[str, Any]) -> None:
+    """TRL's trainers, recognised by their keys, in the words of --training."""
+    head = MODEL.replace("max_length: 64\n", "") if "num_generations" in text else MODEL
+    found = options(tmp_path, head + text)
+    assert expected == {name: found.get(name) for name in expected}
+    assert bool(expected) or "training" not in found
