@@ -51,7 +51,7 @@ def command(
     \b
     Examples:
       plan export --model 8b --gpu a100-80g --method lora --out run
-      plan export --model 70b --gpu a100-80g --gpus 8 --format axolotl --skypilot --out run
+      plan export --model 70b --gpu a100-80g --gpus 8 --precision autocast --format axolotl --skypilot --out run
       plan export --plan plan.json --choice 2 --format llama-factory --out run
     """  # noqa: D301 (click reads the escape)
     from tuneplan.planner.export.bundle import bundle

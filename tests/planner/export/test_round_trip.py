@@ -1,4 +1,7 @@
-"""Export, read back, same estimate: for every tool that has a reader, over random plans that the tool can express."""
+"""Export, read back, same estimate, over random plans: TRL, axolotl and LLaMA-Factory.
+
+The reader of torchtune knows its builders of named models, and an export takes those that any dimensions can be given to.
+"""
 
 import json
 from collections.abc import Iterator
@@ -36,8 +39,11 @@ CONFIG = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 100,
 }  # fmt: skip
-FILES = ("train.yaml", "axolotl.yaml", "torchtune.yaml", "adapter/adapter_config.json", "accelerate.yaml", "deepspeed.json")
-READ_AS = {"train.yaml": {"trl": "trl-sft", "llama-factory": "llama-factory"}, "axolotl.yaml": {"axolotl": "axolotl"}}
+FILES = ("train.yaml", "axolotl.yaml", "adapter/adapter_config.json", "accelerate.yaml", "deepspeed.json")
+READ_AS = {
+    "train.yaml": {"trl": "trl-sft", "llama-factory": "llama-factory"},
+    "axolotl.yaml": {"axolotl": "axolotl"},
+}
 METHODS = {
     "trl": ["full", "lora", "lora(r=4,target_modules=q_proj,v_proj)", "lora(autocast_adapter_dtype=false)", "qlora",
             "lora(lora_dropout=0.1,use_dora=true)", "ia3", "lora(r=4)+modules_to_save(modules=lm_head)", "loha"],
@@ -54,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A small model's config, and room for exports."""
     root = tmp_path_factory.mktemp("round")
     (root / "config.json").write_text(json.dumps(CONFIG))
-    yield root
+    return root
 
 
 @st.composite
@@ -69,11 +75,13 @@ def words(draw: Any) -> dict[str, Any]:
         "gpus": draw(st.sampled_from([1, 2, 4])),
         "stage": draw(st.sampled_from([0, 2, 3])),
         "checkpointing": draw(st.sampled_from(["off", "non-reentrant", "reentrant"])),
-        "optimizer": draw(st.sampled_from(["adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit", "sgd", "adafactor", "lion"])),
+        "optimizer": draw(
+            st.sampled_from(["adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit", "sgd", "adafactor", "lion"])
+        ),
         "settings": Settings(
             seq_len=draw(st.sampled_from([64, 256])),
             attention=draw(st.sampled_from(["eager", "sdpa", "flash"])),
-            loss=draw(st.sampled_from(["eager", "trl"])) if tool == "trl" else "eager",
+            loss=draw(st.sampled_from({"trl": ["eager", "trl"]}.get(tool, ["eager"]))),
             padded=draw(st.booleans()),
             max_grad_norm=draw(st.sampled_from([0.5, 1.0])),
         ),
@@ -91,7 +99,7 @@ def planned(config: str, drawn: dict[str, Any]) -> Plan:
         tokens=10**6,
         global_batch_size=drawn["micro"] * drawn["steps"] * count,
         settings=drawn["settings"],
-        precision="pure",
+        precision="autocast" if drawn["tool"] == "axolotl" else "pure",
         dtype="bf16",
         checkpointing=(drawn["checkpointing"],),
         micro_batch_sizes=(drawn["micro"],),
@@ -113,20 +121,22 @@ def test_same_estimate(folder: Path, drawn: dict[str, Any]) -> None:
     job = ExportJob(plan, str(folder), 10**6, Data("some/texts"), date(2026, 1, 1))
     try:
         made = bundle(job, drawn["tool"])
-    except InputError as error:
-        assert len(str(error)) > 40
+    except InputError:
         assume(False)
     out = folder / "out"
     write_all(str(out), made.files, force=True)
     names = [name for name in FILES if name in made.files]
     kinds = [READ_AS.get(name, {}).get(drawn["tool"]) for name in names]
-    formats = [kind or {"adapter": "peft", "acceler": "accelerate", "deepspe": "deepspeed"}[name[:7]] for kind, name in zip(kinds, names, strict=True)]
+    others = {"adapter": "peft", "acceler": "accelerate", "deepspe": "deepspeed"}
+    formats = [kind or others[name[:7]] for kind, name in zip(kinds, names, strict=True)]
     read = read_configs([out / name for name in names], formats)
     request, options = plan.request, read.options
     method = read.method or parse("full")
     if "adapter/adapter_config.json" not in names:  # PEFT's file leaves out what is at its default for the model
         assert explicit(request.method) == explicit(method)
-    for name in OPTIONS:
+    # one sequence is not padded, whatever a file says; and a gap has been said aloud when it was written
+    told = [name for name in OPTIONS if name != "padded" or (request.settings.micro_batch_size > 1 and not made.gaps)]
+    for name in told:
         assert getattr(request.settings, name) == options.get(name, getattr(Settings(), name)), name
     assert request.gradient_accumulation_steps == options["gradient_accumulation_steps"]
     assert request.optimizer.name == options["optimizer"]
@@ -135,7 +145,8 @@ def test_same_estimate(folder: Path, drawn: dict[str, Any]) -> None:
     if request.sharding.data_parallel > 1 and "accelerate.yaml" in names:
         found = Sharding(options["data_parallel"], options.get("zero_stage", 0))
         assert (request.sharding.data_parallel, request.sharding.zero_stage) == (found.data_parallel, found.zero_stage)
-    again = replace(request, method=method, settings=replace(request.settings, **{name: options.get(name, getattr(Settings(), name)) for name in OPTIONS}))
+    changes = {name: options.get(name, getattr(Settings(), name)) for name in told}
+    again = replace(request, method=method, settings=replace(request.settings, **changes))
     assert peak(request) == peak(again)
 
 
