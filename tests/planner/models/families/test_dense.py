@@ -43,6 +43,15 @@ def test_configs_that_cannot_be(name: str, changes: dict[str, Any], message: str
         read_spec("x", ConfigReader(small_models.config(name, **changes), "config.json"))
 
 
+@pytest.mark.parametrize(("name", "most"), [("gpt2", 1024), ("opt", 2048), ("gpt_bigcode", 1024)])
+def test_sequences_beyond_learned_positions_are_refused(name: str, most: int) -> None:
+    """The table of positions has no row for them, so that the real code fails too."""
+    case = traced.Case(small_models.config(name), settings=Settings(seq_len=most + 1))
+    with pytest.raises(InputError, match=f"use --seq-len {most} or less"):
+        traced.estimated(case)
+    traced.estimated(traced.with_settings(case, seq_len=most))
+
+
 @pytest.mark.parametrize("name", ["bloom", "mpt"])
 def test_architectures_with_written_out_attention_alone(name: str) -> None:
     """Sdpa is run eagerly and the report says so; FlashAttention is refused."""
