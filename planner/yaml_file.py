@@ -96,7 +96,7 @@ def parse_yaml(text: str, name: str, version: str = "1.2") -> YamlFile:
         import yaml
     except ImportError:
         raise InputError(
-            "reading YAML needs PyYAML; pip install 'tuneplan[configs]', or for plan capacity pip install 'tuneplan[capacity]'"
+            "reading YAML needs PyYAML: pip install 'tuneplan[configs]'; plan capacity needs pip install 'tuneplan[capacity]'"
         ) from None
     fast: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:

@@ -114,7 +114,7 @@ def efficient(tape: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None =
     the queries' dtype, which every layer keeps for its backward (`convert_boolean_attn_mask`, attention.cpp).
     """
     batch, heads, length, head_dim = q.shape
-    keys, values = repeat_heads(tape, k, heads), repeat_heads(tape, v, heads)
+    keys, values = repeat_heads(tape, k, heads, lazy=True), repeat_heads(tape, v, heads, lazy=True)
     scratch = tensor_bytes((batch, heads, length), "fp32")
     if q.dtype != "fp32":
         scratch = scratch + tensor_bytes((batch, heads, length, head_dim), "fp32")

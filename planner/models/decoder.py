@@ -1,7 +1,7 @@
 """What decoders share, whatever their layers: the config's dimensions, embeddings, rotary tables, masks, head and loss."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tuneplan.planner.errors import InputError, NotModelledError
@@ -118,8 +118,15 @@ def rotary_width(config: ConfigReader, head_dim: int, default: float = 1.0, key:
 def positions(model: Assembly, weight: str, rows: int, length: Size, batch: Size = 1) -> Tensor:
     """Learned embeddings of the positions 0 to `length` - 1: `(batch, length, hidden)`.
 
-    `weight`: its name; `rows`: of the table; `batch`: 1 where all sequences share them.
+    `weight`: its name; `rows`: of the table; `batch`: 1 where all sequences share them. Raises InputError for longer sequences.
     """
+    longest: Any = length if isinstance(length, int) else int(length.max())
+    most = model.spec.max_position_embeddings
+    if longest > most:
+        raise InputError(
+            f"{model.spec.id} has learned positions for {most} tokens, so that sequences of {longest} (virtual tokens included) "
+            f"fail; use --seq-len {most} or less"
+        )
     tape = model.tape
     ids = tape.fresh((batch, length), "int64", False)
     tape.record("position_ids", (), ids)
@@ -127,6 +134,7 @@ def positions(model: Assembly, weight: str, rows: int, length: Size, batch: Size
     out = embedding(tape, (batch, length), table)
     if table.requires_grad:
         tape.save(ids)
+    tape.hold(ids)
     return out
 
 
@@ -156,6 +164,8 @@ def start(
     enter: Callable[[Tensor], tuple[Tensor, ...]] | None = None,
     exit_held: bool = True,
     width: int = 0,
+    beside: Callable[[Tensor], Tensor] | None = None,
+    boolean_mask: bool = False,
 ) -> tuple[Block, tuple[Tensor, ...]]:
     """The first block: token ids, embeddings, rotary tables and masks.
 
@@ -170,9 +180,11 @@ def start(
         enter: gives, for the embeddings, what enters the first layer, and tensors that variables hold until the last layer.
         exit_held: a variable of the model's code also holds what enters the first layer.
         width: of the embeddings, where that is not `hidden_size`.
+        beside: gives, for what enters the first layer, a further tensor that layers share.
+        boolean_mask: the model's code makes the mask boolean.
 
     Returns:
-        The block, and what layers share: the tables, then a mask for each window that has one.
+        The block, and what layers share: the tables, then a mask for each window that has one, then what is `beside`.
     """
     if width not in (0, model.spec.hidden_size) and model.method.virtual_tokens:
         raise InputError(
@@ -203,10 +215,27 @@ def start(
     shared = [_table(model, width, "fp32" if wide_tables else hidden.dtype) for width in widths]
     model.rotary = tuple(shared[:2])
     shared += [mask for window in windows if (mask := _mask(model, window, hidden.dtype)) is not None]
+    if boolean_mask:
+        shared[-1] = tape.record("boolean_mask", (shared[-1],), tape.fresh(shared[-1].shape, "bool", False))
+    if beside:
+        shared.append(beside(hidden))
     carried: tuple[Storage, ...] = (*[t.storage for t in (ids, labels, *shared, *leaf)], *tape.held)
     held = tuple([tensor.storage for tensor in locals])
     block = close("embed_tokens", tape, None, hidden, carried, batch=2, leaves=leaves, locals=held, exit_held=exit_held)
     return block, tuple(shared)
+
+
+def run_eagerly(model: Assembly, name: str) -> None:
+    """The architecture has only attention that is written out, which transformers runs where sdpa is asked.
+
+    Raises InputError where flash is asked.
+    """
+    if model.settings.attention == "flash":
+        raise InputError(f"attention=flash: transformers has no FlashAttention for {name}; use sdpa or eager, which are the same")
+    if model.settings.attention == "sdpa":
+        model.settings = replace(model.settings, attention="eager")
+    model.notes["attention_kernel"] = "eager"
+    model.notes["attention_kernel_reason"] = f"transformers has only written-out attention for {name}"
 
 
 def masked(model: Assembly, window: int | None) -> bool:

@@ -11,15 +11,31 @@ from tuneplan.planner.models.spec import CAUSAL_LM, ModelSpec
 
 FAMILIES = {
     "llama": ("llama", "mistral", "qwen2", "qwen3", "granite"),
+    "bloom": ("bloom",),
     "cohere": ("cohere", "cohere2"),
     "gemma": ("gemma", "gemma2", "gemma3_text"),
     "gpt2": ("gpt2", "gpt-sw3"),
+    "gpt_bigcode": ("gpt_bigcode",),
     "gpt_neox": ("gpt_neox",),
     "olmo": ("olmo",),
     "olmo2": ("olmo2", "olmo3"),
+    "mpt": ("mpt",),
     "opt": ("opt",),
     "phi": ("phi",),
     "phi3": ("phi3",),
+    "relatives": (
+        "internlm3",
+        "iquestcoder",
+        "smollm3",
+        "ministral",
+        "seed_oss",
+        "hunyuan_v1_dense",
+        "arcee",
+        "helium",
+        "glm",
+        "glm4",
+        "exaone4",
+    ),
     "deepseek": ("deepseek_v2", "deepseek_v3"),
     "gpt_oss": ("gpt_oss",),
     "stablelm": ("stablelm",),
@@ -49,6 +65,11 @@ def family(model_type: str, origin: str = "") -> ModuleType:
     )
 
 
+def has_flash(spec: ModelSpec) -> bool:
+    """Whether transformers has FlashAttention for the architecture (a family says `EAGER_ONLY` where it does not)."""
+    return not getattr(family(spec.model_type), "EAGER_ONLY", False)
+
+
 def read_spec(id: str, config: ConfigReader, task: str = "") -> ModelSpec:
     """The spec of a config.json.
 
@@ -61,13 +82,28 @@ def read_spec(id: str, config: ConfigReader, task: str = "") -> ModelSpec:
         InputError: an unknown family, impossible dimensions, a quantized checkpoint, a task that the family does not mirror.
     """
     config, note = described(config)
-    module = family(config.text("model_type"), config.origin)
+    module = _mirrored(config)
     chosen = tasks.chosen(task, getattr(module, "TASKS", (CAUSAL_LM,)), config)
     spec: ModelSpec = module.read(id, config)
     labels = tasks.labels_of(config) if chosen in tasks.CLASSIFIES else tasks.DEFAULT_LABELS
     if (chosen, labels, note) == (spec.task, spec.num_labels, spec.note):
         return spec
     return replace(spec, task=chosen, num_labels=labels, note=note)
+
+
+def _mirrored(config: ConfigReader) -> ModuleType:
+    """The family of a config. Raises NotModelledError, with the number of weights where that is known."""
+    try:
+        return family(config.text("model_type"), config.origin)
+    except NotModelledError as error:
+        from tuneplan.planner.models.counted import parameters
+
+        count = parameters(config)
+        if count is None:
+            raise
+        raise NotModelledError(
+            f"{error.reason} ({count:,} parameters, which it does know)", str(error)[len(error.reason) :]
+        ) from None
 
 
 def described(config: ConfigReader) -> tuple[ConfigReader, str]:
