@@ -16,6 +16,7 @@ from tuneplan.planner.cli.options import (
     calibrated,
     calibration_option,
     json_option,
+    length_of,
     lora_options,
     margin_options,
     peft_config_option,
@@ -157,8 +158,9 @@ def plan(ctx: click.Context, /, **given: Any) -> int:
 
 def job_of(given: dict[str, Any]) -> Job:
     """The job of the command line's words. Raises InputError and the loader's errors."""
-    spec = read_model(given["model"])
+    spec = read_model(given["model"], given["task"], given["num_labels"])
     step = Step(**{name: given[name] for name in Step.__slots__})
+    length = length_of(step.seq_len, spec)
     stages: tuple[int, ...] = (0, 1, 2, 3)
     if given["zero_stage"] is not None:
         if given["zero_stage"] not in stages:
@@ -183,9 +185,9 @@ def job_of(given: dict[str, Any]) -> Job:
         spec=spec,
         methods=methods,
         targets=tuple({target.label: target for target in _targets(given)}.values()),
-        tokens=_tokens(given, step.seq_len),
+        tokens=_tokens(given, length),
         global_batch_size=given["global_batch_size"],
-        settings=step.settings(),
+        settings=step.settings(length),
         precision=given["precision"],
         dtype=given["dtype"],
         checkpointing=checkpointing,

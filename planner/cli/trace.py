@@ -9,14 +9,9 @@ from tuneplan.planner.cli.options import json_option
 from tuneplan.planner.cli.step_words import asked, request_options
 from tuneplan.planner.report import document
 
-task_option = click.option(
-    "--task", default="", metavar="TASK", help="causal-lm, seq2seq-lm, masked-lm, sequence-classification, ..."
-)
-
 
 @click.command(name="trace")
 @request_options
-@task_option
 @click.option("--verify", "side_by_side", is_flag=True, help="Beside the estimate of the same step: the gap, piece by piece.")
 @click.option(
     "--timeline", type=click.Path(path_type=Path), default=None, help="Live bytes over the step: .png, .svg or .pickle."
@@ -35,7 +30,7 @@ def command(as_json: bool, side_by_side: bool, timeline: Path | None, snapshot: 
 
     with profiling_needs("plan trace"):
         from tuneplan.profiling.command import run_trace
-    outcome = run_trace(asked(given), given["task"], side_by_side, timeline, snapshot)
+    outcome = run_trace(asked(given), side_by_side, timeline, snapshot)
     if as_json:
         click.echo(document.text(outcome.to_json()))
     else:

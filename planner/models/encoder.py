@@ -34,6 +34,11 @@ class EncoderSpec(ModelSpec):
     attention_dropout: float
     classifier_dropout: float
 
+    @property
+    def longest(self) -> int | None:  # type: ignore[override]
+        """A table of learned positions ends."""
+        return self.max_position_embeddings
+
 
 def heads_of(config: ConfigReader, hidden: int, heads: int, keys: tuple[str, str]) -> int:
     """Size of a head. Raises InputError where the width is no multiple of the heads; `keys` name the two."""

@@ -32,6 +32,7 @@ class Settings:
         padded: sequences are padded, so attention gets a mask.
         keep_outputs: the training loop keeps the model's output (logits, cache) until the next forward is over, as a loop does
             that is written `outputs = model(...)`; transformers' Trainer does not.
+        target_len: tokens of each target of an encoder-decoder; None for as many as the sequence.
         use_cache: the model keeps keys and values in a cache, as it does by default; the Trainer turns it off, and so does
             gradient checkpointing.
         gathered_cast: fp32 adapters are cast to `dtype` as they are gathered, so that the model computes in one dtype (FSDP's
@@ -53,7 +54,13 @@ class Settings:
     padded: bool = False
     keep_outputs: bool = False
     use_cache: bool = False
+    target_len: Size | None = None
     gathered_cast: bool = False
+
+    @property
+    def target_length(self) -> Size:
+        """Tokens of each target of an encoder-decoder."""
+        return self.seq_len if self.target_len is None else self.target_len
 
     @property
     def autocast(self) -> str:
