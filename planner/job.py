@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
+from tuneplan.planner.configs.training_config import ConfigUse
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.spec import ModelSpec
@@ -43,6 +44,7 @@ class Job:
         safety_margin: share of the card's memory to leave free.
         max_hours: limit, or None.
         max_usd: limit, or None.
+        config: the files that it was read from, or None.
         overheads: what a run does beside training.
     """
 
@@ -63,6 +65,7 @@ class Job:
     safety_margin: float = 0.0
     max_hours: float | None = None
     max_usd: Decimal | None = None
+    config: ConfigUse | None = None
     overheads: Overheads = NO_OVERHEADS
 
     def check(self) -> None:

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,7 +79,10 @@ def with_adapter(model: nn.Module, config: Mapping[str, Any], autocast_adapter_d
         raise InputError(f"{name} of peft {peft.__version__} has no option {', '.join(unknown)}; remove it or check its name")
     try:
         settings = known[name](**{**given, "inference_mode": False} if "inference_mode" in given else given)
-        adapted: nn.Module = peft.get_peft_model(model, settings, autocast_adapter_dtype=autocast_adapter_dtype)
+        with warnings.catch_warnings():
+            if not given.get("rank_pattern"):  # PEFT writes ranks of fused experts into it and then misses them among modules
+                warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
+            adapted: nn.Module = peft.get_peft_model(model, settings, autocast_adapter_dtype=autocast_adapter_dtype)
     except NotImplementedError:  # it asks a meta tensor for values
         raise
     except Exception as error:  # whatever an adapter that does not fit meets first

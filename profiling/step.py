@@ -14,6 +14,7 @@ from tuneplan.profiling.autocast import CudaAutocast
 from tuneplan.profiling.build import DTYPES, Built, Loss
 from tuneplan.profiling.losses import LOSSES
 from tuneplan.profiling.quantize import quantization_state
+from tuneplan.profiling.stand_ins import autocast_regions
 from tuneplan.profiling.timeline import PhasePeak, Timeline
 from tuneplan.profiling.tracker import StorageTracker
 
@@ -141,7 +142,7 @@ def trace_step(
     kept: list[Any] = []
     autocast = CudaAutocast(DTYPES[settings.autocast], tracker) if settings.autocast else None
     chosen = loss or LOSSES[settings.loss]
-    with cuda_dropout(), tracker, autocast or nullcontext():
+    with cuda_dropout(), autocast_regions(), tracker, autocast or nullcontext():
         for batch in batches or (built.batch, built.batch):
             built.batch = dict(batch)
             tracker.watch(batch.values(), op="batch", category=0)

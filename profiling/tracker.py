@@ -23,6 +23,13 @@ from tuneplan.planner.graph.tensor import ACTIVATIONS, LOGITS, TEMPORARY, WEIGHT
 
 BLOCK_BYTES = 512
 _ADD = torch.ops.aten.add.Tensor
+_IN_PLACE = {
+    torch.ops.aten.index_put.default: torch.ops.aten.index_put_.default,
+    torch.ops.aten.scatter.src: torch.ops.aten.scatter_.src,
+    torch.ops.aten.scatter_add.default: torch.ops.aten.scatter_add_.default,
+}
+"""What backward formulas do in place unless a dispatch mode is looking (`areAnyTensorSubclassLike` of FunctionsManual.cpp)."""
+_GROUPED = torch.ops.aten._grouped_mm.default
 _ITEM = torch.ops.aten._local_scalar_dense.default
 _LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
 _native: Any = torch._C  # its stubs lack what is used here
@@ -249,10 +256,15 @@ class StorageTracker(TorchDispatchMode):
             return self.answer
         if func is _ADD and self._is_accumulation(args):
             return args[0].add_(args[1])
+        if func in _IN_PLACE and self._phase == "backward" and not torch.is_grad_enabled():
+            return _IN_PLACE[func](*args, **(kwargs or {}))
         if self.in_forward:
             # autograd numbers its nodes before it runs the operator: this one's is the last number given out
             self._forward_of[torch._C._autograd._get_sequence_nr() - 1] = (self._modules[-1], _site())
-        out = func(*args, **(kwargs or {}))
+        if func is _GROUPED and args[0].device.type == "meta" and args[0].dtype is not torch.bfloat16:
+            out = _grouped_in_another_dtype(args, kwargs or {})
+        else:
+            out = func(*args, **(kwargs or {}))
         for leaf in tree_iter(out):
             if isinstance(leaf, torch.Tensor):
                 self._see(leaf, func.__name__)
@@ -279,6 +291,13 @@ def _in_library(code: CodeType) -> bool:
     if known is None:
         known = _known[code] = code.co_filename.startswith(_LIBRARIES)
     return known
+
+
+def _grouped_in_another_dtype(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """The result of `_grouped_mm`, which on meta takes bf16 alone; on CUDA other dtypes run expert by expert (Blas.cpp)."""
+    narrow = [torch.empty_like(t, dtype=torch.bfloat16) for t in args[:2]]
+    out: torch.Tensor = _GROUPED(*narrow, *args[2:], **kwargs)
+    return torch.empty_like(out, dtype=args[0].dtype)
 
 
 def _dequantized_bytes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

@@ -31,7 +31,7 @@ def with_configs(given: Mapping[str, Any], typed: Collection[str] | None = None)
     from tuneplan.planner.configs.read import read_configs
 
     chosen = set(typed_options(given) if typed is None else typed)
-    config = read_configs(paths, formats or (), words.get("model"))
+    config = read_configs(paths, formats or (), words.get("model"), chosen)
     overridden: dict[str, object] = {}
     found = {**config.options, "model": config.model, "method": config.method}
     for name, value in found.items():
@@ -54,3 +54,25 @@ def typed_options(given: Mapping[str, Any]) -> set[str]:
     parsed = context.params
     typed = {name for name in parsed if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     return typed | {name for name in given if name in parsed and given[name] != parsed[name]}
+
+
+def for_search(given: Mapping[str, Any]) -> tuple[dict[str, Any], ConfigUse | None]:
+    """As `with_configs`, for `plan`: the files' batch is the global batch, their number of GPUs the only one.
+
+    How much is trained is taken from them too: updates, or passes over `--samples`.
+    """
+    words, use = with_configs(given)
+    if use is None:
+        return words, None
+    chosen = typed_options(given)
+    options, amount = use.config.options, use.config.amount
+    ranks = options.get("data_parallel", 1)
+    if "micro_batch_size" in options and "global_batch_size" not in chosen:
+        words["global_batch_size"] = words["micro_batch_size"] * options.get("gradient_accumulation_steps", 1) * ranks
+    if "data_parallel" in options and "gpus" not in chosen:
+        words["gpus"] = str(ranks)
+    if "max_steps" in amount and not chosen & {"tokens", "samples", "epochs"}:
+        words["tokens"] = str(int(amount["max_steps"]) * words["global_batch_size"] * words["seq_len"])
+    elif "epochs" in amount and words["samples"] is not None and "epochs" not in chosen:
+        words["epochs"] = amount["epochs"]
+    return words, use

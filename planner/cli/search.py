@@ -9,17 +9,20 @@ import click
 
 from tuneplan import __version__
 from tuneplan.hardware_profiles.loader import load_gpu_file, load_price_file
+from tuneplan.planner.cli.config_words import for_search
 from tuneplan.planner.cli.main import LazyGroup
 from tuneplan.planner.cli.money import money_options, narrowed, owned_target, read_overheads, read_purchase
 from tuneplan.planner.cli.options import (
     Step,
     calibrated,
     calibration_option,
+    config_options,
     json_option,
     length_of,
     lora_options,
     margin_options,
     peft_config_option,
+    read_method,
     read_methods,
     read_model,
     read_own_method,
@@ -32,6 +35,7 @@ from tuneplan.planner.cli.options import (
 from tuneplan.planner.cli.sweep import check_plot, sweep_options, sweep_search
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.job import AUTO, DEFAULT_METHODS, DEFAULT_OPTIMIZERS, OBJECTIVES, Job
+from tuneplan.planner.methods.method import Method
 from tuneplan.planner.report import document
 from tuneplan.planner.target import ANY, Target, of_gpu, of_memory, targets
 from tuneplan.planner.training.attention_kernel import AMPERE
@@ -52,6 +56,7 @@ DEFAULT_TOKENS = "10M"
 
 job_options = stack(
     click.option("--model", metavar="M", help="Alias (70b), hub id of the catalog, or path to a config.json or its folder."),
+    config_options,
     click.option("--gpu", "gpus_named", metavar="G", help="GPU ids or instance types, comma-separated; any; local."),
     click.option("--gpu-memory", metavar="SIZE", help="Memory of a card that is not known, such as 24GiB: no time, no price."),
     click.option("--gpu-file", metavar="FILE", help="Your own card, a TOML file like those of hardware_profiles/gpus."),
@@ -121,7 +126,7 @@ def plan(ctx: click.Context, /, **given: Any) -> int:
     """What does it take to fine-tune a model: which configuration fits, how long it runs, what it costs."""
     if ctx.invoked_subcommand is not None:
         return 0
-    if given["model"] is None:
+    if given["model"] is None and not given["configs"]:
         raise InputError("name a model: plan --model 70b --gpu a100-80g (plan --help)")
     check_plot(given["sweep"], given["plot"])
     if given["sweep"] is not None:
@@ -142,7 +147,7 @@ def plan(ctx: click.Context, /, **given: Any) -> int:
         from tuneplan.planner.report.terminal import console
 
         page = console(record=True, quiet=True)
-        page.print(render(answer, given["model"], found, why))
+        page.print(render(answer, given["model"] or answer.job.spec.id, found, why))
         write_file(given["html"], page.export_html())
     if given["as_json"]:
         from tuneplan.planner.report.json_report import answer_json
@@ -152,12 +157,13 @@ def plan(ctx: click.Context, /, **given: Any) -> int:
         from tuneplan.planner.report.answer import render
         from tuneplan.planner.report.terminal import console
 
-        console().print(render(answer, given["model"], found, why))
+        console().print(render(answer, given["model"] or answer.job.spec.id, found, why))
     return 0 if answer.plans else 1
 
 
 def job_of(given: dict[str, Any]) -> Job:
-    """The job of the command line's words. Raises InputError and the loader's errors."""
+    """The job of the command line's words and of its config files. Raises InputError and the loader's errors."""
+    given, files = for_search(given)
     spec = read_model(given["model"], given["task"], given["num_labels"])
     step = Step(**{name: given[name] for name in Step.__slots__})
     length = length_of(step.seq_len, spec)
@@ -177,7 +183,9 @@ def job_of(given: dict[str, Any]) -> Job:
     if given["gradient_checkpointing"] is not None:
         checkpointing = (CHECKPOINTING[1] if given["gradient_checkpointing"] else CHECKPOINTING[0],)
     refuse_short_forms(given["peft_config"] is not None, given["rank"], given["target_modules"])
-    if given["peft_config"] is None:
+    if isinstance(given["method"], Method):
+        methods: tuple[Method, ...] = (read_method(given["method"], given["rank"], given["target_modules"]),)
+    elif given["peft_config"] is None:
         methods = read_methods(method_names(given["method"]), given["rank"], given["target_modules"])
     else:
         methods = (read_own_method(given["peft_config"], spec),)
@@ -199,6 +207,7 @@ def job_of(given: dict[str, Any]) -> Job:
         safety_margin=safety_margin(given["safety_margin"], given["oom_chance"]),
         max_hours=given["max_hours"],
         max_usd=_dollars(given["max_usd"]),
+        config=files,
         overheads=read_overheads(given),
     )
 
@@ -266,10 +275,10 @@ def _tokens(given: dict[str, Any], seq_len: int) -> int:
         return parse_count(given["tokens"] if given["tokens"] is not None else DEFAULT_TOKENS)
     if given["tokens"] is not None:
         raise InputError("--samples and --tokens both say how much to train on; give one of them")
-    passes: int = 1 if epochs is None else epochs
-    if passes < 1:
+    passes: float = 1 if epochs is None else epochs
+    if passes <= 0 or (passes < 1 and isinstance(passes, int)):
         raise InputError(f"--epochs {passes} is no pass over the data; use 1 or more")
-    return parse_count(samples) * passes * seq_len
+    return max(1, int(parse_count(samples) * passes * seq_len))
 
 
 def _dollars(text: str | None) -> Decimal | None:

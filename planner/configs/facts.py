@@ -39,10 +39,9 @@ class Facts:
             if not explicit:
                 return
             if before.value != value:
-                self.warn(
-                    f"{name.replace('_', ' ')} is {shown(before.value, name)} by {before.source} and {shown(value, name)} by "
-                    f"{source}; the later one is taken"
-                )
+                plain = all(isinstance(v, str | int | float) for v in (before.value, value))
+                first, second = (f"{shown(v, name)} by " if plain else "given by " for v in (before.value, value))
+                self.warn(f"{name.replace('_', ' ')} is {first}{before.source} and {second}{source}; the later one is taken")
         self.found[name] = Fact(value, source, explicit)
 
     def get(self, name: str, default: Any = None) -> Any:

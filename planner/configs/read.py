@@ -1,7 +1,7 @@
 """Reading configuration files: which tool's they are, what they say together, and what became of every key."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tuneplan.planner.configs.facts import Facts
 from tuneplan.planner.configs.registry import detect, find, reader
@@ -16,7 +16,7 @@ MOST_FILES = 8
 
 
 def read_configs(
-    paths: Sequence[str | os.PathLike[str]], formats: Sequence[str] = (), model: str | None = None
+    paths: Sequence[str | os.PathLike[str]], formats: Sequence[str] = (), model: str | None = None, given: Collection[str] = ()
 ) -> TrainingConfig:
     """What files say together; later ones override earlier ones.
 
@@ -24,6 +24,7 @@ def read_configs(
         paths: of YAML or JSON files, any number of tools.
         formats: their tools in the same order; empty to recognise each by its keys.
         model: instead of the one that the files name.
+        given: names of options that the files do not have to say, because the user did.
 
     Raises:
         InputError: a file, or anything in it, cannot be used; names file and line.
@@ -43,7 +44,7 @@ def read_configs(
             raise InputError(f"{file.name} is given twice; give it once")
         kinds[file.name.strip("'")] = kind
         reader(kind)(file, facts, kind)
-    return resolve(facts, kinds, model)
+    return resolve(facts, kinds, model, given)
 
 
 def open_config(path: str | os.PathLike[str]) -> YamlFile:

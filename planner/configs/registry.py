@@ -14,6 +14,12 @@ Reader = Callable[[YamlFile, Facts, str], None]
 
 FORMATS = {
     "peft": "peft_adapter",
+    "accelerate": "accelerate",
+    "deepspeed": "deepspeed",
+    "torchtune": "torchtune",
+    "axolotl": "axolotl",
+    "llama-factory": "llama_factory",
+    "unsloth": "unsloth",
     "trl-sft": "trl",
     "trl-dpo": "trl",
     "trl-reward": "trl",

@@ -1,5 +1,6 @@
 """From facts to a configuration: what the tools make of everything that the files say together."""
 
+from collections.abc import Collection
 from typing import Any
 
 from tuneplan.planner.configs.adapter_keys import to_method
@@ -28,13 +29,14 @@ STAND_INS = {"trl": "liger"}
 MODELLED_OBJECTIVES = ("sft", "pretraining")
 
 
-def resolve(facts: Facts, formats: dict[str, str], model: str | None = None) -> TrainingConfig:
+def resolve(facts: Facts, formats: dict[str, str], model: str | None = None, given: Collection[str] = ()) -> TrainingConfig:
     """The configuration.
 
     Args:
         facts: of all files.
         formats: the tool of each file.
         model: of the command line, instead of the files'.
+        given: options of the command line, which nobody has to be told about.
 
     Raises:
         InputError: the model is not known, a method that cannot be, batches that contradict each other.
@@ -44,12 +46,12 @@ def resolve(facts: Facts, formats: dict[str, str], model: str | None = None) -> 
     sources = {key: facts.source(key) for key in options}
     _checkpointing(facts, options, sources)
     _batch(facts, options, sources)
-    _sharding(facts, options, sources)
-    _precision(facts, config, options, sources)
+    _sharding(facts, options, sources, "data_parallel" in given or "gpus" in given)
+    _precision(facts, config, options, sources, "dtype" in given)
     _loss(facts, options, sources)
     if facts.get("padded") and options.get("micro_batch_size", 1) > 1:
         options["padded"], sources["padded"] = True, facts.source("padded")
-    if "seq_len" not in options:
+    if "seq_len" not in options and "seq_len" not in given:
         facts.warn("no file says how long sequences are; give --seq-len")
     objective = facts.get("objective", "sft")
     if objective not in MODELLED_OBJECTIVES:
@@ -134,14 +136,14 @@ def _batch(facts: Facts, options: dict[str, Any], sources: dict[str, str]) -> No
         sources.setdefault("gradient_accumulation_steps", facts.source("gradient_accumulation_steps"))
 
 
-def _sharding(facts: Facts, options: dict[str, Any], sources: dict[str, str]) -> None:
+def _sharding(facts: Facts, options: dict[str, Any], sources: dict[str, str], counted: bool) -> None:
     ranks = facts.get("data_parallel")
     if ranks is not None:
         options["data_parallel"], sources["data_parallel"] = ranks, facts.source("data_parallel")
     stage = facts.get("zero_stage", 0)
     if stage:
         options["zero_stage"], sources["zero_stage"] = stage, facts.source("zero_stage")
-        if ranks is None:
+        if ranks is None and facts.has("zero_stage") and not counted:
             facts.warn(f"{facts.source('zero_stage')}: no file says over how many GPUs; give --data-parallel (now 1)")
     for key, what in (
         ("offload_params", "weights in host memory"),
@@ -155,15 +157,23 @@ def _sharding(facts: Facts, options: dict[str, Any], sources: dict[str, str]) ->
             facts.warn(f"{facts.source(key)}: {what} is not modelled; figures are without it")
 
 
-def _precision(facts: Facts, config: ConfigReader | None, options: dict[str, Any], sources: dict[str, str]) -> None:
+def _precision(
+    facts: Facts, config: ConfigReader | None, options: dict[str, Any], sources: dict[str, str], dtype_given: bool
+) -> None:
     """Weights' dtype and how the step computes; see docs/configs.md for each tool's rule."""
     loaded, mixed, engine = facts.get("load_dtype"), facts.get("mixed_precision", "no"), facts.get("engine")
+    launched = facts.get("launch_precision", "no")
+    if mixed == "no" and launched != "no":  # the Trainer's own setting wins over accelerate's where it is on
+        mixed = launched
+        facts.set("mixed_precision", mixed, facts.source("launch_precision"))
+    elif launched not in ("no", mixed):
+        facts.warn(f"{facts.source('launch_precision')} says {launched}, and the Trainer's {mixed} wins")
     if mixed == "fp8":
         facts.warn(f"{facts.source('mixed_precision')}: products in fp8 are not modelled; figures are those of bf16 autocast")
         mixed = "bf16"
     if loaded in (None, "auto"):
         stored = stored_dtype(config) if config else None
-        if stored is None:
+        if stored is None and not dtype_given:
             facts.warn(f"neither file nor model says in which dtype weights are loaded; {ASSUMED_DTYPE} is taken (--dtype)")
         source = f"the checkpoint of {facts.get('model') or 'the model'}" if stored else "assumed"
         loaded, sources["dtype"] = stored or ASSUMED_DTYPE, source

@@ -53,6 +53,10 @@ class Section:
         """An error at a key's line."""
         return self.file.error((*self.path, self._name(key)), message)
 
+    def warn(self, key: str, text: str) -> None:
+        """A warning about a key."""
+        self.facts.warn(f"{self.source(key)}: {text}")
+
     def source(self, key: str) -> str:
         """File, line and key, for messages."""
         name = self._name(key)
@@ -177,7 +181,7 @@ class Section:
             if key in self.skipped:
                 continue
             name = self.table.renamed.get(key, key)
-            old = f" ({name} in present versions)" if name != key else ""
+            old = "" if key == name or key == f"fsdp_{name}" else f" ({name} in present versions)"
             why = self.table.reason("irrelevant", name)
             missing = self.table.reason("not_modelled", name)
             if name in self.table.used and (name in self._read or key in self._read):

@@ -108,7 +108,6 @@ def read_training_arguments(section: Section, own: Mapping[str, Any], name: str,
         name: of the class, for sources.
         optimizer: of `optim` where the file has none.
     """
-    facts = section.facts
 
     def default(key: str, fallback: Any) -> Any:
         value = own.get(key, fallback)
@@ -129,12 +128,12 @@ def read_training_arguments(section: Section, own: Mapping[str, Any], name: str,
     read_checkpointing(section, "gradient_checkpointing", bool(default("gradient_checkpointing", False)), name)
     if section.flag("use_liger_kernel"):
         section.fact("loss", "liger", "use_liger_kernel")
-        facts.warn(f"{section.source('use_liger_kernel')}: of Liger's kernels the loss is counted; those of layers save more")
+        section.warn("use_liger_kernel", "of Liger's kernels the loss is counted; those of layers save more")
     section.fact("use_cache", section.flag("use_cache"), "use_cache", name)
     section.fact("empty_cache_steps", section.integer("torch_empty_cache_steps", 0, least=0), "torch_empty_cache_steps", name)
     _evaluation(section)
     if section.flag("use_cpu"):
-        facts.warn(f"{section.source('use_cpu')}: the file trains on a CPU, and figures are of a GPU")
+        section.warn("use_cpu", "the file trains on a CPU, and figures are of a GPU")
     read_fsdp(section, "fsdp", "fsdp_config")
     read_parallelism(section, "parallelism_config")
 

@@ -182,7 +182,7 @@ def _loading(section: Section, name: str) -> None:
             note_attention(place, "attn_implementation", attention)
     for key in sorted(set(inner) - {"dtype", "torch_dtype", "attn_implementation", "revision", "trust_remote_code", "use_cache",
                                     "device_map", "low_cpu_mem_usage", "token"}):  # fmt: skip
-        section.facts.warn(f"{section.source('model_init_kwargs')}: {key[:40]} is not modelled")
+        section.warn("model_init_kwargs", f"{key[:40]} is not modelled")
     section.facts.set("attention", "sdpa", "transformers' default", explicit=False)
 
 

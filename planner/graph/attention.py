@@ -57,7 +57,7 @@ def eager(
         scores = pw.softcap(tape, scores)
     if mask is not None:
         scores = pw.add(tape, scores, mask)
-    soft = _softmax(tape, pw.cast(tape, scores, "fp32") if wide else scores)
+    soft = pw.softmax(tape, pw.cast(tape, scores, "fp32") if wide else scores)
     tape.hold(scores)
     weights = pw.dropout(tape, pw.cast(tape, soft, q.dtype), dropout)
     factor = pw.copy(tape, values) if lazy or (values is v and not packed) else values
@@ -82,7 +82,7 @@ def math(tape: Tape, q: Tensor, k: Tensor, v: Tensor, dropout: float, packed: bo
     scaled = pw.scale(tape, keys)
     scaled = scaled if grouped or packed else pw.copy(tape, scaled)
     scores = batched(tape, pw.copy(tape, query), scaled, (batch, heads, length, k.shape[2]), head_dim)
-    weights = pw.dropout(tape, _softmax(tape, pw.add(tape, scores, mask)), dropout)
+    weights = pw.dropout(tape, pw.softmax(tape, pw.add(tape, scores, mask)), dropout)
     mixed = batched(tape, weights, values if grouped or packed else pw.copy(tape, values), q.shape, k.shape[2])
     tape.hold(*wide, query, keys, values, weights)
     out = pw.cast(tape, mixed, dtype)
@@ -90,12 +90,6 @@ def math(tape: Tape, q: Tensor, k: Tensor, v: Tensor, dropout: float, packed: bo
     tape.record("contiguous", (out,), joined, gradients=(Gradient(out, None),))
     tape.hold(q, k, v, mask)
     return joined
-
-
-def _softmax(tape: Tape, x: Tensor) -> Tensor:
-    out = tape.fresh(x.shape, x.dtype, x.requires_grad)
-    gradient = Gradient(x, round_block(x.nbytes), moved=3 * x.nbytes)
-    return tape.record("softmax", (x,), out, saved=(out,), gradients=(gradient,))
 
 
 def flash(tape: Tape, q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:

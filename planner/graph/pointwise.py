@@ -72,19 +72,21 @@ def scale(tape: Tape, x: Tensor, kind: str = "scale") -> Tensor:
 def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     """`a * b`, `b` of the same shape or broadcast; each is saved if the other needs a gradient.
 
-    The gradient of a broadcast factor is a full-size product that is summed when both gradients are there.
+    The gradient of a factor that was broadcast or widened is a full-size product that is summed or cast when both gradients are
+    there (`validate_outputs` of torch/csrc/autograd/engine.cpp).
     """
     shape = a.shape if len(a.shape) >= len(b.shape) else b.shape
     dtype = a.dtype if a.dtype in {b.dtype, "fp32"} else b.dtype
     out = tape.fresh(shape, dtype, a.requires_grad or b.requires_grad)
     full = round_block(out.nbytes)
-    gradients = []
+    gradients = [Gradient(this, round_block(this.nbytes), moved=3 * out.nbytes) for this in (a, b)]
+    # Both products are made before the first is summed or cast; the ledger has counted what they become.
+    needing = [this for this in (a, b) if this.requires_grad]
+    changed = [not same_shape(this.shape, shape) or this.dtype != dtype for this in needing]
     workspace = None
-    for this in (a, b):
-        broadcast = not same_shape(this.shape, shape)
-        scratch = full if this.dtype != dtype and not broadcast else None
-        workspace = full if broadcast and this.requires_grad else workspace
-        gradients.append(Gradient(this, round_block(this.nbytes), scratch=scratch, moved=3 * out.nbytes))
+    if any(changed):
+        rest = needing[changed.index(True) + 1 :]
+        workspace = full + sum([full - round_block(this.nbytes) for this in rest])
     saved = ((a,) if b.requires_grad else ()) + ((b,) if a.requires_grad else ())
     return tape.record("mul", (a, b), out, saved=saved, gradients=tuple(gradients), workspace=workspace)
 
@@ -108,11 +110,16 @@ def dropout(tape: Tape, x: Tensor, p: float) -> Tensor:
     return out
 
 
-def tanh(tape: Tape, x: Tensor) -> Tensor:
-    """`tanh(x)`: saves its output."""
+def tanh(tape: Tape, x: Tensor, kind: str = "tanh") -> Tensor:
+    """`tanh(x)` or another function whose derivative is known from its value: saves its output."""
     out = tape.fresh(x.shape, x.dtype, x.requires_grad)
     gradient = Gradient(x, round_block(x.nbytes), moved=3 * x.nbytes)
-    return tape.record("tanh", (x,), out, saved=(out,), gradients=(gradient,))
+    return tape.record(kind, (x,), out, saved=(out,), gradients=(gradient,))
+
+
+def softmax(tape: Tape, x: Tensor) -> Tensor:
+    """`softmax(x)` over the last dimension: saves its output."""
+    return tanh(tape, x, "softmax")
 
 
 def sigmoid(tape: Tape, x: Tensor) -> Tensor:
@@ -158,40 +165,94 @@ def rms_norm_wide(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
     return cast(tape, multiply(tape, weight, _normal(tape, x)), x.dtype)
 
 
+def cohere_norm(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
+    """Layer norm without bias, written out in fp32; `CohereLayerNorm.forward` of transformers 5.23."""
+    wide = cast(tape, x, "fp32")
+    rows = (*wide.shape[:-1], 1)
+    mean = _mean(tape, wide, rows)
+    variance = _mean(tape, _square(tape, add(tape, wide, mean, "sub")), rows)
+    centred = add(tape, wide, mean, "sub")
+    normal = multiply(tape, centred, _inverse_root(tape, variance))
+    tape.hold(wide)
+    scaled = multiply(tape, cast(tape, weight, "fp32"), normal)
+    tape.hold(normal)
+    out = cast(tape, scaled, x.dtype)
+    tape.hold(mean, variance, scaled)
+    return out
+
+
+def _square(tape: Tape, x: Tensor) -> Tensor:
+    full = round_block(x.nbytes)
+    out = tape.fresh(x.shape, x.dtype, x.requires_grad)
+    return tape.record("pow", (x,), out, saved=(x,), gradients=(Gradient(x, full, scratch=2 * full, moved=6 * full),))
+
+
+def _mean(tape: Tape, x: Tensor, rows: tuple[Size, ...]) -> Tensor:
+    full = round_block(x.nbytes)
+    out = tape.fresh(rows, x.dtype, x.requires_grad)
+    return tape.record("mean", (x,), out, gradients=(Gradient(x, full, moved=full),))
+
+
+def _inverse_root(tape: Tape, x: Tensor) -> Tensor:
+    """`rsqrt(x + eps)`."""
+    small = round_block(x.nbytes)
+    shifted = tape.fresh(x.shape, x.dtype, x.requires_grad)
+    tape.record("add_eps", (x,), shifted, gradients=(Gradient(x, None),))
+    root = tape.fresh(x.shape, x.dtype, x.requires_grad)
+    return tape.record("rsqrt", (shifted,), root, saved=(root,), gradients=(Gradient(shifted, small, scratch=2 * small),))
+
+
 def _normal(tape: Tape, x: Tensor) -> Tensor:
     """`x` over its root mean square, in fp32."""
     wide = cast(tape, x, "fp32")
-    rows = (*wide.shape[:-1], 1)
-    full = round_block(wide.nbytes)
-    needs = x.requires_grad
-    squared = tape.fresh(wide.shape, "fp32", needs)
-    tape.record("pow", (wide,), squared, saved=(wide,), gradients=(Gradient(wide, full, scratch=2 * full, moved=6 * full),))
-    mean = tape.fresh(rows, "fp32", needs)
-    tape.record("mean", (squared,), mean, gradients=(Gradient(squared, full, moved=full),))
-    shifted = tape.fresh(rows, "fp32", needs)
-    tape.record("add_eps", (mean,), shifted, gradients=(Gradient(mean, None),))
-    small = round_block(mean.nbytes)
-    root = tape.fresh(rows, "fp32", needs)
-    tape.record("rsqrt", (shifted,), root, saved=(root,), gradients=(Gradient(shifted, small, scratch=2 * small),))
-    normal = multiply(tape, wide, root)
+    mean = _mean(tape, _square(tape, wide), (*wide.shape[:-1], 1))
+    normal = multiply(tape, wide, _inverse_root(tape, mean))
     tape.hold(wide)
     return normal
 
 
-def layer_norm(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def layer_norm(tape: Tape, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """`F.layer_norm` over the last dimension: one kernel, which saves its input and, per row, mean and inverse deviation."""
     rows = (*x.shape[:-1], 1)
-    needs = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    needs = any(tensor is not None and tensor.requires_grad for tensor in (x, weight, bias))
     statistics = [tape.fresh(rows, "fp32", False) for _ in range(2)]
     for tensor in statistics:
         tape.record("statistics", (), tensor, moved=0)
         tape.ops[-1].launches = 0
     out = tape.fresh(x.shape, x.dtype, needs)
-    gradients = [Gradient(x, round_block(x.nbytes), moved=3 * x.nbytes), Gradient(weight, round_block(weight.nbytes))]
-    if bias is not None:
-        gradients.append(Gradient(bias, round_block(bias.nbytes)))
+    gradients = [Gradient(x, round_block(x.nbytes), moved=3 * x.nbytes)]
+    gradients += [Gradient(tensor, round_block(tensor.nbytes)) for tensor in (weight, bias) if tensor is not None]
     kept = (x, *statistics)
     return tape.record("layer_norm", kept, out, saved=kept, gradients=tuple(gradients), moved=2 * x.nbytes)
+
+
+def clamp_in_place(tape: Tape, x: Tensor) -> Tensor:
+    """`x.clamp_(...)`: autograd keeps a copy of what was there before; the backward makes a mask and the gradient."""
+    kept = tape.fresh(x.shape, x.dtype, False)
+    if x.requires_grad:
+        tape.record("clone", (x,), kept)
+    out = Tensor(x.storage, x.shape, x.dtype, x.requires_grad)
+    masks = 3 * tensor_bytes(x.shape, "bool")
+    gradients = (Gradient(x, round_block(x.nbytes), scratch=masks, moved=3 * x.nbytes),) if x.requires_grad else ()
+    saved = (kept.storage,) if x.requires_grad else ()
+    tape.ops.append(
+        Op(
+            f"{tape.scope}.clamp_",
+            (x.storage, *saved),
+            out,
+            saved=saved,
+            saves=bool(saved),
+            gradients=gradients,
+            moved=2 * x.nbytes,
+        )
+    )
+    return out
+
+
+def repeated(tape: Tape, x: Tensor, shape: tuple[Size, ...]) -> Tensor:
+    """Rows repeated (`repeat_interleave`): a copy; the gradient is summed over the copies."""
+    out = tape.fresh(shape, x.dtype, x.requires_grad)
+    return tape.record("repeat", (x,), out, gradients=(Gradient(x, round_block(x.nbytes), moved=out.nbytes + x.nbytes),))
 
 
 def narrow(tape: Tape, x: Tensor, shape: tuple[Size, ...]) -> Tensor:

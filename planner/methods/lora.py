@@ -7,7 +7,7 @@ from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.matmul import linear
 from tuneplan.planner.graph.tensor import Tensor
-from tuneplan.planner.methods import dora, gate
+from tuneplan.planner.methods import dora, expert_adapters, gate
 from tuneplan.planner.methods.part import Part, Weight
 from tuneplan.planner.methods.targeted import Targeted
 
@@ -33,6 +33,7 @@ class Lora(Targeted):
         use_gating: the product is multiplied by a gate from the module's input instead of alpha / r (Mao et al. 2022, UniPELT).
         frozen_tasks: adapters of earlier tasks that stay beside the new one, frozen (Wang et al. 2023, O-LoRA, section 3).
         rank_pattern: other ranks for modules whose path ends in a name, written name:rank.
+        target_parameters: weights that no module holds, matched at the end of their path, such as `mlp.experts.gate_up_proj`.
     """
 
     label: ClassVar[str] = "lora"
@@ -53,6 +54,7 @@ class Lora(Targeted):
     use_gating: bool = False
     frozen_tasks: int = 0
     rank_pattern: tuple[str, ...] = ()
+    target_parameters: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raise InputError where an option makes no sense."""
@@ -93,9 +95,11 @@ class Lora(Targeted):
         """`LoraConfig` of peft 0.21; PEFT has no gates and no adapters of earlier tasks."""
         if self.gate or self.use_gating or self.frozen_tasks:
             return None
+        parameters = {"target_parameters": list(self.target_parameters)} if self.target_parameters else {}
         return {
             "peft_type": "LORA",
             **self.peft_targets(),
+            **parameters,
             "r": self.r,
             "lora_alpha": self.lora_alpha,
             "lora_dropout": self.lora_dropout,
@@ -104,6 +108,28 @@ class Lora(Targeted):
             "use_dora": self.use_dora,
             "rank_pattern": {name: int(rank) for name, _, rank in (item.rpartition(":") for item in self.rank_pattern)},
         }
+
+    def check_model(self, model: "Assembly", layers: int) -> None:
+        """Raise InputError where a target names neither a module, nor the old name of an expert's, nor a parameter."""
+        old = expert_adapters.CONVERTED.get(model.spec.model_type, {}) if model.stacks else {}
+        modules = tuple([t for t in self.target_modules if not any(expert_adapters.asks(t, name) for name in old)])
+        if modules:
+            Targeted.check_model(replace(self, target_modules=modules), model, layers)
+        for target in self.target_parameters:
+            if not any(name == target or name.endswith(f".{target}") for name in model.stacks):
+                has = f"it has {', '.join(sorted(model.stacks))}" if model.stacks else "its weights all lie in modules"
+                raise InputError(f"target parameter {target!r} matches nothing in this model; {has}")
+
+    def adapts(self, model: "Assembly", site: "Site") -> bool:
+        """As for every part with targets, but for names that PEFT takes for those of experts."""
+        return not expert_adapters.converted(model.spec.model_type, site.module) and Targeted.adapts(self, model, site)
+
+    def stacked_weight(
+        self, model: "Assembly", name: str, weight: expert_adapters.Weight, shape: tuple[int, ...], transposed: bool
+    ) -> expert_adapters.Weight:
+        """Wrap it as `target_parameters` would."""
+        rank = expert_adapters.targets_of(self, model.spec.model_type).rank(name, self.r)
+        return weight if rank is None else expert_adapters.wrap(self, model, name, rank, weight, shape, transposed)
 
     def linear(self, model: "Assembly", site: "Site", x: Tensor, base: "Base") -> Tensor:
         """Add the low-rank product to an adapted module.

@@ -1,7 +1,7 @@
 """What a fine-tuning method is made of: parts that decide storage and training of weights, and rewrite the ops of modules."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -31,7 +31,8 @@ class Weight:
 
     Attributes:
         name: its name in the state dict, layers written as `*`: "model.layers.*.self_attn.q_proj.weight".
-        kind: "linear", "bias", "norm", "embedding", "head" or CLASSIFIER.
+        kind: "linear", "bias", "norm", "embedding", "head", CLASSIFIER, "router", "expert" (the matrices of all experts of a
+            layer), or "other".
         module: name of its module within its block, such as "self_attn.q_proj".
         layer: index of its decoder layer, None outside the layers.
         layers: how many decoder layers the model has.
@@ -157,6 +158,20 @@ class Part:
             base: records the module as the parts before this one leave it; takes the input and, if it is another, the weight.
         """
         return base(x)
+
+    def stacked_weight(
+        self, model: "Assembly", name: str, weight: Callable[[], Tensor], shape: tuple[int, ...], transposed: bool
+    ) -> Callable[[], Tensor]:
+        """A weight that no module holds, made when it is asked for: the matrices of all experts, or a router.
+
+        Args:
+            model: where ops are recorded.
+            name: within the layer.
+            weight: gives it as the parts before this one leave it.
+            shape: `(experts, out, in)` or, transposed, `(experts, in, out)`; `(experts, in)` for a router.
+            transposed: see shape.
+        """
+        return weight
 
     def normed(self, model: "Assembly", module: str, y: Tensor) -> Tensor:
         """The output of a norm, given its output y so far."""

@@ -129,6 +129,8 @@ def without_effect(kind: str, key: str) -> bool:
 
 def _value(key: str, value: Any, default: Any, origin: str) -> Any:
     """A value in the form of the part's option."""
+    if key == "target_parameters":
+        return _names(key, value, origin)
     if key in ("target_modules", "feedforward_modules"):
         return _targets(value, origin)
     if key == "rank_pattern":

@@ -49,7 +49,7 @@ class Targeted(Layered):
             raise InputError("target_modules is empty; name modules such as q_proj,v_proj, or all-linear")
         for target in self.target_modules:
             if target.startswith(PATTERN):
-                _compiled(target)
+                compiled(target)
         rank = getattr(self, "r", 1)
         if rank < 1:
             raise InputError(f"r={rank} is not a rank; it must be at least 1")
@@ -113,7 +113,8 @@ class Targeted(Layered):
         return "fp32" if self.autocast_adapter_dtype and not model.settings.gathered_cast else model.settings.dtype
 
 
-def _compiled(target: str) -> re.Pattern[str]:
+def compiled(target: str) -> re.Pattern[str]:
+    """The pattern of a target written "re:...". Raises InputError where it is none."""
     try:
         return re.compile(target[len(PATTERN) :])
     except re.error as error:
@@ -122,5 +123,5 @@ def _compiled(target: str) -> re.Pattern[str]:
 
 def _matches(target: str, path: str) -> bool:
     if target.startswith(PATTERN):
-        return bool(_compiled(target).fullmatch(path))
+        return bool(compiled(target).fullmatch(path))
     return target in (ALL_LINEAR, path) or path.endswith(f".{target}")

@@ -99,6 +99,9 @@ class Assembly:
         norms: normalizations, likewise.
         layer: index of the decoder layer being recorded (the first of those alike), None outside the layers.
         extra_saved_bytes: what a checkpoint has that is no parameter.
+        stacks: parameters of three dimensions that hold the matrices of all experts.
+        wrapped: tensors that a wrapper around the module being recorded holds until the module is done.
+        router_logits: of each router of the block being recorded.
         heads: weights of the classifier.
         largest: largest sizes that parts met so far, by a name of theirs; see `meet`.
     """
@@ -124,6 +127,9 @@ class Assembly:
         self.norms: set[str] = set()
         self.layer: int | None = None
         self.extra_saved_bytes = 0
+        self.stacks: set[str] = set()
+        self.router_logits: list[Tensor] = []
+        self.wrapped: list[Tensor] = []
         self.largest: dict[str, int] = {}
         self.heads: list[str] = []
 
@@ -134,6 +140,7 @@ class Assembly:
         self._prefix = prefix
         self._count = count
         self.layer = layer
+        self.router_logits = []
         return self.tape
 
     def within(self, name: str, spec: ModelSpec, method: Method) -> "Assembly":
@@ -191,6 +198,33 @@ class Assembly:
         for part in self.method.parts:
             weight = part.embedding_weight(self, weight)
         return weight
+
+    def stacked_weight(
+        self, module: str, name: str, shape: tuple[int, ...], transposed: bool = False, kind: str = "expert"
+    ) -> Callable[[], Tensor]:
+        """A weight that no linear module holds, with whatever the method does to it, made when it is asked for.
+
+        Args:
+            module: what holds it.
+            name: within the module.
+            shape: `(experts, out, in)` or, transposed, `(experts, in, out)`; `(out, in)` for a router.
+            transposed: see shape.
+            kind: see `Weight`.
+        """
+        weight = self.weight(module, shape, kind, name)
+        self.stacks.add(f"{module}.{name}")
+
+        def give() -> Tensor:
+            return weight
+
+        made: Callable[[], Tensor] = give
+        for part in self.method.parts:
+            made = part.stacked_weight(self, f"{module}.{name}", made, shape, transposed)
+        return made
+
+    def stored_dtype(self, name: str) -> str:
+        """The dtype of a weight that the block being recorded has met already, by its name within the block."""
+        return self.parameters[f"{self._prefix}{name}"].tensor.dtype
 
     def weight_of(self, module: str) -> Tensor:
         """The weight of a module that the block being recorded has met already."""
@@ -309,9 +343,12 @@ class Assembly:
     def _adapted(self, part: Part, site: Site, base: Base, x: Tensor, weight: Tensor | None = None) -> Tensor:
         return part.linear(self, site, x, base if weight is None else partial(base, weight=weight))
 
-    def rms_norm(self, x: Tensor, module: str, run: Callable[[Tape, Tensor, Tensor], Tensor] = pw.rms_norm) -> Tensor:
-        """RMS normalization over the last dimension, with a weight, as `run` writes it."""
-        return self._norm(module, lambda: run(self.tape, x, self.weight(module, (x.shape[-1],), "norm")))
+    def rms_norm(
+        self, x: Tensor, module: str, run: Callable[[Tape, Tensor, Tensor], Tensor] = pw.rms_norm, heads: int = 0
+    ) -> Tensor:
+        """RMS normalization over the last dimension, with a weight (of its own for each of `heads`), as `run` writes it."""
+        shape = (heads, x.shape[-1]) if heads else (x.shape[-1],)
+        return self._norm(module, lambda: run(self.tape, x, self.weight(module, shape, "norm")))
 
     def layer_norm(self, x: Tensor, module: str, bias: bool = True) -> Tensor:
         """`nn.LayerNorm` over the last dimension, with weight and, where it has one, bias."""

@@ -15,6 +15,7 @@ from tuneplan.planner.training.attention_kernel import Kernel, choose
 def kernel_of(model: Assembly, spec: DecoderSpec, x: Tensor, window: int | None) -> Kernel:
     """The kernel that runs for queries of the dtype of `x`, and notes for the report."""
     settings = model.settings
+    model.attention_input = x
     grouped = spec.num_attention_heads != spec.num_key_value_heads
     dtype = settings.autocast or x.dtype
     kernel = choose(replace(settings, padded=masked(model, window)), dtype, grouped, spec.head_dim)
@@ -74,6 +75,9 @@ def attended(
     cast_back: bool = False,
     output: str = "self_attn.o_proj",
     holds_parts: bool = False,
+    in_parts: bool = False,
+    widened: bool = False,
+    rotary: bool = True,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """From queries, keys and values to the output of `o_proj`; also attention weights that the layer's code holds (eager).
 
@@ -83,30 +87,35 @@ def attended(
         kernel: as `kernel_of` gave it.
         x: the module's input, which its code holds to the end.
         heads: queries, keys and values, as `projected` gives them.
-        shared: cosines, sines and the layer's mask, if it has one.
+        shared: cosines and sines where heads are rotated, and the layer's mask, if it has one.
         bias: `o_proj` has one.
         softcap: scores are capped.
         cast_back: queries and keys come out of the rotation in the dtype in which they went in (OLMo 2).
         output: name of the output projection.
         holds_parts: variables of the module's code hold the rotated and the other columns of heads that are rotated in part.
+        in_parts: heads are cut in two for the rotation even where all their columns are rotated.
+        widened: queries and keys are rotated in fp32 (Cohere); `cast_back` is then set too.
+        rotary: queries and keys are rotated.
     """
     tape = model.tape
-    cos, sin, *masks = shared
+    tables, masks = (shared[:2], shared[2:]) if rotary else ((), shared)
     q, k, v = heads
     tape.scope = output.rpartition(".")[0]
     dtype = q.dtype
     parts: tuple[Tensor, ...] = ()
-    if cos.shape[-1] == spec.head_dim:
-        q, k = pw.rotate(tape, q, cos, sin), pw.rotate(tape, k, cos, sin)
-    else:
-        (q, *first), (k, *second) = pw.rotate_part(tape, q, cos, sin), pw.rotate_part(tape, k, cos, sin)
+    if widened:
+        q, k = pw.cast(tape, q, "fp32"), pw.cast(tape, k, "fp32")
+    before = q, k
+    if tables and tables[0].shape[-1] >= spec.head_dim and not in_parts:
+        q, k = (pw.rotate(tape, t, *tables) for t in (q, k))
+    elif tables:
+        (q, *first), (k, *second) = (pw.rotate_part(tape, t, *tables) for t in (q, k))
         parts = (*first, *second) if holds_parts else ()
     if cast_back:
         turned = q, k
         q, k = pw.cast(tape, q, dtype), pw.cast(tape, k, dtype)
-        tape.hold(*turned)
-    model.attention_input = x
-    out, weights, held = attend(model, spec, kernel, (q, k, v), tuple(masks), softcap)
+        tape.hold(*turned, *before)
+    out, weights, held = attend(model, spec, kernel, (q, k, v), masks, softcap)
     tape.scope = ""
     y = model.linear(out, output, spec.hidden_size, bias)
     tape.hold(x, *held, *parts)
@@ -184,17 +193,18 @@ def _cached(model: Assembly, x: Tensor) -> Tensor:
     return out
 
 
-def gated_mlp(model: Assembly, spec: DecoderSpec, x: Tensor, bias: bool = False) -> Tensor:
-    """`down_proj(act(gate_proj(x)) * up_proj(x))`."""
+def gated_mlp(model: Assembly, spec: DecoderSpec, x: Tensor, bias: bool = False, module: str = "mlp", width: int = 0) -> Tensor:
+    """`down_proj(act(gate_proj(x)) * up_proj(x))`; `width` inside where it is not the model's `intermediate_size`."""
     tape = model.tape
-    gate = model.linear(x, "mlp.gate_proj", spec.intermediate_size, bias)
-    tape.scope = "mlp"
+    width = width or spec.intermediate_size
+    gate = model.linear(x, f"{module}.gate_proj", width, bias)
+    tape.scope = module
     active = activation(tape, gate, spec.hidden_act)
-    up = model.linear(x, "mlp.up_proj", spec.intermediate_size, bias)
-    tape.scope = "mlp"
+    up = model.linear(x, f"{module}.up_proj", width, bias)
+    tape.scope = module
     product = pw.multiply(tape, active, up)
     tape.scope = ""
-    y = model.linear(product, "mlp.down_proj", spec.hidden_size, bias)
+    y = model.linear(product, f"{module}.down_proj", spec.hidden_size, bias)
     tape.hold(x)
     return y
 

@@ -220,6 +220,11 @@ def masked(model: Assembly, window: int | None) -> bool:
     return longer if isinstance(longer, bool) else bool(longer.any())
 
 
+def layer_mask(model: Assembly, kind: str, window: int | None) -> object:
+    """What tells the masks of layers apart: eager attention makes one for each kind of layer, even if they are equal."""
+    return (model.settings.attention == "eager" and kind, masked(model, window))
+
+
 def _table(model: Assembly, width: int, dtype: str) -> Tensor:
     length = model.settings.seq_len + model.method.virtual_tokens
     table = model.tape.fresh((1, length, width), dtype, False)

@@ -11,12 +11,18 @@ from tuneplan.planner.models.spec import CAUSAL_LM, ModelSpec
 
 FAMILIES = {
     "llama": ("llama", "mistral", "qwen2", "qwen3", "granite"),
+    "cohere": ("cohere", "cohere2"),
     "gemma": ("gemma", "gemma2", "gemma3_text"),
     "gpt2": ("gpt2", "gpt-sw3"),
-    "olmo2": ("olmo2",),
+    "gpt_neox": ("gpt_neox",),
+    "olmo": ("olmo",),
+    "olmo2": ("olmo2", "olmo3"),
     "opt": ("opt",),
     "phi": ("phi",),
     "phi3": ("phi3",),
+    "stablelm": ("stablelm",),
+    "starcoder2": ("starcoder2",),
+    "mixtral": ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"),
     "bert": ("bert", "roberta", "xlm-roberta", "electra"),
 }
 """Module names in `families/`, which are imported when they are needed, with the model types that each mirrors."""

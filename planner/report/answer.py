@@ -10,6 +10,7 @@ from tuneplan.planner.cost import Price
 from tuneplan.planner.job import AUTO, Job
 from tuneplan.planner.methods.compose import explicit
 from tuneplan.planner.models.tasks import described
+from tuneplan.planner.report.config_account import account, config_rows, config_warnings
 from tuneplan.planner.report.terminal import breakdown, facts, plan_levels, savings_lines
 from tuneplan.planner.savings import Saving, best
 from tuneplan.planner.search import Answer, Plan, Rejected
@@ -46,7 +47,7 @@ def render(answer: Answer, asked: str, savings: Sequence[Saving] = (), why: WhyN
         parts += _more(len(answer.rejected) - MOST_REJECTED)
     if why is not None:
         parts += _why(why)
-    parts += [Text(), *_footnotes(answer)]
+    parts += [Text(), *_footnotes(answer), *config_warnings(answer.job.config), *account(answer.job.config)]
     return Group(*parts)
 
 
@@ -84,6 +85,7 @@ def header(job: Job, asked: str, methods: str | None = None) -> Table:
             ("optimizers", ", ".join(optimizer.name for optimizer in job.optimizers)),
             ("attention", f"{s.attention}; loss {s.loss}"),
             ("prices", f"{job.purchase.replace('_', ' ')}; {100 * job.safety_margin:.3g} % of memory kept free"),
+            *config_rows(job.config),
         ]
     )
 

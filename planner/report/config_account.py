@@ -24,6 +24,11 @@ def config_rows(use: ConfigUse | None) -> list[tuple[str, str]]:
     return rows
 
 
+def config_warnings(use: ConfigUse | None) -> list[RenderableType]:
+    """What the files ask for that is not modelled, assumptions and contradictions."""
+    return [] if use is None else [Text(f"! {warning}", style="yellow") for warning in use.config.warnings]
+
+
 def account(use: ConfigUse | None) -> list[RenderableType]:
     """Every key of the files in three lists."""
     if use is None:

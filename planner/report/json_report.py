@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from tuneplan.planner.configs.training_config import ConfigUse
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.job import Job
 from tuneplan.planner.methods.compose import explicit
@@ -27,7 +28,13 @@ def answer_json(answer: Answer, savings: Sequence[Saving] = (), why: WhyNot | No
         "infeasible": [rejected_json(rejected) for rejected in answer.rejected],
         "savings": [saving.to_json() for saving in savings],
         **({"why_not": _why_json(why)} if why is not None else {}),
+        **(_config_json(answer.job.config) if answer.job.config else {}),
     }
+
+
+def _config_json(use: ConfigUse) -> dict[str, Any]:
+    """The files that the job was read from."""
+    return {"config": use.to_json(), "warnings": list(use.config.warnings)}
 
 
 def _why_json(why: WhyNot) -> dict[str, Any]:

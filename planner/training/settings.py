@@ -7,6 +7,8 @@ from tuneplan.planner.graph.tensor import Size
 DTYPES = ("bf16", "fp16", "fp32")
 PRECISIONS = ("pure", "master-weights", "autocast")
 ATTENTIONS = ("eager", "sdpa", "flash")
+EXPERTS = ("grouped_mm", "batched_mm", "eager")
+ROUTINGS = ("even", "worst")
 CHECKPOINTING = ("off", "non-reentrant", "reentrant")
 
 
@@ -35,6 +37,8 @@ class Settings:
         target_len: tokens of each target of an encoder-decoder; None for as many as the sequence.
         use_cache: the model keeps keys and values in a cache, as it does by default; the Trainer turns it off, and so does
             gradient checkpointing.
+        experts: transformers' `experts_implementation` of a mixture of experts; "grouped_mm" unless it is told otherwise.
+        routing: how its tokens are spread: "even", or "worst", where all tokens choose the same experts.
         gathered_cast: fp32 adapters are cast to `dtype` as they are gathered, so that the model computes in one dtype (FSDP's
             mixed precision).
     """
@@ -55,6 +59,8 @@ class Settings:
     keep_outputs: bool = False
     use_cache: bool = False
     target_len: Size | None = None
+    experts: str = "grouped_mm"
+    routing: str = "even"
     gathered_cast: bool = False
 
     @property

@@ -121,8 +121,8 @@ def start(model: Assembly, spec: GemmaSpec) -> tuple[Block, tuple[Tensor, ...]]:
 
 
 def layer_form(model: Assembly, spec: GemmaSpec, index: int) -> object:
-    """Layers differ where only one kind gets a mask."""
-    return decoder.masked(model, spec.window(index))
+    """Layers differ where each kind has a mask of its own (eager), or only one kind gets one."""
+    return decoder.layer_mask(model, spec.layer_types[index], spec.window(index))
 
 
 def layer(model: Assembly, spec: GemmaSpec, entry: Tensor, shared: tuple[Tensor, ...]) -> Block:

@@ -1,6 +1,6 @@
-"""OLMo 2: norms after attention and MLP instead of before, and over all queries and keys before they are split into heads.
+"""OLMo 2 and 3: norms after attention and MLP instead of before, and over all queries and keys before they are split into heads.
 
-Mirrors transformers 5.23 models/olmo2/modeling_olmo2.py.
+Mirrors transformers 5.23 models/olmo2/modeling_olmo2.py and models/olmo3/modeling_olmo3.py, whose layers have windows by kind.
 """
 
 from dataclasses import dataclass
@@ -13,27 +13,51 @@ from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.attention import attended, gated_mlp, kernel_of, projected, split_heads
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.decoder import DecoderSpec
+from tuneplan.planner.models.layer_kinds import FULL, layer_types, window_of
 
 LAYERS = "model.layers.*."
 EMBEDDING = "model.embed_tokens"
+_DEFAULTS = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 50304,
+}
+_WINDOW, _FULL_EVERY = 4096, 4
 
 
 @dataclass(frozen=True, slots=True)
 class Olmo2Spec(DecoderSpec):
-    """An OLMo 2 model; `attention_bias`: biases on q, k, v and o."""
+    """An OLMo 2 or 3 model; `attention_bias`: biases on q, k, v and o; `layer_types`: of each layer."""
 
     attention_bias: bool
+    layer_types: tuple[str, ...]
 
 
 def read(id: str, config: ConfigReader) -> Olmo2Spec:
     """The spec of a config.json. Raises InputError where dimensions are missing, absurd or contradict each other."""
-    bias = config.boolean("attention_bias", False)
-    return Olmo2Spec(**decoder.dimensions(id, config), sliding_window=None, attention_bias=bias)
+    second = config.text("model_type") == "olmo2"
+    fields = decoder.dimensions(id, config, defaults=_DEFAULTS)
+    layers = fields["num_hidden_layers"]
+    return Olmo2Spec(
+        **fields,
+        sliding_window=None if second else config.integer("sliding_window", _WINDOW, maximum=2**30),
+        attention_bias=config.boolean("attention_bias", False),
+        layer_types=(FULL,) * layers if second else layer_types(config, layers, _FULL_EVERY, key=""),
+    )
 
 
 def start(model: Assembly, spec: Olmo2Spec) -> tuple[Block, tuple[Tensor, ...]]:
     """Token ids, embeddings, rotary tables and the mask; returns what layers share."""
-    return decoder.start(model, EMBEDDING, (spec.head_dim,) * 2, (None,), wide_tables=True)
+    windows = (None,) if spec.sliding_window is None else (None, spec.sliding_window)
+    kinds = len(set(spec.layer_types))  # each kind of layer has tables of its own; one storage stands for both
+    return decoder.start(model, EMBEDDING, (kinds * spec.head_dim,) * 2, windows, wide_tables=True)
+
+
+def layer_form(model: Assembly, spec: Olmo2Spec, index: int) -> object:
+    """Layers differ where each kind has a mask of its own (eager), or only one kind gets one."""
+    return decoder.layer_mask(model, spec.layer_types[index], window_of(spec.layer_types, index, spec.sliding_window))
 
 
 def layer(model: Assembly, spec: Olmo2Spec, entry: Tensor, shared: tuple[Tensor, ...]) -> Block:
@@ -60,7 +84,11 @@ def _attention(model: Assembly, spec: Olmo2Spec, x: Tensor, shared: tuple[Tensor
     def split(y: Tensor, norm: str) -> Tensor:
         return split_heads(model, _norm(model, y, f"self_attn.{norm}") if norm else y, spec.head_dim)
 
-    kernel = kernel_of(model, spec, x, None)
+    assert model.layer is not None
+    window = window_of(spec.layer_types, model.layer, spec.sliding_window)
+    if spec.sliding_window is not None:  # the window's mask is the last one
+        shared = (*shared[:2], *(shared[2:-1] if window is None else shared[-1:]))
+    kernel = kernel_of(model, spec, x, window)
     heads = projected(model, spec, kernel, x, spec.attention_bias, split)
     return attended(model, spec, kernel, x, heads, shared, spec.attention_bias, cast_back=True)
 

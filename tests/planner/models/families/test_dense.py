@@ -13,7 +13,7 @@ from tuneplan.profiling import small_models
 pytestmark = pytest.mark.traced
 
 
-@pytest.mark.parametrize("name", ["phi", "gpt2", "opt"])
+@pytest.mark.parametrize("name", ["phi", "gpt2", "opt", "gpt_neox", "cohere2", "olmo"])
 def test_other_kernels(name: str) -> None:
     """Eager attention, FlashAttention, and a cache that the model keeps."""
     families.check_kernels(name)
@@ -26,6 +26,8 @@ def test_other_kernels(name: str) -> None:
         ("gpt2", {"n_head": 7}, "n_embd=512 is not a multiple of n_head=7"),
         ("opt", {"layerdrop": 0.1}, "layerdrop skips layers at random"),
         ("phi", {"partial_rotary_factor": 1.5}, "must be from 0.0 to 1.0"),
+        ("stablelm", {"qk_layernorm": True}, "has a norm for each head"),
+        ("cohere2", {"layer_types": ["full_attention"]}, "'layer_types' must be a list of 4"),
         ("phi", {"hidden_act": "snake"}, "an activation that tuneplan does not know"),
     ],
 )
