@@ -1,11 +1,15 @@
 """How long an estimate and a search take once Python runs. Run with `pytest benchmarks --benchmark-only`."""
 
+import resource
+from contextlib import suppress
 from dataclasses import replace
 from datetime import date
 from typing import Any
 
 import pytest
 
+from tuneplan.planner.cli.compare import standing_alone
+from tuneplan.planner.errors import InputError
 from tuneplan.planner.estimate import estimate
 from tuneplan.planner.job import DEFAULT_METHODS, Job
 from tuneplan.planner.memory import step_memory
@@ -62,6 +66,33 @@ def test_search(benchmark: Any, cards: str) -> None:
     benchmark.pedantic(search, rounds=5, warmup_rounds=1)
     benchmark.extra_info["candidates"] = counts[-1]
     benchmark.extra_info["candidates_per_second"] = counts[-1] / benchmark.stats.stats.median
+
+
+@pytest.mark.parametrize("share", [0.1, 1.0], ids=["a-tenth", "all"])
+def test_large_search(benchmark: Any, share: float) -> None:
+    """All cards x all methods x all layouts of Llama-2-70B; candidates, their rate and the memory are in extra_info.
+
+    The goal is a million candidates in 2 s with 500 MB on two cores; a tenth of the methods shows how the time grows.
+    """
+    methods = []
+    for name in standing_alone():
+        with suppress(InputError):  # a method that the model cannot have
+            build(SPEC, parse(name), replace(RUN, gradient_checkpointing="off"))
+            methods.append(parse(name))
+    job = Job(
+        spec=SPEC,
+        methods=tuple(methods[: max(1, round(share * len(methods)))]),
+        targets=tuple(targets(["any"], None)),
+        tokens=10**7,
+        global_batch_size=64,
+        settings=replace(RUN, seq_len=2048),
+        optimizers=tuple(OPTIMIZERS[name] for name in ("adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit")),
+    )
+    answers = []
+    benchmark.pedantic(lambda: answers.append(Search(job, TODAY).answer()), rounds=3, warmup_rounds=1)
+    benchmark.extra_info["candidates"] = answers[-1].evaluated
+    benchmark.extra_info["candidates_per_second"] = answers[-1].evaluated / benchmark.stats.stats.median
+    benchmark.extra_info["peak_megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def test_a_table_of_batches_and_lengths_in_one_walk(benchmark: Any) -> None:

@@ -176,6 +176,8 @@ def host_bytes(network: Network, paged_state_bytes: int) -> int:
 
 def _plain_bytes(parameter: Parameter) -> int:
     """Bytes of a weight in all layers, without the allocator's rounding; a block format's with its scales."""
+    if parameter.saved_bits:
+        return int(elements(parameter.shape) * parameter.saved_bits / 8) * parameter.count
     bits = BITS.get(parameter.storage)
     if bits is None:
         return parameter.stored_bytes * parameter.count

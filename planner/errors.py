@@ -3,6 +3,7 @@
 TuneplanError
 +-- InputError            exit code 2: something the user typed or a file the user gave
 |   +-- UnknownNameError  a model, method or option value that is not known; carries close matches
+|   +-- NotModelledError  a sound model whose training the ledger does not have; a trace of the real code may
 +-- DataFileError         exit code 3: a bundled data file is broken
 
 Every message has three parts: what was given, why it cannot be, what to do.
@@ -20,6 +21,19 @@ class TuneplanError(Exception):
 
 class InputError(TuneplanError):
     """Something the user typed, or a file the user gave, cannot be used."""
+
+
+class NotModelledError(InputError):
+    """A model that may well be trained, but that no family mirrors, or not with this option of its config.
+
+    Attributes:
+        reason: the message without its advice.
+    """
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        """Compose the message: what is not modelled, and what to do."""
+        super().__init__(reason + advice)
+        self.reason = reason
 
 
 class DataFileError(TuneplanError):

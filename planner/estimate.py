@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tuneplan.planner.device_memory import RuntimeMemory, checkpoint_bytes, host_bytes, runtime_of
-from tuneplan.planner.fragmentation import allowance
+from tuneplan.planner.fragmentation import allowance, moving_bytes
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.memory import StepMemory, step_memory
 from tuneplan.planner.models.network import Network, build
@@ -171,7 +171,7 @@ def estimate(request: Request, advice: bool = True) -> Estimate:
     network = build(request.spec, request.method, settings)
     memory = step_memory(network, settings, request.optimizer, request.sharding)
     sharded = request.sharding.zero_stage > 0
-    fragmentation = allowance(memory) if sharded else _replayed(request, network).fragmentation_bytes
+    fragmentation = allowance(moving_bytes(memory.peak.levels)) if sharded else _replayed(request, network).fragmentation_bytes
     gpu = request.gpu
     runtime = runtime_of(gpu, request.sharding.data_parallel, network.quantized)
     result = Estimate(

@@ -97,6 +97,16 @@ class Job:
         sizes = self.micro_batch_sizes or tuple(2**i for i in range(share.bit_length()))
         return [] if rest else [size for size in sizes if share and share % size == 0]
 
+    def stages(self, count: int) -> tuple[int, ...]:
+        """Sharding stages that are considered on a number of cards."""
+        return self.zero_stages if count > 1 else (0,)
+
+    @property
+    def candidates(self) -> int:
+        """How many configurations: micro-batches x stages over numbers of cards, x checkpointing x optimizers x methods."""
+        spread = sum(len(self.micro_batches(n)) * len(self.stages(n)) for target in self.targets for n in target.counts)
+        return spread * len(self.checkpointing) * len(self.optimizers) * len(self.methods)
+
     @property
     def left_out(self) -> list[int]:
         """Numbers of GPUs that the global batch cannot be split over, so that no plan uses them."""

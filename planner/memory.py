@@ -11,7 +11,7 @@ from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network, Run
 from tuneplan.planner.parallel import deepspeed, fsdp, replicated
 from tuneplan.planner.parallel.step import EMPTY, Piece, RankStep, Walked
-from tuneplan.planner.training.optimizers import Optimizer
+from tuneplan.planner.training.optimizers import AnyOptimizer
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import SINGLE, Sharding
 
@@ -38,7 +38,7 @@ class StepMemory:
     """Allocated bytes of one step, by phase ("load", "forward", "backward", "optimizer_step")."""
 
     phases: dict[str, Phase]
-    host_optimizer_bytes: int
+    host_optimizer_bytes: Size
     peak_phase: str
 
     @property
@@ -95,7 +95,7 @@ def _deaths(storages: Iterable[Storage]) -> Segment:
 def step_memory(
     network: Network,
     settings: Settings,
-    optimizer: Optimizer,
+    optimizer: AnyOptimizer,
     sharding: Sharding = SINGLE,
     walked: Walked | None = None,
 ) -> StepMemory:
@@ -106,7 +106,7 @@ def step_memory(
     Args:
         network: the model under its method.
         settings: the run.
-        optimizer: what updates the trained weights.
+        optimizer: what updates the trained weights; several give arrays (optimizer, 1).
         sharding: which model states are split over how many ranks.
         walked: the result of `walk` for the same network and settings, if it is known.
     """
@@ -128,7 +128,7 @@ def step_memory(
     return StepMemory(phases, rank.host_states, highest)
 
 
-def _rank_step(network: Network, settings: Settings, optimizer: Optimizer, sharding: Sharding, walked: Walked) -> RankStep:
+def _rank_step(network: Network, settings: Settings, optimizer: AnyOptimizer, sharding: Sharding, walked: Walked) -> RankStep:
     """What the engine of a layout makes of a walk."""
     master = settings.precision == "master-weights"
     if sharding.engine_used == "fsdp":

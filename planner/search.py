@@ -1,6 +1,6 @@
 """From a job to plans: every method, count, sharding, checkpointing, optimizer and micro-batch that fits, the best first."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
@@ -9,7 +9,7 @@ from math import inf
 from tuneplan.hardware_profiles.loader import Gpu
 from tuneplan.planner.cost import SPOT, Price, cheapest, usd
 from tuneplan.planner.device_memory import RuntimeMemory, checkpoint_bytes, runtime_of, usable_bytes
-from tuneplan.planner.fragmentation import allowance
+from tuneplan.planner.fragmentation import allowance, moving_bytes
 from tuneplan.planner.graph.tensor import CATEGORIES, OPTIMIZER_STATES
 from tuneplan.planner.job import Job
 from tuneplan.planner.memory import StepMemory, step_memory, walk
@@ -27,6 +27,10 @@ from tuneplan.planner.training.sharding import Sharding
 from tuneplan.planner.units import SECONDS_PER_HOUR, format_gib
 from tuneplan.planner.wall_clock import WallClock, wall_clock
 
+LARGE = 20_000
+"""From so many candidates on, they are evaluated as arrays; below, that would cost more than it saves."""
+MOST_PLANS, MOST_REJECTED = 60, 8
+"""So many plans and rejections of a large search are worked out in full."""
 GAIN = 0.02
 """An optimizer after the first of the job's must make the objective better by this share to be taken."""
 SMALL_STATES = 0.01
@@ -98,11 +102,23 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Plans, the best first, one for each method on each number of each card; and what cannot be."""
+    """Plans, the best first, one for each method on each number of each card; and what cannot be.
+
+    Attributes:
+        job: what was asked.
+        plans: those that fit.
+        rejected: the closest misses, and plans that break a limit.
+        evaluated: candidates that were looked at.
+        plans_left_out: of a large search, how many worse plans are not among `plans`.
+        rejected_left_out: the same for `rejected`.
+    """
 
     job: Job
     plans: tuple[Plan, ...]
     rejected: tuple[Rejected, ...]
+    evaluated: int = 0
+    plans_left_out: int = 0
+    rejected_left_out: int = 0
 
 
 class Search:
@@ -118,8 +134,13 @@ class Search:
         self._works: dict[tuple[str, Settings], NetworkWork] = {}
         self._runtimes: dict[tuple[str, int, bool], RuntimeMemory] = {}
 
-    def answer(self) -> Answer:
-        """Look at everything the job allows. Raises InputError where a method does not fit the model."""
+    def answer(self, told: Callable[[int], None] | None = None) -> Answer:
+        """Look at everything the job allows. Raises InputError where a method does not fit the model.
+
+        `told`: hears how many more candidates a large search has looked at.
+        """
+        if self.job.candidates >= LARGE:
+            return self._large(told)
         plans: list[Plan] = []
         rejected: list[Rejected] = []
         for target in self.job.targets:
@@ -131,7 +152,24 @@ class Search:
                     elif found is not None:
                         rejected.append(found)
         self._settle(plans, rejected)
-        return Answer(self.job, tuple(plans), tuple(rejected))
+        return Answer(self.job, tuple(plans), tuple(rejected), self.evaluated)
+
+    def _large(self, told: Callable[[int], None] | None) -> Answer:
+        """The same on arrays; only the best plans and the closest misses are worked out in full."""
+        from tuneplan.planner.grid import Grid
+
+        grid = Grid(self, told)
+        choices = grid.choices()
+        fitting = sorted((c for c in choices if c.fits), key=lambda c: c.key)
+        others = sorted((c for c in choices if not c.fits), key=lambda c: (not c.over, c.short_by_bytes))
+        plans = [self._priced(self.evaluate(*c.candidate)) for c in fitting[:MOST_PLANS]]
+        rejected = []
+        for choice in others[:MOST_REJECTED]:
+            plan = self._priced(self.evaluate(*choice.candidate))
+            rejected.append(Rejected(plan, self._limit(plan), "") if choice.over else self._miss(plan))
+        self._settle(plans, rejected)
+        left_out = len(fitting) - min(len(fitting), MOST_PLANS), len(others) - min(len(others), MOST_REJECTED)
+        return Answer(self.job, tuple(plans), tuple(rejected), grid.evaluated, *left_out)
 
     def _settle(self, plans: list[Plan], rejected: list[Rejected]) -> None:
         """Sort, and replay the first plan and every one whose replay is known; one that then does not fit is searched anew."""
@@ -164,7 +202,7 @@ class Search:
         request = Request(self.job.spec, method, settings, optimizer, sharding, steps, target.gpu)
         usable = usable_bytes(target.memory_bytes, self.job.safety_margin)
         known = None if sharding.zero_stage else self._fragments.get((method.name, settings, optimizer.name))
-        fragmentation = allowance(memory) if known is None else known
+        fragmentation = allowance(moving_bytes(memory.peak.levels)) if known is None else known
         return Plan(request, target, memory, fragmentation, runtime, usable, replayed=known is not None)
 
     def one(self, method: Method, target: Target, optimizer: Optimizer, sharding: Sharding) -> Plan:
@@ -270,7 +308,7 @@ class Search:
                 continue
             for optimizer in job.optimizers:
                 states: int = 0
-                for stage in job.zero_stages if count > 1 else (0,):
+                for stage in job.stages(count):
                     fits = False
                     for size in job.micro_batches(count):
                         settings = replace(base, micro_batch_size=size, gradient_checkpointing=checkpointing)
@@ -336,10 +374,26 @@ def rank(plan: Plan, objective: str) -> tuple[float, ...]:
     return orders[objective]
 
 
-def find(job: Job, today: date) -> Answer:
-    """Search the job's space. Raises InputError for settings, methods or limits that make no sense."""
+def front(plans: Sequence[Plan]) -> tuple[bool, ...]:
+    """For each plan, whether no other one is cheaper, faster and leaves more memory of a card free (or as much of each).
+
+    The Pareto front of cost, time and memory headroom; unknown figures are worse than any other.
+    """
+    keys = [(*rank(plan, "cost")[:2], float(plan.short_by_bytes)) for plan in plans]
+    return tuple(not any(_dominates(other, own) for other in keys) for own in keys)
+
+
+def _dominates(other: tuple[float, ...], own: tuple[float, ...]) -> bool:
+    return other != own and all(a <= b for a, b in zip(other, own, strict=True))
+
+
+def find(job: Job, today: date, told: Callable[[int], None] | None = None) -> Answer:
+    """Search the job's space. Raises InputError for settings, methods or limits that make no sense.
+
+    `told`: see `Search.answer`.
+    """
     job.check()
     for method in job.methods:
         for target in job.targets:
             check_settings(job.settings_for(method, target))
-    return Search(job, today).answer()
+    return Search(job, today).answer(told)

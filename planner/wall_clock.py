@@ -7,6 +7,7 @@ optimum checkpoint interval. Not counted: data loading, waiting for a machine, l
 
 from dataclasses import dataclass
 from math import exp, expm1, inf, sqrt
+from typing import Any
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.units import GIGA, SECONDS_PER_HOUR
@@ -131,6 +132,37 @@ def wall_clock(
     count = -(-updates // steps)
     lost = _expected(training + evaluation, steps * step_seconds, saving, restart, mean) - training - evaluation - count * saving
     return WallClock(training, overheads.startup_seconds, evaluation, count * saving, max(0.0, lost), steps, notes)
+
+
+def run_seconds(
+    step_seconds: Any, updates: int, forward_seconds_per_token: Any, saved_bytes: Any, overheads: Overheads, spot: bool
+) -> Any:
+    """`wall_clock(...).total` for arrays of steps, forwards and checkpoints; infinite where a step is."""
+    import numpy as np
+
+    training = updates * step_seconds
+    done = overheads.evaluations * overheads.evaluation_tokens
+    evaluation = done * forward_seconds_per_token if done else np.zeros(())
+    saving = saved_bytes / overheads.disk_bytes_per_second
+    if not spot:
+        count = -(-updates // (overheads.save_steps or updates))
+        return training + overheads.startup_seconds + evaluation + count * saving
+    mean = (overheads.interruption_hours or HOURS_BETWEEN_INTERRUPTIONS) * SECONDS_PER_HOUR
+    restart = overheads.startup_seconds or RESTART_SECONDS
+    best = np.maximum(1, np.rint(np.sqrt(2 * saving * mean) / step_seconds))
+    steps = np.minimum(overheads.save_steps or best, updates)
+    count = np.ceil(updates / steps)
+    interval = steps * step_seconds
+    work = training + evaluation
+    if restart / mean > LONGEST_EXPONENT:
+        return np.full(np.broadcast_shapes(np.shape(work), np.shape(saving)), inf)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = (
+            mean * exp(restart / mean) * np.expm1(np.minimum((interval + saving) / mean, LONGEST_EXPONENT)) * work / interval
+        )
+        lost = np.maximum(0.0, expected - work - count * saving)
+    lasting = np.isfinite(work) & ((interval + saving) / mean <= LONGEST_EXPONENT)
+    return np.where(lasting, work + overheads.startup_seconds + count * saving + lost, inf)
 
 
 def _expected(work: float, interval: float, saving: float, restart: float, mean: float) -> float:

@@ -105,7 +105,10 @@ def parse_yaml(text: str, name: str, version: str = "1.2") -> YamlFile:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f" line {mark.line + 1}" if mark else ""
-        raise InputError(f"{name}{line}: not valid YAML: {error.problem or error.context}. Correct the file.") from None
+        problem = error.problem or error.context or "broken"
+        if problem.startswith("but ") and error.context:
+            problem = f"{error.context}, {problem}"
+        raise InputError(f"{name}{line}: not valid YAML: {problem}. Correct the file.") from None
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{name}: not valid YAML: {' '.join(str(error).split())[:200]}. Correct the file.") from None
     except RecursionError:
@@ -157,6 +160,8 @@ class _Builder:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
+            if isinstance(key_node, self.yaml.MappingNode):
+                raise InputError(f"{self.name} line {line}: a key must be a word; fill in a template such as {{{{ x }}}} first.")
             if not isinstance(key_node, self.yaml.ScalarNode) or not key_node.value.strip():
                 raise InputError(f"{self.name} line {line}: a key must be a word. Write such as 'name: value'.")
             key = key_node.value

@@ -4,6 +4,7 @@ B batch, H query heads, K key/value heads, S length, T length of keys, D head si
 are not computed.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,35 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
+@dataclass(slots=True)
+class Products:
+    """Who wants to know of the products that the fused kernels below would run: called with FLOPs, bytes moved and the dtype.
+
+    `causal`: half of the scores are not computed.
+    """
+
+    hear: Callable[[int, int, str], None] | None = None
+    causal: bool = True
+
+
+products = Products()
+
+
+def _tell(ctx: Any, q_BHSD: torch.Tensor, k_BKTD: torch.Tensor) -> None:
+    """A fused forward; a multiply-add is 2 FLOPs (Dao 2023, FlashAttention-2, section 4.1)."""
+    B, H, S, D = q_BHSD.shape
+    ctx.flops = 4 * B * H * S * k_BKTD.shape[2] * D // (2 if products.causal else 1)
+    if products.hear is not None:
+        products.hear(ctx.flops, 2 * (q_BHSD.numel() + k_BKTD.numel()) * q_BHSD.element_size(), str(q_BHSD.dtype))
+
+
+def _tell_backward(ctx: Any, q_BHSD: torch.Tensor, k_BKTD: torch.Tensor) -> None:
+    """Five products where the forward has two."""
+    if products.hear is not None:
+        moved = 2 * (q_BHSD.numel() + k_BKTD.numel()) * q_BHSD.element_size()
+        products.hear(5 * ctx.flops // 2, 3 * moved, str(q_BHSD.dtype))
+
+
 class FlashMemory(torch.autograd.Function):
     """FlashAttention-2 as PyTorch calls it: saves q, k, v, the output and the log-sum-exp.
 
@@ -37,11 +67,13 @@ class FlashMemory(torch.autograd.Function):
         out_BHSD = torch.empty((B, S, H, D), dtype=q_BHSD.dtype, device=q_BHSD.device).transpose(1, 2)
         lse_BHS = torch.empty((B, H, S), dtype=torch.float32, device=q_BHSD.device)
         ctx.save_for_backward(q_BHSD, k_BKSD, v_BKSD, out_BHSD, lse_BHS)
+        _tell(ctx, q_BHSD, k_BKSD)
         return out_BHSD
 
     @staticmethod
     def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor, ...]:
         q_BHSD, k_BKSD, *_ = ctx.saved_tensors
+        _tell_backward(ctx, q_BHSD, k_BKSD)
         B, H, S, D = q_BHSD.shape
         rows = _round_up(S, 128)
         columns = _round_up(D, 32)
@@ -75,11 +107,13 @@ class EfficientMemory(torch.autograd.Function):
         out_BHSD = torch.empty((B, S, H, v_BHSD.shape[-1]), dtype=q_BHSD.dtype, device=q_BHSD.device).transpose(1, 2)
         lse_BHS = torch.empty((B, H, _round_up(S, 32)), dtype=torch.float32, device=q_BHSD.device)
         ctx.save_for_backward(q_BHSD, k_BHSD, v_BHSD, out_BHSD, lse_BHS, bias)
+        _tell(ctx, q_BHSD, k_BHSD)
         return out_BHSD
 
     @staticmethod
     def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q_BHSD, k_BHSD, v_BHSD, *_ = ctx.saved_tensors
+        _tell_backward(ctx, q_BHSD, k_BHSD)
         B, H, S, D = q_BHSD.shape
         dq, dk, dv = (
             torch.empty((B, t.shape[2], H, t.shape[3]), dtype=t.dtype, device=t.device) for t in (q_BHSD, k_BHSD, v_BHSD)
@@ -101,6 +135,7 @@ def _lower(module: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def _flash(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: object, **_: object
 ) -> tuple[torch.Tensor, None]:
+    products.causal = bool(getattr(module, "is_causal", True))
     out: torch.Tensor = FlashMemory.apply(*_lower(module, query, key, value))
     return out.transpose(1, 2).contiguous(), None
 
@@ -135,6 +170,7 @@ def _sdpa(
     if groups > 1 and not grouped:
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    products.causal = bool(causal)
     causal = bool(causal) and mask is None and query.shape[2] > 1
     dims = {t.shape[-1] for t in (query, key, value)}
     plain = mask is None and len(dims) == 1 and max(dims) <= FLASH_MAX_HEAD_DIM

@@ -140,6 +140,10 @@ def transformers_model(
     kind = rest.pop("model_type", None)
     if not isinstance(kind, str):
         raise InputError("the config has no model_type; transformers needs it to know the architecture")
+    if kind not in transformers.CONFIG_MAPPING:
+        raise InputError(
+            f"transformers {transformers.__version__} cannot build {ascii(kind)[:80]} for {task}: it has no such model"
+        )
     try:
         settings = AutoConfig.for_model(kind, **rest)
         settings._attn_implementation = implementation
@@ -205,7 +209,8 @@ def batch_of(subject: Subject, model: nn.Module, device: str) -> dict[str, torch
         batch["attention_mask"] = torch.ones(shape, dtype=torch.long, device=device)
     if subject.peft_config is not None and subject.peft_config.get("peft_type") in _BY_TASK:
         batch["task_ids"] = torch.zeros(s.micro_batch_size, dtype=torch.long, device=device)
-    batch["labels"] = integers(shape[:1], 2) if task == "sequence-classification" else integers(shape, highest)
+    target = (s.micro_batch_size, s.target_length) if task == "seq2seq-lm" else shape
+    batch["labels"] = integers(shape[:1], 2) if task == "sequence-classification" else integers(target, highest)
     return batch
 
 

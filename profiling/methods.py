@@ -112,13 +112,17 @@ def with_method(model: nn.Module, method: Method, task: str = "causal-lm") -> nn
             module.register_buffer(f"shira_indices_{name}", indices)  # PEFT keeps them in a plain dict
     if all(config is None for config in configs):
         _select(model, method)
+    else:
+        others = tuple([part for part, config in zip(method.parts, configs, strict=True) if config is None])
+        _select(model, Method(method.name, others), also=True)
     return model
 
 
-def _select(model: Any, method: Method) -> None:
-    """Train the weights that the parts train."""
-    for name, parameter in model.named_parameters():
-        if not parameter.is_floating_point():
+def _select(model: Any, method: Method, also: bool = False) -> None:
+    """Train the weights that the parts train, and no others; `also`: beside those that are trained already."""
+    for path, parameter in model.named_parameters():
+        name = path.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        if not parameter.is_floating_point() or (also and parameter.requires_grad):
             continue
         module = re.sub(r"^model\.layers\.\d+\.", "", name.rpartition(".")[0])
         layer = re.search(r"layers\.(\d+)\.", name)

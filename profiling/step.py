@@ -109,6 +109,7 @@ def trace_step(
     accumulation: int = 1,
     loss: Loss | None = None,
     batches: Sequence[Mapping[str, torch.Tensor]] = (),
+    make_tracker: Callable[..., StorageTracker] = StorageTracker,
 ) -> StepTrace:
     """Run training steps and track them all; the last is the steady one, when optimizer state exists.
 
@@ -118,10 +119,11 @@ def trace_step(
         accumulation: micro-batches before an update.
         loss: instead of the one that `settings.loss` names.
         batches: inputs of one step after the other where they differ; by default the built batch, twice.
+        make_tracker: what records.
     """
     model = built.model
     device = next(iter(built.batch.values())).device.type
-    tracker = StorageTracker(device, vocabulary=_vocabulary(model), answer=0 if settings.padded else 1)
+    tracker = make_tracker(device, vocabulary=_vocabulary(model), answer=0 if settings.padded else 1)
     tracker.name_modules(model)
     tracker.watch(model.parameters(), category=WEIGHTS)
     tracker.watch(model.buffers(), category=WEIGHTS)

@@ -54,8 +54,13 @@ class Timeline:
     @classmethod
     def of(cls, tracker: StorageTracker) -> "Timeline":
         """The record of a tracker so far."""
-        log = tuple(tracker.log)
-        starts = [*tracker.phases, ("end", len(log))]
+        return cls.made(tracker.log, tracker.phases)
+
+    @classmethod
+    def made(cls, entries: Sequence[tuple[bool, Allocation]], phases: Sequence[tuple[str, int]]) -> "Timeline":
+        """A record from its entries, and the phases with the index at which each starts."""
+        log = tuple(entries)
+        starts = [*phases, ("end", len(log))]
         spans = [(name, start, starts[i + 1][1]) for i, (name, start) in enumerate(starts[:-1])]
         steps: list[dict[str, tuple[int, int]]] = [{}]
         for name, start, stop in spans:

@@ -5,7 +5,7 @@ run on CPU tensors with a few layers instead, and extended over the others.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from tuneplan.profiling.replay import Reserved, replay
 from tuneplan.profiling.step import STEP_PHASES, StepTrace, trace_step
 from tuneplan.profiling.subject import Subject
 from tuneplan.profiling.timeline import Holder, PhasePeak, holders
+from tuneplan.profiling.tracker import StorageTracker
 
 LARGEST_SHORT_MODEL_BYTES = 6 * GIB
 FEW, MORE = 2, 3
@@ -172,10 +173,10 @@ def trace(subject: Subject, compute_capability: tuple[int, int] | None = None, v
     attention.register()
     attention.card.compute_capability = compute_capability or subject.settings.compute_capability
     try:
-        run = _run(subject, "meta")
-        phases = {"load": _loaded(run.step), **run.step.phases}
+        run = run_once(subject, "meta")
+        phases = {"load": loaded(run.step), **run.step.phases}
         extended: tuple[int, ...] = ()
-    except _CannotRunError as error:
+    except CannotRunError as error:
         run, phases = _extended(subject, error)
         extended = (FEW, MORE)
     reserved = None
@@ -188,28 +189,32 @@ def trace(subject: Subject, compute_capability: tuple[int, int] | None = None, v
     return Traced(subject, run.counts, phases, reserved, runtime, run.step, seconds, extended, run.notes)
 
 
-class _CannotRunError(Exception):
+class CannotRunError(Exception):
     """The training code failed: on the meta device perhaps because it wants values."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class Run:
+    """A step that ran, the parameters of its model, and what was built otherwise than asked for."""
+
     counts: Counts
     step: StepTrace
     notes: tuple[str, ...]
 
 
-def _run(subject: Subject, device: str) -> _Run:
-    """Build and step. Raises InputError for what cannot be built, `_CannotRunError` for what fails in between."""
+def run_once(subject: Subject, device: str, make_tracker: Callable[..., StorageTracker] = StorageTracker) -> Run:
+    """Build and step. Raises InputError for what cannot be built, `CannotRunError` for what fails in between."""
     implementation = attention.NAMES[subject.settings.attention]
     try:
         built = build(subject, implementation, device)
         counts = count(built.model)
         steps = subject.gradient_accumulation_steps
-        step = trace_step(built, subject.settings, accumulation=steps, batches=_batches(subject, built.batch))
+        step = trace_step(
+            built, subject.settings, accumulation=steps, batches=_batches(subject, built.batch), make_tracker=make_tracker
+        )
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError) as error:
-        raise _CannotRunError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
-    return _Run(counts, step, built.notes)
+        raise CannotRunError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+    return Run(counts, step, built.notes)
 
 
 def _batches(subject: Subject, longest: Mapping[str, torch.Tensor]) -> list[Mapping[str, torch.Tensor]]:
@@ -231,11 +236,12 @@ def count(model: torch.nn.Module) -> Counts:
     return Counts(total, trainable, trained_bytes if trainable < total else stored, stored)
 
 
-def _loaded(step: StepTrace) -> PhasePeak:
+def loaded(step: StepTrace) -> PhasePeak:
+    """The weights, before the first step."""
     return replace(step.timeline.peak(*step.timeline.shown["load"]), op="weights")
 
 
-def _extended(subject: Subject, error: Exception) -> tuple[_Run, dict[str, PhasePeak]]:
+def _extended(subject: Subject, error: Exception) -> tuple[Run, dict[str, PhasePeak]]:
     """Two short models on CPU tensors; every layer beyond them adds what the last one added.
 
     Exact where layers are alike and the peak is at the same place in both; the phase's op is that of the longer model.
@@ -250,8 +256,8 @@ def _extended(subject: Subject, error: Exception) -> tuple[_Run, dict[str, Phase
             f"the training step of {subject.id} needs values and {MORE} layers are too large for that: {error}"
         ) from error
     try:
-        few, more = (_run(short, "cpu") for short in shortened)
-    except _CannotRunError as second:
+        few, more = (run_once(short, "cpu") for short in shortened)
+    except CannotRunError as second:
         raise InputError(f"the training step of {subject.id} cannot run: {second}") from second
     further = int(subject.config[key]) - MORE
 
@@ -266,7 +272,7 @@ def _extended(subject: Subject, error: Exception) -> tuple[_Run, dict[str, Phase
     )
     phases = {}
     for name in ("load", *STEP_PHASES):
-        a, b = ((_loaded(run) if name == "load" else run.phases[name]) for run in (few.step, more.step))
+        a, b = ((loaded(run) if name == "load" else run.phases[name]) for run in (few.step, more.step))
         levels = tuple(extend(x, y) for x, y in zip(a.levels, b.levels, strict=True))
         phases[name] = PhasePeak(sum(levels), b.op, extend(a.end_bytes, b.end_bytes), levels)
     return replace(more, counts=counts), phases

@@ -43,6 +43,9 @@ def with_configs(given: Mapping[str, Any], typed: Collection[str] | None = None)
             overridden[name] = getattr(value, "name", value)
         elif not (name == "reentrant" and chosen & {"gradient_checkpointing"}):
             words[name] = value
+    for name in ("rank", "target_modules"):
+        if name in chosen and config.method is not None and "method" not in overridden:
+            overridden[name] = config.method.name
     return words, ConfigUse(config, overridden)
 
 
@@ -76,3 +79,9 @@ def for_search(given: Mapping[str, Any]) -> tuple[dict[str, Any], ConfigUse | No
     elif "epochs" in amount and words["samples"] is not None and "epochs" not in chosen:
         words["epochs"] = amount["epochs"]
     return words, use
+
+
+def say_warnings(use: ConfigUse | None) -> None:
+    """Say on stderr what files ask for that is not modelled; for commands whose report has no place for it."""
+    for warning in use.config.warnings if use else ():
+        click.echo(f"note: {warning}", err=True)

@@ -5,8 +5,9 @@ from typing import Any
 import click
 
 from tuneplan.planner.cli.options import json_option
-from tuneplan.planner.cli.step_words import asked, request_options
+from tuneplan.planner.cli.step_words import Asked, asked, request_options
 from tuneplan.planner.cli.sweep import check_plot, sweep_estimate, sweep_options
+from tuneplan.planner.errors import InputError, NotModelledError
 from tuneplan.planner.report import document
 
 
@@ -22,13 +23,19 @@ def command(as_json: bool, sweep: str | None, plot: str | None, **given: Any) ->
       plan estimate --model 7b --method lora --micro-batch-size 8 --seq-len 512
       plan estimate --model 70b --method qlora --gradient-checkpointing --gpu a100-80g --json
       plan estimate --model 8b --method qlora --gpu rtx-4090 --sweep seq-len=512..8192 --plot lengths.png
+
+    A model that no family mirrors is estimated from a trace of the real code, which needs the extra `profile`.
     """  # noqa: D301 (click reads the escape)
     check_plot(sweep, plot)
     if sweep is not None:
         return sweep_estimate(given, sweep, plot, as_json)
     from tuneplan.planner.estimate import estimate
 
-    result = estimate(asked(given).request())
+    step = asked(given)
+    try:
+        result = estimate(step.request())
+    except NotModelledError as error:
+        return _traced(step, error, as_json)
     if as_json:
         click.echo(document.text(result.to_json()))
     else:
@@ -37,3 +44,25 @@ def command(as_json: bool, sweep: str | None, plot: str | None, **given: Any) ->
         console().print(estimate_report(result))
     capacity = result.request.capacity_bytes
     return 1 if capacity is not None and result.device_bytes > capacity else 0
+
+
+def _traced(step: Asked, error: NotModelledError, as_json: bool) -> int:
+    """The same from the real code."""
+    from tuneplan.planner.cli.extras import profiling_needs
+
+    try:
+        with profiling_needs("plan estimate of a model without a family"):
+            from tuneplan.profiling.fallback.estimate import estimate_traced
+    except InputError as missing:
+        raise InputError(f"{error}; {missing}") from missing
+    try:
+        result = estimate_traced(step, "", f"{error.reason}; this is a trace of the real code")
+    except InputError as refused:
+        raise InputError(f"{error.reason}; its real code cannot be traced either: {refused}") from refused
+    if as_json:
+        click.echo(document.text(result.to_json()))
+    else:
+        from tuneplan.planner.report.terminal import console
+
+        console().print(result.report())
+    return result.exit_code

@@ -13,6 +13,7 @@ COMMANDS = {
     "trace": "The same from the real code, without a GPU.",
     "profile": "The same measured: the real step on this machine.",
     "compare": "Methods side by side on every dimension.",
+    "diff": "Two training configs: memory, time and cost.",
     "check": "Memory regressions: a repository's cases against its baseline.",
     "models": "The models that are known by name.",
     "gpus": "The GPUs and instances that are known by name.",

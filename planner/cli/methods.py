@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from tuneplan.planner.cli.method_search import command as search
 from tuneplan.planner.cli.options import json_option
 from tuneplan.planner.methods.compose import explicit, parse
 from tuneplan.planner.methods.part import FAMILIES, Part, options
@@ -61,6 +62,9 @@ def show(name: str, as_json: bool) -> int:
         for option in options(part):
             click.echo(f"  option {option.name} = {getattr(part, option.name)}")
     return 0
+
+
+command.add_command(search)
 
 
 def _yes_no(value: object) -> object:

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from tuneplan.planner.cli.config_words import say_warnings
 from tuneplan.planner.cli.options import json_option, stack
 from tuneplan.planner.cli.step_words import asked, request_options
 from tuneplan.planner.report import document
@@ -41,7 +42,9 @@ def command(
 
     with profiling_needs("plan profile"):
         from tuneplan.profiling.profile_command import run_profile
-    outcome = run_profile(asked(given), device, warmup_steps, steps, out)
+    step = asked(given)
+    say_warnings(step.files)
+    outcome = run_profile(step, device, warmup_steps, steps, out)
     if outcome.reports and as_json:
         click.echo(document.text(outcome.to_json()))
     elif outcome.reports:

@@ -32,6 +32,7 @@ from tuneplan.planner.cli.options import (
     step_options,
     write_file,
 )
+from tuneplan.planner.cli.progress import progress
 from tuneplan.planner.cli.sweep import check_plot, sweep_options, sweep_search
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.job import AUTO, DEFAULT_METHODS, DEFAULT_OPTIMIZERS, OBJECTIVES, Job
@@ -135,7 +136,8 @@ def plan(ctx: click.Context, /, **given: Any) -> int:
     from tuneplan.planner.savings import plan_savings
     from tuneplan.planner.search import find
 
-    answer = find(job, date.today())
+    with progress(job.candidates, "candidates") as told:
+        answer = find(job, date.today(), told)
     found = plan_savings(answer.plans[0]) if answer.plans else ()
     why = None
     if given["why_not"] is not None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from tuneplan.planner.cli.config_words import say_warnings
 from tuneplan.planner.cli.options import json_option
 from tuneplan.planner.cli.step_words import asked, request_options
 from tuneplan.planner.report import document
@@ -30,7 +31,9 @@ def command(as_json: bool, side_by_side: bool, timeline: Path | None, snapshot: 
 
     with profiling_needs("plan trace"):
         from tuneplan.profiling.command import run_trace
-    outcome = run_trace(asked(given), side_by_side, timeline, snapshot)
+    step = asked(given)
+    say_warnings(step.files)
+    outcome = run_trace(step, side_by_side, timeline, snapshot)
     if as_json:
         click.echo(document.text(outcome.to_json()))
     else:

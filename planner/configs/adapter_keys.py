@@ -84,7 +84,8 @@ def to_method(adapter: Adapter | None, quantized: dict[str, Any] | None, model_t
 def _parts(adapter: Adapter, model_type: str, narrow: bool) -> list[Part]:
     part = adapter.given
     if part is None:
-        part = PARTS[adapter.label](**{name: value for name, value in adapter.options.items() if value is not None})
+        options = {name: _whole(value) for name, value in adapter.options.items() if value is not None}
+        part = PARTS[adapter.label](**options)
     changes: dict[str, Any] = {}
     if hasattr(part, "target_modules") and adapter.label != "oft_all":
         if adapter.targets is not None:
@@ -97,3 +98,8 @@ def _parts(adapter: Adapter, model_type: str, narrow: bool) -> list[Part]:
     if adapter.modules_to_save:
         parts.append(PARTS["modules_to_save"](modules=tuple(sorted(adapter.modules_to_save))))  # type: ignore[call-arg]
     return [*parts, *adapter.others]
+
+
+def _whole(value: Any) -> Any:
+    """A number such as 32.0 as PEFT's configurations write it."""
+    return int(value) if isinstance(value, float) and value.is_integer() and value >= 1 else value

@@ -7,6 +7,7 @@ from tuneplan.planner.configs.adapter_keys import to_method
 from tuneplan.planner.configs.facts import Facts
 from tuneplan.planner.configs.model_names import load_named, stored_dtype
 from tuneplan.planner.configs.training_config import TrainingConfig
+from tuneplan.planner.configs.transformers_trainer import TRAINER
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph.loss import LOSSES
 from tuneplan.planner.methods.method import Method
@@ -57,6 +58,9 @@ def resolve(facts: Facts, formats: dict[str, str], model: str | None = None, giv
     if objective not in MODELLED_OBJECTIVES:
         facts.warn(f"the objective {objective} is not modelled; figures are of supervised fine-tuning on the same batch")
     method = _method(facts, config)
+    if not facts.has("adapter") and facts.source("adapter") in ("", TRAINER) and not {"method", "peft_config"} & set(given):
+        now = "lora" if method is None else method.name
+        facts.warn(f"no file says what is trained; give --method, or an adapter_config.json (now {now})")
     return TrainingConfig(
         formats=formats,
         stack=", ".join(facts.stacks),
@@ -141,7 +145,7 @@ def _sharding(facts: Facts, options: dict[str, Any], sources: dict[str, str], co
     if ranks is not None:
         options["data_parallel"], sources["data_parallel"] = ranks, facts.source("data_parallel")
     stage = facts.get("zero_stage", 0)
-    if stage:
+    if stage and (facts.has("zero_stage") or ranks is not None or counted):
         options["zero_stage"], sources["zero_stage"] = stage, facts.source("zero_stage")
         if ranks is None and facts.has("zero_stage") and not counted:
             facts.warn(f"{facts.source('zero_stage')}: no file says over how many GPUs; give --data-parallel (now 1)")

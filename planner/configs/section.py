@@ -181,7 +181,7 @@ class Section:
             if key in self.skipped:
                 continue
             name = self.table.renamed.get(key, key)
-            old = "" if key == name or key == f"fsdp_{name}" else f" ({name} in present versions)"
+            old = "" if key in (name, f"fsdp_{name}") else f" ({name} in present versions)"
             why = self.table.reason("irrelevant", name)
             missing = self.table.reason("not_modelled", name)
             if name in self.table.used and (name in self._read or key in self._read):
@@ -208,7 +208,7 @@ class Section:
         close = get_close_matches(key.lower()[:60], self.table.names(), n=2, cutoff=0.75)
         hint = f"Did you mean {' or '.join(repr(name) for name in close)}?" if close else "Check its name, or remove it."
         if self.unknown == "error":
-            raise self.error(key, f"unknown key {shown_key(key)!r}. {hint}")
+            raise self.error(key, f"unknown key. {hint}")
         self.account(key, NOT_MODELLED, f"unknown key; {self.unknown}")
         self.facts.warn(f"{self.source(key)} is an unknown key; {self.unknown}. {hint}")
 

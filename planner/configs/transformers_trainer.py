@@ -6,6 +6,8 @@ from tuneplan.planner.configs.section import Section
 from tuneplan.planner.configs.table import defaults, version
 from tuneplan.planner.yaml_file import YamlFile
 
+TRAINER = "the Trainer without PEFT"
+
 
 def read(file: YamlFile, facts: Facts, kind: str) -> None:
     """Note what the file says. Raises InputError with file and line; an unknown key is one, as transformers refuses it."""
@@ -13,6 +15,7 @@ def read(file: YamlFile, facts: Facts, kind: str) -> None:
     facts.stack(f"transformers {version('transformers')}")
     facts.set("objective", "sft", file.name, explicit=False)
     facts.set("attention", "sdpa", "transformers' default", explicit=False)
+    facts.set("adapter", None, TRAINER, explicit=False)
     facts.set("padded", True, "the Trainer's default", explicit=False)
     hf.read_training_arguments(section, defaults("transformers", "Seq2SeqTrainingArguments"), "TrainingArguments")
     section.finish()

@@ -31,10 +31,14 @@ def eager(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, resca
 
 
 def rescaled(tape: Tape, logits: Tensor, how: str) -> Tensor:
-    """Logits as the loss takes them: as they are (""), multiplied (Granite, Cohere: "scale") or capped (Gemma 2: "softcap")."""
+    """Logits as the loss takes them: as they are (""), multiplied (Granite, Cohere: "scale") or capped (Gemma 2: "softcap").
+
+    Those of another model (`tape.logits`) are added.
+    """
     if how == "scale":
-        return pw.scale(tape, logits, "logits_scaling")
-    return pw.softcap(tape, logits) if how == "softcap" else logits
+        logits = pw.scale(tape, logits, "logits_scaling")
+    logits = pw.softcap(tape, logits) if how == "softcap" else logits
+    return logits if tape.logits is None else pw.add(tape, logits, tape.logits)
 
 
 def _cross_entropy(tape: Tape, wide: Tensor, labels: Tensor) -> Tensor:
@@ -54,6 +58,21 @@ def classification(tape: Tape, logits: Tensor) -> Tensor:
     tape.record("log_softmax", (logits,), logs, saved=(logs,), gradients=(gradient,))
     loss = tape.fresh((1,), logits.dtype, logits.requires_grad)
     return tape.record("nll_loss", (logs,), loss, saved=(logs,), gradients=(Gradient(logs, full, moved=logs.nbytes),), moved=0)
+
+
+def narrow(tape: Tape, hidden: Tensor, weight: Tensor, biased: bool = False) -> Tensor:
+    """`CrossEntropyLoss` of an encoder-decoder: log-softmax of the logits as they come, in the model's dtype.
+
+    `biased`: a constant is added to the logits (BART's `final_logits_bias`).
+    """
+    tape.category = LOGITS
+    logits = linear(tape, hidden, weight, None)
+    if biased:
+        logits = pw.shift(tape, logits)
+    loss = classification(tape, logits)
+    tape.outputs.append(logits.storage)
+    tape.hold(logits)
+    return loss
 
 
 def chunked(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, rescale: str = "") -> Tensor:

@@ -90,6 +90,7 @@ class Tape:
         handed: storages that later blocks let go (`Op.spends`).
         parameters: names of the weights that the block being recorded uses, in the order of their first use.
         passed: storages that the next block reads besides this one's exit.
+        logits: of another model, which are added to this one's.
     """
 
     def __init__(self, autocast: str = "") -> None:
@@ -105,6 +106,7 @@ class Tape:
         self.handed: list[Storage] = []
         self.parameters: dict[str, None] = {}
         self.passed: list[Storage] = []
+        self.logits: Tensor | None = None
 
     def fresh(self, shape: tuple[Size, ...], dtype: str, requires_grad: bool) -> Tensor:
         """A new tensor in a new storage."""

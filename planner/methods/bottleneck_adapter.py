@@ -7,7 +7,7 @@ from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.matmul import linear
 from tuneplan.planner.graph.tape import Gradient
-from tuneplan.planner.graph.tensor import Tensor, round_block
+from tuneplan.planner.graph.tensor import BITS, Tensor, round_block
 from tuneplan.planner.methods import gate
 from tuneplan.planner.methods.layer_span import Layered
 
@@ -30,6 +30,8 @@ class BottleneckAdapter(Layered):
         is_parallel: beside the module instead of after it.
         non_linearity: relu, swish or gelu.
         use_gating: what is added is multiplied by a gate from the adapter's input (Mao et al. 2022, UniPELT).
+        sparsity: share of the weights that a mask, drawn before training, sets to zero (He et al. 2022, SparseAdapter, equation
+            2); the checkpoint has the others and a bit for each place, and all count as trained.
         skip_layers: how many of the lowest layers have none (AdapterDrop, Rueckle et al. 2021, section 3).
     """
 
@@ -47,6 +49,7 @@ class BottleneckAdapter(Layered):
     code_changes: ClassVar[str] = "adapters.init(model) of the adapters library, or a module in every layer"
     effort: ClassVar[str] = "model code"
     batchable: ClassVar[bool] = True
+    module: ClassVar[str] = "adapter"
 
     reduction_factor: float = 16
     mh_adapter: bool = True
@@ -54,24 +57,27 @@ class BottleneckAdapter(Layered):
     is_parallel: bool = False
     non_linearity: str = "relu"
     use_gating: bool = False
+    sparsity: float = 0.0
     skip_layers: int = 0
 
     def check(self) -> None:
         """Raise InputError where an option makes no sense."""
         if self.reduction_factor <= 0:
-            raise InputError(f"bottleneck_adapter: reduction_factor={self.reduction_factor} is no ratio; use such as 16")
+            raise InputError(f"{self.label}: reduction_factor={self.reduction_factor} is no ratio; use such as 16")
         if self.non_linearity not in NON_LINEARITIES:
             known = ", ".join(NON_LINEARITIES)
-            raise InputError(f"bottleneck_adapter: non_linearity={self.non_linearity!r} is not known; choose one of {known}")
+            raise InputError(f"{self.label}: non_linearity={self.non_linearity!r} is not known; choose one of {known}")
+        if not 0 <= self.sparsity < 1:
+            raise InputError(f"{self.label}: sparsity={self.sparsity} is not a share below 1; use such as 0.4")
         if not (self.mh_adapter or self.output_adapter) or self.skip_layers < 0:
-            raise InputError("bottleneck_adapter: nothing is adapted; turn mh_adapter or output_adapter on, skip_layers from 0")
+            raise InputError(f"{self.label}: nothing is adapted; turn mh_adapter or output_adapter on, skip_layers from 0")
 
     def check_spec(self, spec: "ModelSpec", settings: "Settings") -> None:
         """Raise InputError where no layer is left."""
         if self.skip_layers >= spec.num_hidden_layers:
-            raise InputError(f"bottleneck_adapter: skip_layers={self.skip_layers} leaves none of {spec.num_hidden_layers} layers")
+            raise InputError(f"{self.label}: skip_layers={self.skip_layers} leaves none of {spec.num_hidden_layers} layers")
         if spec.hidden_size < self.reduction_factor:
-            raise InputError(f"bottleneck_adapter: reduction_factor={self.reduction_factor} leaves nothing of {spec.hidden_size}")
+            raise InputError(f"{self.label}: reduction_factor={self.reduction_factor} leaves nothing of {spec.hidden_size}")
 
     def layer_form(self, index: int, count: int) -> object:
         """Whether the layer has adapters."""
@@ -83,20 +89,20 @@ class BottleneckAdapter(Layered):
         if not wanted or model.layer is None or model.layer < self.skip_layers or not self.in_layer(model.layer):
             return y
         tape = model.tape
-        tape.scope = f"{name}.adapter"
+        tape.scope = f"{name}.{self.module}"
         width = model.spec.hidden_size
         inner = max(int(width // self.reduction_factor), 1)
         dtype = y.dtype
         given = residual if self.is_parallel else y
-        low = self.dense(model, f"{name}.adapter_down", given, inner, dtype)
+        low = self.dense(model, f"{name}.{self.module}_down", given, inner, dtype)
         if self.non_linearity == "relu":
             active = tape.fresh(low.shape, low.dtype, True)
             tape.record("relu", (low,), active, saved=(active,), gradients=(Gradient(low, round_block(low.nbytes)),))
         else:
             active = pw.activation(tape, low, self.non_linearity)
-        added = pw.scale(tape, self.dense(model, f"{name}.adapter_up", active, width, dtype))
+        added = pw.scale(tape, self.dense(model, f"{name}.{self.module}_up", active, width, dtype))
         if self.use_gating:
-            added = pw.multiply(tape, added, gate.record(model, f"{name}.adapter_gate", given))
+            added = pw.multiply(tape, added, gate.record(model, f"{name}.{self.module}_gate", given))
         out = pw.add(tape, added, y)
         tape.hold(y)
         tape.scope = ""
@@ -104,5 +110,13 @@ class BottleneckAdapter(Layered):
 
     def dense(self, model: "Assembly", name: str, x: Tensor, width: int, dtype: str) -> Tensor:
         """One layer of the network, with its bias."""
-        weight = model.adapter(f"{name}.weight", (width, int(x.shape[-1])), dtype)
-        return linear(model.tape, x, weight, model.adapter(f"{name}.bias", (width,), dtype))
+        tape, shape = model.tape, (width, int(x.shape[-1]))
+        bits = (1 - self.sparsity) * BITS[dtype] + 1 if self.sparsity else 0
+        weight = model.adapter(f"{name}.weight", shape, dtype, saved_bits=bits)
+        bias = model.adapter(f"{name}.bias", (width,), dtype)
+        if self.sparsity:
+            weight = pw.multiply(tape, weight, model.buffer(f"{name}.mask", shape, dtype))
+        y = linear(tape, x, weight, bias)
+        if self.sparsity:
+            tape.hold(weight)
+        return y

@@ -68,6 +68,7 @@ class Part:
         effort: the same as a grade, one of EFFORTS, least first.
         swappable: whether what it trained can be exchanged on a loaded base that stays as it is.
         batchable: whether requests with different such adapters can share a batch.
+        one_stack: it is modelled for models of one stack of layers alone.
         clashes: labels of parts that it cannot act with, and why; "*" for all but those listed with None.
     """
 
@@ -82,6 +83,7 @@ class Part:
     effort: ClassVar[str] = "wrapper"
     swappable: ClassVar[bool] = True
     batchable: ClassVar[bool] = False
+    one_stack: ClassVar[bool] = False
     clashes: ClassVar[Mapping[str, str | None]] = {}
 
     def check(self) -> None:
@@ -185,6 +187,14 @@ class Part:
         """Keys and values of a layer. Shapes: `(batch, key_heads, length, head_dim)`, longer by the prefix."""
         return keys, values
 
+    def grouped(self, model: "Assembly", q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as the kernel gets them. Shapes: `(batch, heads, length, head_dim)`."""
+        return q, k, v
+
+    def ungrouped(self, model: "Assembly", out: Tensor) -> Tensor:
+        """What left the kernel, as the output projection gets it. Shape: `(batch, length, heads, head_dim)`."""
+        return out
+
     def submodule(self, model: "Assembly", name: str, x: Tensor, residual: Tensor, y: Tensor) -> Tensor:
         """The output of `self_attn` or `mlp`, before the residual is added.
 
@@ -216,6 +226,10 @@ class Part:
     def stack_exit(self, model: "Assembly", hidden: Tensor) -> Tensor:
         """What the model's last norm gets, given what left the last layer."""
         return hidden
+
+    def added_logits(self, model: "Assembly") -> Tensor | None:
+        """Logits of another model, which are added to this one's; None for none."""
+        return None
 
     def layer_exit(self, model: "Assembly", hidden: Tensor) -> Tensor:
         """The output of a decoder layer."""

@@ -24,7 +24,7 @@ class Pattern:
 
 
 _QKVO = "target_modules=q_proj,k_proj,v_proj,o_proj"
-_SCHEDULE = "its search or schedule: this is one candidate"
+_SCHEDULE = "its search: this is one candidate; plan methods search --space {0} walks the others"
 
 PATTERNS: dict[str, Pattern] = {
     "qlora": Pattern("quantized_base+lora", "quantized", "Dettmers et al. 2023, QLoRA"),
@@ -55,21 +55,21 @@ PATTERNS: dict[str, Pattern] = {
         "the 1-bit checkpoint",
     ),
     "sparse_adapter": Pattern(
-        "bottleneck_adapter(reduction_factor=8)",
+        "bottleneck_adapter(reduction_factor=8,sparsity=0.4)",
         "pruned",
-        "He et al. 2022, SparseAdapter",
-        "masks and the sparse checkpoint: this is dense",
+        "He et al. 2022, SparseAdapter, section 2",
+        "the pass that scores the weights before training",
     ),
-    "propetl": Pattern(
-        "bottleneck_adapter",
-        "pruned",
-        "Zeng, Zhang and Lu 2023, ProPETL",
-        "one adapter under a mask for each layer: here one a layer",
-    ),
+    "propetl": Pattern("propetl_adapter", "pruned", "Zeng, Zhang and Lu 2023, ProPETL, section 3"),
     "splora": Pattern(
-        "lora", "pruned", "Hedegaard et al. 2022, Structured Pruning Adapters", "channels that are pruned while training"
+        "pruned_base(ratio=0.5)+lora", "pruned", "Hedegaard et al. 2022, Structured Pruning Adapters, section 3.2 (SPLoRA)"
     ),
-    "loraprune": Pattern("lora", "pruned", "Zhang et al. 2024, LoRAPrune", "the base shrinks while training; this is its start"),
+    "loraprune": Pattern("pruned_base(ratio=0.5)+lora", "pruned", "Zhang et al. 2024, LoRAPrune, algorithm 1"),
+    "peft_plug_in": Pattern(
+        "small_model+lora",
+        "memory-efficient",
+        "Jin, Zhang and Zong 2023, Parameter-Efficient Tuning without Calculating Gradients",
+    ),
     "houlsby": Pattern(
         "bottleneck_adapter(mh_adapter=true,output_adapter=true,non_linearity=swish)", "additive", "Houlsby et al. 2019"
     ),
@@ -117,16 +117,16 @@ PATTERNS: dict[str, Pattern] = {
     "fishmask": Pattern("shira(r=64)", "selective", "Sung et al. 2021, FISH Mask", "the pass over data that scores the weights"),
     "pafi": Pattern("shira(r=64)", "selective", "Liao et al. 2023, PaFi", "choosing the weights of least magnitude, done once"),
     "longlora": Pattern(
-        f"lora({_QKVO})+trained_kinds(kinds=embedding,norm)",
+        f"lora({_QKVO})+trained_kinds(kinds=embedding,norm)+shifted_attention",
         "memory-efficient",
         "Chen et al. 2024, LongLoRA, sections 3.2 and 3.3",
-        "shifted sparse attention: attention is counted whole, so its time is an upper bound",
+        "position interpolation, which costs nothing",
     ),
     "longqlora": Pattern(
-        f"quantized_base+lora(r=64,{_QKVO})",
+        f"quantized_base+lora(r=64,{_QKVO})+shifted_attention",
         "quantized",
         "Yang 2023, LongQLoRA",
-        "shifted sparse attention, position interpolation",
+        "position interpolation, which costs nothing",
     ),
     "mam": Pattern(
         "prefix_tuning(num_virtual_tokens=30,prefix_projection=true,encoder_hidden_size=800,past_key_values=false)"
@@ -158,16 +158,19 @@ PATTERNS: dict[str, Pattern] = {
     ),
     "llm_adapters_lora": Pattern("lora(r=32)", "hybrid", "Hu et al. 2023, LLM-Adapters, section 3"),
     "autopeft": Pattern(
-        "lora+bottleneck_adapter(mh_adapter=false)",
+        "bottleneck_adapter(mh_adapter=false,reduction_factor=64)+parallel_bottleneck(reduction_factor=64)"
+        "+prefix_tuning(num_virtual_tokens=8,past_key_values=false)",
         "hybrid",
         "Zhou et al. 2024, AutoPEFT",
-        _SCHEDULE,
+        _SCHEDULE.format("autopeft"),
     ),
     "noah": Pattern(
         "lora(target_modules=q_proj,v_proj)+prompt_tuning+bottleneck_adapter(mh_adapter=false)",
         "hybrid",
         "Zhang et al. 2022, NOAH",
-        _SCHEDULE,
+        _SCHEDULE.format("noah"),
     ),
-    "s3pet": Pattern("lora+ln_tuning", "hybrid", "Hu et al. 2022, Sparse Structure Search for Delta Tuning", _SCHEDULE),
+    "s3pet": Pattern(
+        "lora+ln_tuning", "hybrid", "Hu et al. 2022, Sparse Structure Search for Delta Tuning", _SCHEDULE.format("s3pet")
+    ),
 }

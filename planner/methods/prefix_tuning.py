@@ -92,7 +92,10 @@ class PrefixTuning(Layered):
         width = spec.num_key_value_heads * spec.head_dim
         layers = len(self.layers) or spec.num_hidden_layers
         every = 2 * layers * width
-        if self.prefix_projection:
+        given = self.produced(model, batch, every)
+        if given is not None:
+            wide = given
+        elif self.prefix_projection:
             inner = self.encoder_hidden_size or width
             table = model.common("prompt_encoder.embedding.weight", (count, width), "fp32", saved=False)
             wide = embedding(tape, (batch, count), table)
@@ -121,6 +124,10 @@ class PrefixTuning(Layered):
         tape.handed.append(cached.storage)
         model.prefix = (halves[0], halves[1])
         return hidden
+
+    def produced(self, model: "Assembly", batch: Size, width: int) -> Tensor | None:
+        """Prefixes `(batch, rows, width)` that something else makes, all layers beside each other; None to train them here."""
+        return None
 
     def _dense(self, model: "Assembly", x: Tensor, index: int, width: int) -> Tensor:
         name = f"prompt_encoder.transform.{index}"

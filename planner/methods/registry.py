@@ -29,6 +29,7 @@ _CLASSES = {
     "modules_to_save": "ModulesToSave",
     "trainable_tokens": "TrainableTokens",
     "bottleneck_adapter": "BottleneckAdapter",
+    "parallel_bottleneck": "ParallelBottleneck",
     "compacter": "Compacter",
     "ssf": "Ssf",
     "lomo": "Lomo",
@@ -49,6 +50,13 @@ _CLASSES = {
     "lst": "Lst",
     "res_tuning": "ResTuning",
     "reversible": "Reversible",
+    "ipa": "Ipa",
+    "hypertuning": "HyperTuning",
+    "shifted_attention": "ShiftedAttention",
+    "pruned_base": "PrunedBase",
+    "offsite_tuning": "OffsiteTuning",
+    "small_model": "SmallModel",
+    "propetl_adapter": "ProPetlAdapter",
 }
 
 

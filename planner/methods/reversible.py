@@ -42,6 +42,7 @@ class Reversible(Part):
     )
     mergeable: ClassVar[bool] = False
     code_changes: ClassVar[str] = "the model's loop over layers, and an autograd function that inverts each layer"
+    one_stack: ClassVar[bool] = True
     effort: ClassVar[str] = "model code"
     clashes: ClassVar[Mapping[str, str | None]] = {
         "lst": _SIDE,

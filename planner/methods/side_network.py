@@ -31,6 +31,7 @@ class SideNetwork(Part):
 
     mergeable: ClassVar[bool] = False
     code_changes: ClassVar[str] = "a second stack of modules, and a forward that runs the model under no_grad beside it"
+    one_stack: ClassVar[bool] = True
     effort: ClassVar[str] = "model code"
     clashes: ClassVar[Mapping[str, str | None]] = {
         "*": "the model runs without gradients, so that nothing inside it can be trained",

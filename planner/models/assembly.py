@@ -30,6 +30,7 @@ class Parameter:
         count: how many layers have it.
         tensor: the tensor of the graph.
         saved: whether a checkpoint has it.
+        saved_bits: of an element in a checkpoint, where that is not what `storage` has; else 0.
         buffer: it is no parameter of the model and not counted as one.
         state_shape: of its optimizer states, where that is not its own.
         state_beside: shape of one more tensor that the optimizer keeps for it.
@@ -47,6 +48,7 @@ class Parameter:
     buffer: bool = False
     state_shape: tuple[int, ...] = ()
     state_beside: tuple[int, ...] = ()
+    saved_bits: float = 0
 
     @property
     def numel(self) -> int:
@@ -234,7 +236,9 @@ class Assembly:
         """Whether a module of the block being recorded has such a weight."""
         return f"{self._prefix}{module}.{suffix}" in self.parameters
 
-    def adapter(self, name: str, shape: tuple[int, ...], dtype: str, *, trained: bool = True, saved: bool = True) -> Tensor:
+    def adapter(
+        self, name: str, shape: tuple[int, ...], dtype: str, *, trained: bool = True, saved: bool = True, saved_bits: float = 0
+    ) -> Tensor:
         """A weight that the method adds to the block being recorded.
 
         Args:
@@ -243,8 +247,11 @@ class Assembly:
             dtype: in which it is kept.
             trained: whether it gets a gradient.
             saved: whether a checkpoint has it.
+            saved_bits: of an element in the checkpoint, 0 for those of `dtype`.
         """
-        return self._added(f"{self._prefix}{name}", shape, dtype, trained, self._count, saved)
+        tensor = self._added(f"{self._prefix}{name}", shape, dtype, trained, self._count, saved)
+        self.parameters[tensor.name].saved_bits = saved_bits
+        return tensor
 
     def buffer(self, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
         """A tensor that the method keeps beside the weights of the block being recorded, and saves nowhere."""

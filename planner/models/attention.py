@@ -152,6 +152,9 @@ def attend(
         k, v = _cached(model, k), _cached(model, v)
     for part in model.method.parts:
         k, v = part.keys_values(model, k, v)
+    held: tuple[Tensor, ...] = (q, k, v)
+    for part in model.method.parts:
+        q, k, v = part.grouped(model, q, k, v)
     dropout = spec.attention_dropout if settings.attention_dropout is None else settings.attention_dropout
     weights: tuple[Tensor, ...] = ()
     if kernel.name == "eager":
@@ -163,9 +166,12 @@ def attend(
         out = kernels.efficient(tape, q, k, v, masks[0] if masks else None)
     else:
         q, k, v = (pw.cast(tape, t, settings.autocast or settings.dtype) for t in (q, k, v))
+        held = (*held, q, k, v)
         out = kernels.flash(tape, q, k, v)
+    for part in model.method.parts:
+        out = part.ungrouped(model, out)
     out = tape.view("join_heads", out, (*out.shape[:2], spec.num_attention_heads * spec.head_dim))
-    return out, weights, (q, k, v)
+    return out, weights, held
 
 
 def split_heads(model: Assembly, x: Tensor, head_dim: int) -> Tensor:

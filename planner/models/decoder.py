@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tuneplan.planner.errors import InputError
+from tuneplan.planner.errors import InputError, NotModelledError
 from tuneplan.planner.graph import loss as losses
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.activations import ACTIVATIONS
@@ -97,7 +97,7 @@ def _activation(config: ConfigReader, key: str, default: str) -> str:
     name = config.text(key, default)
     if name not in ACTIVATIONS:
         known = ", ".join(sorted(ACTIVATIONS))
-        raise InputError(f"{config.origin}: {key} {name!r} is an activation that tuneplan does not know; it knows {known}")
+        raise NotModelledError(f"{config.origin}: {key} {name!r} is an activation that tuneplan does not know; it knows {known}")
     return name
 
 
@@ -278,6 +278,8 @@ def finish(
     shape = (spec.vocab_size, int(hidden.shape[-1]))
     weight = model.embedding_weight(embedding) if spec.tie_word_embeddings else model.weight(head, shape, "head")
     offset = model.weight(head, (spec.vocab_size,), "bias", "bias", "head") if bias else None
+    for part in model.method.parts:
+        tape.logits = part.added_logits(model) or tape.logits
     tape.scope = head
     loss = losses.LOSSES[model.settings.loss](tape, hidden, weight, offset, rescale)
     for part in model.method.parts:

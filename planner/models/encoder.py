@@ -143,10 +143,11 @@ def both_ways(
     masks: tuple[Tensor, ...],
     dropout: float,
     prefixed: bool = True,
+    causal: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Attention over all tokens: its output `(batch, length, width)`, weights that the layer's code holds, what the module holds.
 
-    `prefixed`: a method may put keys and values before those of the layer.
+    `prefixed`: a method may put keys and values before those of the layer. `causal`: a decoder's own tokens.
     """
     tape = model.tape
     q, k, v = heads
@@ -158,10 +159,10 @@ def both_ways(
         out, scores = kernels.eager(tape, q, k, v, masks[0] if masks else None, dropout, wide=False)
         weights = (scores,)
     elif kernel.name == "efficient":
-        out = kernels.efficient(tape, q, k, v, masks[0] if masks else None, causal=False)
+        out = kernels.efficient(tape, q, k, v, masks[0] if masks else None, causal=causal)
     else:
         q, k, v = (pw.cast(tape, t, model.settings.autocast or model.settings.dtype) for t in (q, k, v))
-        out = kernels.flash(tape, q, k, v, causal=False)
+        out = kernels.flash(tape, q, k, v, causal=causal)
     out = tape.view("join_heads", out, (*out.shape[:2], spec.num_attention_heads * spec.head_dim))
     return out, weights, (q, k, v)
 

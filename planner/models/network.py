@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.tensor import Tensor
 from tuneplan.planner.methods.formats import QUANTIZED
@@ -125,6 +126,8 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
     builder = family(spec.model_type)
     method = method.for_depth(spec.num_hidden_layers)
     for part in method.parts:
+        if part.one_stack and hasattr(builder, "stacks"):
+            raise InputError(f"{part.label} is modelled for one stack of decoder layers, and {spec.id} has several; use lora")
         part.check_spec(spec, settings)
         spec = part.reshaped(spec)
     model = Assembly(method, settings, spec)
@@ -143,7 +146,7 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
         runs.append(Run(last, 1, checkpointed=False, layered=False))
         assert last.exit is not None
         entry = last.exit
-    runs.append(Run(builder.finish(model, spec, entry), 1, checkpointed=False, layered=False))
+    runs.append(Run(_finish(builder, model, spec, entry, last is None), 1, checkpointed=False, layered=False))
     for name in model.heads if method.copies_classifier else ():
         model.copy_frozen(model.parameters[name])
     for part in method.parts:
@@ -249,6 +252,15 @@ def _after_layers(model: Assembly, entry: Tensor) -> Block | None:
         return close("after_layers", tape, None if kept else entry, hidden)
     block = close("after_layers", tape, before, hidden)
     block.beside = (entry.storage,)
+    return block
+
+
+def _finish(builder: Any, model: Assembly, spec: ModelSpec, entry: Tensor, direct: bool) -> Block:
+    """Record head and loss. `direct`: they read what left the last layer, and with it the network beside the layers, if any."""
+    state = model.beside if direct else None
+    block: Block = builder.finish(model, spec, entry)
+    if state is not None:
+        block.entry, block.beside = state, (state.storage,)
     return block
 
 

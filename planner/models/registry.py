@@ -4,7 +4,7 @@ from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
 
-from tuneplan.planner.errors import InputError
+from tuneplan.planner.errors import InputError, NotModelledError
 from tuneplan.planner.models import tasks
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.spec import CAUSAL_LM, ModelSpec
@@ -23,20 +23,21 @@ FAMILIES = {
     "stablelm": ("stablelm",),
     "starcoder2": ("starcoder2",),
     "mixtral": ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"),
+    "bart": ("bart",),
     "bert": ("bert", "roberta", "xlm-roberta", "electra"),
 }
 """Module names in `families/`, which are imported when they are needed, with the model types that each mirrors."""
 
 
 def family(model_type: str, origin: str = "") -> ModuleType:
-    """The family module of a model type. Raises InputError where no family mirrors it yet."""
+    """The family module of a model type. Raises NotModelledError where no family mirrors it yet."""
     for name, model_types in FAMILIES.items():
         if model_type in model_types:
             return import_module(f"tuneplan.planner.models.families.{name}")
     known = ", ".join(sorted(t for model_types in FAMILIES.values() for t in model_types))
-    raise InputError(
-        f"{origin + ': ' if origin else ''}model_type {model_type!r} is an architecture that tuneplan does not know yet, "
-        f"so it will not guess; it knows {known}"
+    raise NotModelledError(
+        f"{origin + ': ' if origin else ''}model_type {model_type!r} is an architecture that tuneplan does not know yet",
+        f", so it will not guess; it knows {known}",
     )
 
 

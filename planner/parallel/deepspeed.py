@@ -18,7 +18,7 @@ from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network
 from tuneplan.planner.parallel.shards import flat_part, layer_parameters, root_parameters, weight_bytes
 from tuneplan.planner.parallel.step import EMPTY, Events, Piece, RankStep, Walked, sequence
-from tuneplan.planner.training.optimizers import Optimizer, state_bytes, step_scratch
+from tuneplan.planner.training.optimizers import AnyOptimizer, state_bytes, step_scratch
 from tuneplan.planner.training.sharding import Buckets, Sharding, share
 
 BUCKET, GATHER, FLAT = "deepspeed.reduce_bucket", "deepspeed.all_gather", "deepspeed.flatten"
@@ -42,7 +42,7 @@ class _Trained:
 
 
 def step(
-    network: Network, whole: Walked, absorbed: Walked, optimizer: Optimizer, sharding: Sharding, accumulating: bool
+    network: Network, whole: Walked, absorbed: Walked, optimizer: AnyOptimizer, sharding: Sharding, accumulating: bool
 ) -> RankStep:
     """One rank's step.
 
@@ -191,7 +191,7 @@ def _kept(network: Network, counts: list[int], root: int, buckets: Buckets) -> i
     return kept
 
 
-def _update(trained: _Trained, flat: Parameter | None, optimizer: Optimizer, sharding: Sharding) -> Segment:
+def _update(trained: _Trained, flat: Parameter | None, optimizer: AnyOptimizer, sharding: Sharding) -> Segment:
     """A rank's gradients flattened, widened, and the optimizer's own needs; on the host where it is offloaded."""
     meter = Meter()
     meter.op = FLAT

@@ -19,7 +19,7 @@ from tuneplan.planner.models.network import Network
 from tuneplan.planner.parallel.replicated import update
 from tuneplan.planner.parallel.shards import Unit, layer_parameters, root_parameters, split, unit, weight_bytes
 from tuneplan.planner.parallel.step import EMPTY, Events, Piece, RankStep, Walked, sequence
-from tuneplan.planner.training.optimizers import Optimizer, state_bytes
+from tuneplan.planner.training.optimizers import AnyOptimizer, state_bytes
 from tuneplan.planner.training.sharding import Sharding
 
 GATHER, REDUCE = "fsdp.all_gather", "fsdp.reduce_scatter"
@@ -44,7 +44,9 @@ class _Frame:
     replicated: bool
 
 
-def step(network: Network, walked: Walked, optimizer: Optimizer, sharding: Sharding, wide: bool, accumulating: bool) -> RankStep:
+def step(
+    network: Network, walked: Walked, optimizer: AnyOptimizer, sharding: Sharding, wide: bool, accumulating: bool
+) -> RankStep:
     """One rank's step.
 
     Args:

@@ -6,7 +6,7 @@ from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network
 from tuneplan.planner.parallel.shards import gradient_bytes, weight_bytes
 from tuneplan.planner.parallel.step import EMPTY, RankStep, Walked, joined
-from tuneplan.planner.training.optimizers import Optimizer, state_bytes, step_scratch
+from tuneplan.planner.training.optimizers import AnyOptimizer, state_bytes, step_scratch
 
 
 def bucket_bytes(parameters: list[Parameter]) -> int:
@@ -23,7 +23,7 @@ def bucket_bytes(parameters: list[Parameter]) -> int:
     return sum(round_block(size) for size in sizes.values())
 
 
-def step(network: Network, walked: Walked, optimizer: Optimizer, ranks: int, master: bool, accumulating: bool) -> RankStep:
+def step(network: Network, walked: Walked, optimizer: AnyOptimizer, ranks: int, master: bool, accumulating: bool) -> RankStep:
     """One rank's step.
 
     Args:
@@ -48,7 +48,7 @@ def step(network: Network, walked: Walked, optimizer: Optimizer, ranks: int, mas
     return RankStep(base, forward, backward, held, update(updated, optimizer, master), states.host)
 
 
-def update(parameters: list[Parameter], optimizer: Optimizer, master: bool) -> Segment:
+def update(parameters: list[Parameter], optimizer: AnyOptimizer, master: bool) -> Segment:
     """Clipping, which holds a norm for each gradient, and the optimizer's step."""
     meter = Meter()
     meter.op = "clip_grad_norm_"

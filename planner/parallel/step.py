@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from tuneplan.planner.graph.meter import Levels, Meter, Segment, join, repeat
-from tuneplan.planner.graph.tensor import CATEGORIES, GRADIENTS, TEMPORARY
+from tuneplan.planner.graph.tensor import CATEGORIES, GRADIENTS, TEMPORARY, Size
 
 EMPTY: Levels = [0] * len(CATEGORIES)
 NOTHING = Segment(EMPTY, EMPTY, 0, "")
@@ -54,7 +54,7 @@ class RankStep:
     backward: Segment
     held: Levels
     update: Segment
-    host_states: int = 0
+    host_states: Size = 0
 
 
 def sequence(pieces: list[Piece]) -> Segment:

@@ -13,7 +13,7 @@ from tuneplan.planner.models.tasks import described
 from tuneplan.planner.report.config_account import account, config_rows, config_warnings
 from tuneplan.planner.report.terminal import breakdown, facts, plan_levels, savings_lines
 from tuneplan.planner.savings import Saving, best
-from tuneplan.planner.search import Answer, Plan, Rejected
+from tuneplan.planner.search import Answer, Plan, Rejected, front
 from tuneplan.planner.units import SECONDS_PER_HOUR, format_count, format_gib, format_seconds, format_usd
 from tuneplan.planner.why_not import WhyNot
 
@@ -39,12 +39,14 @@ def render(answer: Answer, asked: str, savings: Sequence[Saving] = (), why: WhyN
     if answer.plans:
         parts += _recommendation(answer.plans[0], answer)
         parts += savings_lines(best(savings))
-        parts += [Text(), _table(answer.plans[:MOST_PLANS]), *_more(len(answer.plans) - MOST_PLANS)]
+        shown = answer.plans[:MOST_PLANS]
+        parts += [Text(), _table(shown, front(answer.plans)[: len(shown)])]
+        parts += _more(len(answer.plans) - MOST_PLANS, answer.plans_left_out)
     else:
         parts.append(Text("Nothing that was asked for fits.", style="bold red"))
     if answer.rejected:
         parts += [Text(), Text("Does not work:", style="bold"), *_rejected(answer.rejected[:MOST_REJECTED])]
-        parts += _more(len(answer.rejected) - MOST_REJECTED)
+        parts += _more(len(answer.rejected) - MOST_REJECTED, answer.rejected_left_out)
     if why is not None:
         parts += _why(why)
     parts += [Text(), *_footnotes(answer), *config_warnings(answer.job.config), *account(answer.job.config)]
@@ -90,9 +92,12 @@ def header(job: Job, asked: str, methods: str | None = None) -> Table:
     )
 
 
-def _more(count: int) -> list[RenderableType]:
-    """A line for what is not shown."""
-    return [Text(f"... and {count} more (--json gives all)", style="dim")] if count > 0 else []
+def _more(count: int, left_out: int) -> list[RenderableType]:
+    """A line for what is not shown, and for what a large search did not work out in full."""
+    lines: list[RenderableType] = [Text(f"... and {count} more (--json gives all)", style="dim")] if count > 0 else []
+    if left_out:
+        lines.append(Text(f"... and {left_out:,} worse ones; name fewer cards or methods to see them", style="dim"))
+    return lines
 
 
 def _recommendation(plan: Plan, answer: Answer) -> list[RenderableType]:
@@ -163,10 +168,10 @@ def _age(price: Price) -> str:
     return f"price {price.age_days} days old"
 
 
-def _table(plans: tuple[Plan, ...]) -> Table:
-    """One line a plan; long names of methods and instances are folded, figures never."""
+def _table(plans: tuple[Plan, ...], on_front: tuple[bool, ...]) -> Table:
+    """One line a plan; long names of methods and instances are folded, figures never. `on_front`: see `search.front`."""
     names = ("method", "GPUs", "layout", "batch", "ckpt", "optimizer", "peak", "tokens/s", "time", "cost")
-    rows = [_row(plan) for plan in plans]
+    rows = [(*_row(plan)[:-1], f"{_row(plan)[-1]}{'*' if best else ' '}") for plan, best in zip(plans, on_front, strict=True)]
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for index, name in enumerate(names):
         if index in FOLDED:
@@ -208,7 +213,8 @@ def _rejected(rejected: tuple[Rejected, ...]) -> list[RenderableType]:
 
 
 def _footnotes(answer: Answer) -> list[RenderableType]:
-    notes = ["Memory is counted from the ops of the training step; time is modelled; --json gives every figure."]
+    notes = [] if len(answer.plans) < 2 else ["* no other plan is cheaper, faster and leaves more memory free."]
+    notes += ["Memory is counted from the ops of the training step; time is modelled; --json gives every figure."]
     if answer.job.left_out:
         counts = ", ".join(str(count) for count in answer.job.left_out)
         notes.append(

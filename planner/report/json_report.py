@@ -8,7 +8,7 @@ from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.job import Job
 from tuneplan.planner.methods.compose import explicit
 from tuneplan.planner.savings import Saving
-from tuneplan.planner.search import Answer, Plan, Rejected
+from tuneplan.planner.search import Answer, Plan, Rejected, front
 from tuneplan.planner.why_not import WhyNot
 
 
@@ -20,13 +20,17 @@ def answer_json(answer: Answer, savings: Sequence[Saving] = (), why: WhyNot | No
         savings: what switches would save or cost the recommended plan.
         why: what is wrong with a configuration that the user named.
     """
-    plans = [plan_json(plan) for plan in answer.plans]
+    on_front = front(answer.plans)
+    plans = [{**plan_json(plan), "pareto": best} for plan, best in zip(answer.plans, on_front, strict=True)]
     return {
         "request": job_json(answer.job),
         "recommended": plans[0] if plans else None,
         "plans": plans,
         "infeasible": [rejected_json(rejected) for rejected in answer.rejected],
         "savings": [saving.to_json() for saving in savings],
+        "evaluated": answer.evaluated,
+        "plans_left_out": answer.plans_left_out,
+        "infeasible_left_out": answer.rejected_left_out,
         **({"why_not": _why_json(why)} if why is not None else {}),
         **(_config_json(answer.job.config) if answer.job.config else {}),
     }

@@ -88,7 +88,7 @@ def step_time(
         return StepTime(None, reason=rates.reason)
     n = gradient_accumulation_steps
     forward, recompute, backward = (device_seconds(phase, rates) for phase in phases)
-    added = _accumulation(network, rates, n)
+    added = accumulation_seconds(network, rates, n)
     ranks = data_parallel
     master = settings.precision == "master-weights"
     shards = ranks if zero_stage else 1
@@ -133,7 +133,7 @@ def step_time(
     )
 
 
-def _accumulation(network: Network, rates: Rates, steps: int) -> float:
+def accumulation_seconds(network: Network, rates: Rates, steps: Size) -> float:
     """Seconds of adding the gradients of weights to those of the micro-batches before."""
     trained = sum(p.numel * BITS[p.storage] // 8 for p in network.parameters if p.trainable)
     return (steps - 1) * 3 * trained / rates.memory

@@ -5,9 +5,10 @@ Sizes are of the update as the named library runs it; see each entry's `source`.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from tuneplan.planner.errors import UnknownNameError
-from tuneplan.planner.graph.tensor import BITS, elements, round_block
+from tuneplan.planner.graph.tensor import BITS, Size, elements, round_block
 from tuneplan.planner.models.assembly import Parameter
 
 SMALL_8BIT = 4096
@@ -80,15 +81,30 @@ def find(name: str) -> Optimizer:
 class StateBytes:
     """Bytes of optimizer state: on the device, and in host memory for paged optimizers."""
 
-    device: int
-    host: int
+    device: Size
+    host: Size
 
 
-def state_bytes(optimizer: Optimizer, parameters: Iterable[Parameter], master: bool) -> StateBytes:
+@dataclass(frozen=True, slots=True)
+class Optimizers:
+    """Several at once: their bytes are arrays (optimizer, 1), so that one walk serves all of them."""
+
+    every: tuple[Optimizer, ...]
+    name: str = "optimizer"
+
+
+AnyOptimizer: TypeAlias = Optimizer | Optimizers
+
+
+def state_bytes(optimizer: AnyOptimizer, parameters: Iterable[Parameter], master: bool) -> StateBytes:
     """Optimizer state of all trained parameters.
 
     `master`: the optimizer keeps a fp32 copy of every 16-bit parameter and its own states in fp32.
     """
+    if isinstance(optimizer, Optimizers):
+        trained = [p for p in parameters if p.trainable]
+        found = [state_bytes(one, trained, master) for one in optimizer.every]
+        return StateBytes(_column([one.device for one in found]), _column([one.host for one in found]))
     device = host = 0
     for p in parameters:
         if not p.trainable:
@@ -118,8 +134,18 @@ def _one(optimizer: Optimizer, shape: tuple[int, ...], dtype: str, master: bool)
     return copy + state + scales, 0
 
 
-def step_scratch(optimizer: Optimizer, parameters: Sequence[Parameter], master: bool) -> int:
+def _column(sizes: list[Size]) -> Size:
+    import numpy as np
+
+    column: Any = np.array(sizes, dtype=np.int64)[:, None]
+    sized: Size = column
+    return sized
+
+
+def step_scratch(optimizer: AnyOptimizer, parameters: Sequence[Parameter], master: bool) -> Size:
     """Bytes that an update holds for a moment, on top of weights, gradients and states."""
+    if isinstance(optimizer, Optimizers):
+        return _column([step_scratch(one, parameters, master) for one in optimizer.every])
     trained = [p for p in parameters if p.trainable]
     if not trained:
         return 0

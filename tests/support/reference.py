@@ -24,9 +24,51 @@ class Bottleneck(nn.Module):
         self.adapter_down = nn.Linear(width, inner, dtype=dtype, device=device)
         self.adapter_up = nn.Linear(inner, width, dtype=dtype, device=device)
         self.function = ACTIVATIONS[part.non_linearity]
+        if part.sparsity:
+            for name in ("down", "up"):
+                weight = getattr(self, f"adapter_{name}").weight
+                self.register_buffer(f"mask_{name}", torch.ones_like(weight, requires_grad=False))
+
+    def dense(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        layer = (self.adapter_down, self.adapter_up)[index]
+        mask = getattr(self, ("mask_down", "mask_up")[index], None)
+        weight = layer.weight if mask is None else layer.weight * mask
+        return nn.functional.linear(x, weight, layer.bias)
 
     def forward(self, x_BSH: torch.Tensor, y_BSH: torch.Tensor) -> torch.Tensor:
-        return self.adapter_up(self.function(self.adapter_down(x_BSH))) * 1.0 + y_BSH
+        return self.dense(1, self.function(self.dense(0, x_BSH))) * 1.0 + y_BSH
+
+
+class Straight(torch.autograd.Function):
+    """Zeng, Zhang and Lu 2023, equation 3: one where a score is among the highest; the gradient passes."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: torch.Tensor) -> torch.Tensor:
+        values, _ = scores.flatten().sort()
+        return (scores >= values[len(values) // 2]).to(scores.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient.clone()
+
+
+class Masked(nn.Module):
+    """Zeng, Zhang and Lu 2023, section 3.1: the prototype, shared by all layers, under a layer's masks."""
+
+    def __init__(self, prototype: Bottleneck) -> None:
+        super().__init__()
+        self.prototype = prototype
+        layers = (prototype.adapter_down, prototype.adapter_up)
+        self.scores = nn.ParameterList([torch.zeros_like(layer.weight) for layer in layers])
+
+    def dense(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        layer = (self.prototype.adapter_down, self.prototype.adapter_up)[index]
+        mask: torch.Tensor = Straight.apply(self.scores[index])
+        weight = mask * layer.weight
+        return nn.functional.linear(x, weight, layer.bias)
+
+    def forward(self, x_BSH: torch.Tensor, y_BSH: torch.Tensor) -> torch.Tensor:
+        return self.dense(1, self.prototype.function(self.dense(0, x_BSH))) * 1.0 + y_BSH
 
 
 class Phm(nn.Module):
@@ -178,10 +220,12 @@ LINEAR = {"qa_lora": Pooled, "diff_pruning": MaskedChange, "bitdelta": Signs, "p
 def install(model: Any, method: Method) -> None:
     """Put the parts that have a class here into a model of transformers; what wraps whole layers comes last."""
     for part in sorted(method.parts, key=lambda part: part.label == "reversible"):
-        if part.label == "bottleneck_adapter":
+        if part.label in ("bottleneck_adapter", "parallel_bottleneck", "propetl_adapter"):
             _adapters(model, part)
-        elif part.label in ("lst", "side_tuning", "res_tuning"):
+        elif part.label in ("lst", "side_tuning", "res_tuning", "ipa"):
             side_networks.install(model, part)
+        elif part.label == "shifted_attention":
+            shift_attention(model, part.groups)
         elif part.label == "reversible":
             reversible_layers.install(model, part)
         elif part.label == "compacter":
@@ -204,6 +248,34 @@ def install(model: Any, method: Method) -> None:
             _linear(model, lambda inner, part=part: LINEAR[part.label](inner, part))
 
 
+def shift_attention(model: Any, groups: int) -> None:
+    """Chen et al. 2024, algorithm 1, around the attention that the model has."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    name = model.config._attn_implementation
+    plain = ALL_ATTENTION_FUNCTIONS[name]
+
+    def shift(x_BNHD: torch.Tensor, by: int) -> torch.Tensor:
+        first, second = x_BNHD.chunk(2, 2)
+        return torch.cat((first, second.roll(by, 1)), 2)
+
+    def shifted(module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, **rest: Any) -> Any:
+        batch, _, length, size = q.shape
+        width = length // groups
+
+        def grouped(x: torch.Tensor) -> torch.Tensor:
+            return shift(x.transpose(1, 2), -width // 2).view(batch * groups, width, -1, size).transpose(1, 2)
+
+        out, weights = plain(module, grouped(q), grouped(k), grouped(v), mask, **rest)
+        return shift(out.view(batch, length, -1, size), width // 2), weights
+
+    AttentionInterface.register("traced_shifted", shifted)
+    AttentionMaskInterface.register("traced_shifted", ALL_MASK_ATTENTION_FUNCTIONS[name])
+    model.config._attn_implementation = "traced_shifted"
+
+
 def update_in_backward(model: Any) -> None:
     """Lv et al. 2024, algorithm 1: SGD on each weight as soon as its gradient is there."""
 
@@ -219,10 +291,14 @@ def update_in_backward(model: Any) -> None:
 
 def _adapters(model: Any, part: Any) -> None:
     wanted = [name for name, use in (("self_attn", part.mh_adapter), ("mlp", part.output_adapter)) if use]
+    weight = model.model.embed_tokens.weight
+    shared = Bottleneck(model.config.hidden_size, part, weight.dtype, weight.device)
     for layer in list(model.model.layers)[part.skip_layers :]:
         for name in wanted:
-            weight = model.model.embed_tokens.weight
-            adapter = Bottleneck(model.config.hidden_size, part, weight.dtype, weight.device)
+            if part.label == "propetl_adapter":
+                adapter: nn.Module = Masked(shared)
+            else:
+                adapter = Bottleneck(model.config.hidden_size, part, weight.dtype, weight.device)
             beside: dict[str, torch.Tensor] | None = None
             if part.is_parallel:
                 beside = {}

@@ -94,6 +94,47 @@ class Bypass(nn.Module):
         return s
 
 
+class Policy(Ladder):
+    """Lu et al. 2023, equation 1: a small language model of its own; its logits are added to the frozen model's."""
+
+    def __init__(self, model: Any, part: Any, kind: dict[str, Any]) -> None:
+        super().__init__(model, part, kind, blends=False)
+        width, vocabulary = self.start.out_features, model.config.vocab_size
+        self.start = nn.Embedding(vocabulary, width, **kind)
+        self.norm = type(model.model.norm)(width).to(**kind)
+        self.end, self.out = nn.Linear(width, vocabulary, bias=False, **kind), None
+        self.ids: Any = None
+        self.count = len(model.model.layers)
+        model.model.embed_tokens.register_forward_pre_hook(lambda _, args: setattr(self, "ids", args[0]))
+        model.lm_head.register_forward_hook(self.add)
+
+    def first(self, h: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
+        self.tables = self.rotary(h, given["position_ids"])
+        out: torch.Tensor = self.start(self.ids)
+        return out
+
+    def add(self, _: nn.Module, args: Any, logits: torch.Tensor) -> torch.Tensor:
+        return logits + self.pending.pop()
+
+    pending: list[torch.Tensor]
+
+
+class PolicyEnds(nn.Module):
+    """The model's last norm; the policy's last layer and head run beside it."""
+
+    def __init__(self, inner: nn.Module, side: list[Any], states: dict[str, Any]) -> None:
+        super().__init__()
+        self.inner, self.side, self.states = inner, side, states
+
+    def forward(self, h: torch.Tensor) -> Any:
+        (side,) = self.side
+        normed = self.inner(h)
+        s = side.step(side.count - 1, h, self.states.pop("s"), self.states.pop("given"))
+        side.pending = [side.end(side.norm(s))]
+        side.tables = None
+        return normed
+
+
 class Beside(nn.Module):
     """A frozen layer, before which the network beside it reads what enters."""
 
@@ -130,10 +171,14 @@ def install(model: Any, part: Any) -> None:
     """Put a side network beside a model of transformers."""
     weight = model.model.embed_tokens.weight
     kind = {"dtype": weight.dtype, "device": weight.device}
-    side = Bypass(model, part, kind) if part.label == "res_tuning" else Ladder(model, part, kind, blends=part.label == "lst")
+    if part.label == "res_tuning":
+        side: Any = Bypass(model, part, kind)
+    else:
+        side = Policy(model, part, kind) if part.label == "ipa" else Ladder(model, part, kind, blends=part.label == "lst")
     model.side = side
     states: dict[str, Any] = {}
     count = len(model.model.layers)
     for index, layer in enumerate(list(model.model.layers)):
         model.model.layers[index] = Beside(layer, index, [side], states)
-    model.model.norm = Ends(model.model.norm, count, [side], states)
+    norm = model.model.norm
+    model.model.norm = PolicyEnds(norm, [side], states) if part.label == "ipa" else Ends(norm, count, [side], states)

@@ -6,7 +6,7 @@ Mirrors transformers 5.23 models/gemma/modeling_gemma.py, gemma2/modeling_gemma2
 
 from dataclasses import dataclass, replace
 
-from tuneplan.planner.errors import InputError
+from tuneplan.planner.errors import InputError, NotModelledError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.tensor import Tensor
@@ -62,7 +62,9 @@ def read(id: str, config: ConfigReader) -> GemmaSpec:
     defaults = _SHARED_DEFAULTS | _DEFAULTS[model_type]
     fields = decoder.dimensions(id, config, activation_key="hidden_act" if first else "hidden_activation", defaults=defaults)
     if config.boolean("use_bidirectional_attention", False):
-        raise InputError(f"{config.origin}: use_bidirectional_attention is not a causal model, which is what tuneplan plans")
+        raise NotModelledError(
+            f"{config.origin}: use_bidirectional_attention is not a causal model, which is what tuneplan plans"
+        )
     scores, logits = (None, None) if first else _caps(config, model_type)
     if scores is not None and model_type != "gemma2":
         raise InputError(f"{config.origin}: attn_logit_softcapping is for Gemma 2; its sdpa kernel cannot cap scores. Remove it.")

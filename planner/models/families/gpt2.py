@@ -5,7 +5,7 @@ Mirrors transformers 5.23 models/gpt2/modeling_gpt2.py.
 
 from dataclasses import dataclass
 
-from tuneplan.planner.errors import InputError
+from tuneplan.planner.errors import NotModelledError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.activations import activation
 from tuneplan.planner.graph.block import Block, close
@@ -52,7 +52,7 @@ def read(id: str, config: ConfigReader) -> Gpt2Spec:
     """The spec of a config.json. Raises InputError where dimensions are absurd, and for what no language model uses."""
     for key in ("reorder_and_upcast_attn", "add_cross_attention"):
         if config.boolean(key, False):
-            raise InputError(f"{config.origin}: {key} is not planned by tuneplan for GPT-2; remove it, or use plan trace")
+            raise NotModelledError(f"{config.origin}: {key} is not planned by tuneplan for GPT-2; remove it, or use plan trace")
     fields = decoder.dimensions(id, config, activation_key="activation_function", defaults=_DEFAULTS, keys=KEYS, rotary=False)
     return Gpt2Spec(
         **fields,

@@ -5,7 +5,7 @@ Mirrors transformers 5.23 models/opt/modeling_opt.py.
 
 from dataclasses import dataclass
 
-from tuneplan.planner.errors import InputError
+from tuneplan.planner.errors import InputError, NotModelledError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.activations import activation
 from tuneplan.planner.graph.block import Block, close
@@ -57,7 +57,7 @@ def read(id: str, config: ConfigReader) -> OptSpec:
     if config.number("layerdrop", 0.0, maximum=1.0):
         raise InputError(f"{config.origin}: layerdrop skips layers at random, so that no step is like another; set it to 0")
     if not config.boolean("layer_norm_elementwise_affine", True):
-        raise InputError(f"{config.origin}: layer_norm_elementwise_affine=false is not planned by tuneplan; use plan trace")
+        raise NotModelledError(f"{config.origin}: layer_norm_elementwise_affine=false is not planned by tuneplan; use plan trace")
     fields = decoder.dimensions(id, config, activation_key="activation_function", defaults=_DEFAULTS, keys=_KEYS, rotary=False)
     norm_first = config.boolean("do_layer_norm_before", True)
     return OptSpec(

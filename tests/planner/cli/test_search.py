@@ -62,7 +62,8 @@ def test_json_contract(plan: Any, arguments: tuple[str, ...]) -> None:
     result = plan(*arguments, "--json")
     assert "" == result.err
     document = result.json()
-    assert ["schema_version", "request", "recommended", "plans", "infeasible", "savings"] == list(document)
+    figures = ["evaluated", "plans_left_out", "infeasible_left_out"]
+    assert ["schema_version", "request", "recommended", "plans", "infeasible", "savings", *figures] == list(document)
     assert 1 == document["schema_version"]
     assert document["recommended"] == document["plans"][0]
     for item in document["plans"]:
@@ -109,7 +110,7 @@ def test_printed_totals_are_those_of_the_json(plan: Any) -> None:
     for item, line in zip(document["plans"], lines, strict=True):
         assert format_gib(item["peak"]["device_bytes"]) in line
         assert f"{item['tokens_per_second']:,.0f}" in line
-        assert line.rstrip().endswith(f"${item['usd']:,.2f}")
+        assert line.rstrip().endswith(f"${item['usd']:,.2f}{'*' if item['pareto'] else ''}")
     best = document["recommended"]
     whole = format_gib(best["peak"]["device_bytes"])
     assert f"peak {whole} of {format_gib(best['peak']['usable_bytes'])} usable on each GPU" in text

@@ -36,6 +36,9 @@ METHODS = (
     "bitdelta",
     "peqa",
     "trained_kinds",
+    "sparse_adapter",
+    "propetl",
+    "longlora",
     "lomo",
     "lisa",
     "partial_layers(top=2)",
@@ -52,7 +55,7 @@ def test_methods_on_two_families(method: str, checkpointing: str, model_type: st
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2"])
-@pytest.mark.parametrize("method", ["side_tuning", "lst", "lst(reduction_factor=4)", "res_tuning"])
+@pytest.mark.parametrize("method", ["side_tuning", "lst", "lst(reduction_factor=4)", "res_tuning", "ipa"])
 def test_networks_beside_a_frozen_model(method: str, model_type: str) -> None:
     """The backward goes through the side network alone; what it read of the model is kept."""
     check(Case(small(model_type), method, BASE))

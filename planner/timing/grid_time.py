@@ -1,0 +1,90 @@
+"""Step times of many cards at once: the rates of cards as columns, and the sums of `step_time` over arrays.
+
+Shapes: (optimizer, card, micro-batch).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneplan.hardware_profiles.records import Gpu
+from tuneplan.planner.models.network import Network
+from tuneplan.planner.timing import collectives
+from tuneplan.planner.timing.optimizer_step import update_bytes
+from tuneplan.planner.timing.roofline import Rates, device_seconds, gpu_rates, host_seconds
+from tuneplan.planner.timing.step_time import accumulation_seconds
+from tuneplan.planner.timing.work import network_work
+from tuneplan.planner.training.optimizers import Optimizer
+from tuneplan.planner.training.settings import Settings
+from tuneplan.planner.training.sharding import Sharding
+
+Floats = NDArray[np.float64]
+
+
+def card_rates(gpus: Sequence[Gpu | None], dtypes: set[str]) -> tuple[Rates, NDArray[np.bool_]]:
+    """Rates of cards as columns (card, 1), and which cards can be timed; the others get rates of 1, which nobody reads."""
+    found = [gpu_rates(gpu, dtypes) if gpu is not None else None for gpu in gpus]
+    timed = np.array([rates is not None and not rates.reason for rates in found])
+
+    def column(read: Callable[[Rates], float]) -> Any:
+        return np.array([[read(rates) if rates is not None and not rates.reason else 1.0] for rates in found])
+
+    together = Rates(
+        matmul={dtype: column(lambda r, d=dtype: r.matmul[d]) for dtype in dtypes},  # type: ignore[misc]
+        attention={dtype: column(lambda r, d=dtype: r.attention[d]) for dtype in dtypes},  # type: ignore[misc]
+        memory=column(lambda r: r.memory),
+        dequantize=column(lambda r: r.dequantize),
+        start_seconds=column(lambda r: r.start_seconds),
+        kernel_seconds=column(lambda r: r.kernel_seconds),
+        forward_launch=column(lambda r: r.forward_launch),
+        backward_launch=column(lambda r: r.backward_launch),
+    )
+    return together, timed
+
+
+class StepSeconds:
+    """Seconds of steps of one network on many cards, under any sharding.
+
+    The sums are those of `step_time.step_time`; a test holds one against the other.
+    """
+
+    def __init__(self, network: Network, settings: Settings, optimizers: Sequence[Optimizer], gpus: Sequence[Gpu | None]) -> None:
+        """`settings`: micro-batches as an array; `gpus`: None for a bare amount of memory."""
+        self._network = network
+        work = network_work(network, settings)
+        phases = (work.forward, work.recompute, work.backward)
+        dtypes = {settings.autocast or settings.dtype} | {p.dtype for phase in phases for p in phase.products}
+        self._rates, timed = card_rates(gpus, dtypes)
+        self._timed = timed[:, None]
+        forward, recompute, backward = (device_seconds(phase, self._rates) for phase in phases)
+        self._forward: Any = forward.total
+        self._micro: Any = forward.total + recompute.total + backward.total
+        self._launches = (work.forward.launches + work.recompute.launches, work.backward.launches)
+        master, clips = settings.precision == "master-weights", settings.max_grad_norm > 0
+        updates = [update_bytes(o, network.parameters, master, clips) for o in optimizers]
+        self._moved, self._paged, self._started = (
+            np.array([[[getattr(u, name)]] for u in updates]) for name in ("moved", "paged", "launches")
+        )
+        self._copy = np.array([[collectives.copy_seconds(1.0, gpu) if gpu else 0.0] for gpu in gpus])
+        self._link = np.array([[collectives.gpu_link(gpu).bytes_per_second if gpu else 1.0] for gpu in gpus])
+
+    def under(self, sharding: Sharding, steps: NDArray[np.int64]) -> tuple[Floats, Floats]:
+        """Seconds of a step, and of its forwards; infinite for cards that cannot be timed.
+
+        `steps`: micro-batches of an update, by micro-batch size.
+        """
+        counted: Any = steps
+        computed = steps * self._micro + accumulation_seconds(self._network, self._rates, counted)
+        shards = sharding.data_parallel if sharding.zero_stage else 1
+        moved, paged, started = (-(-every // shards) for every in (self._moved, self._paged, self._started))
+        sent = collectives.data_parallel_bytes(self._network, sharding.data_parallel, sharding.zero_stage)
+        nbytes = steps * sent.each_micro_batch + sent.each_step
+        waited = collectives.exposed_seconds(nbytes / self._link, computed)
+        ahead, behind = self._launches
+        launched: Any = steps * ahead + started
+        host = host_seconds(launched, counted * behind, self._rates)
+        device = computed + moved / self._rates.memory + paged * self._copy + waited
+        seconds = np.where(self._timed, np.maximum(device, host), np.inf)
+        return seconds, np.where(self._timed, steps * self._forward, np.inf)

@@ -1,0 +1,136 @@
+"""The search on arrays against the search one by one: the same candidates are taken, with the same bytes, hours and dollars."""
+
+from dataclasses import replace
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tuneplan.planner import search as searching
+from tuneplan.planner.errors import InputError
+from tuneplan.planner.grid import Choice, Grid
+from tuneplan.planner.job import Job
+from tuneplan.planner.methods.compose import parse
+from tuneplan.planner.models.lookup import load
+from tuneplan.planner.models.registry import read_spec
+from tuneplan.planner.search import Plan, Rejected, Search, find, front
+from tuneplan.planner.target import targets
+from tuneplan.planner.training.optimizers import OPTIMIZERS
+from tuneplan.planner.training.settings import Settings
+from tuneplan.planner.wall_clock import Overheads, run_seconds, wall_clock
+
+TODAY = date(2026, 9, 1)
+JOB = Job(
+    spec=read_spec(*load("8b")),
+    methods=tuple(parse(name) for name in ("full", "lora", "qlora", "ia3")),
+    targets=tuple(targets(["a100-80g", "l40s", "t4", "rtx-4090", "mi300x"], None)),
+    tokens=10**7,
+    global_batch_size=32,
+    settings=Settings(seq_len=1024),
+)
+SPOT = Overheads(startup_seconds=300, evaluation_tokens=10**6, save_steps=7, interruption_hours=5)
+JOBS = {
+    "cost": JOB,
+    "time": replace(JOB, objective="time", max_usd=Decimal(2)),
+    "memory": replace(JOB, objective="memory", max_hours=0.5),
+    "spot": replace(JOB, purchase="spot", overheads=SPOT, global_batch_size=24),
+    "optimizers": replace(JOB, optimizers=tuple(OPTIMIZERS[n] for n in ("adamw_8bit", "adafactor", "paged_adamw_8bit", "lion"))),
+    "one by one": replace(JOB, micro_batch_sizes=(3,), global_batch_size=48, checkpointing=("reentrant",), zero_stages=(2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_same_is_taken(name: str) -> None:
+    """Every method on every number of every card: the same candidate, whether it fits, by how much it is short, and its rank."""
+    job = JOBS[name]
+    search = Search(job, TODAY)
+    choices = Grid(search).choices()
+    assert len(choices) > 30
+    for choice in choices:
+        found = search._best(choice.method, choice.target, choice.sharding.data_parallel)
+        assert found is not None
+        plan = found if isinstance(found, Plan) else found.plan
+        assert _place(choice) == (
+            plan.request.settings.micro_batch_size,
+            plan.request.settings.gradient_checkpointing,
+            plan.request.optimizer.name,
+            plan.request.sharding,
+        )
+        assert (choice.fits, choice.short_by_bytes) == (isinstance(found, Plan), plan.short_by_bytes)
+        if choice.fits or choice.over:
+            assert searching.rank(plan, job.objective) == pytest.approx(choice.key, rel=1e-9)
+        if choice.over:
+            assert isinstance(found, Rejected)
+            assert found.reason
+
+
+def _place(choice: Choice) -> tuple[object, ...]:
+    return (
+        choice.settings.micro_batch_size,
+        choice.settings.gradient_checkpointing,
+        choice.optimizer.name,
+        choice.sharding,
+    )
+
+
+def test_a_large_search_is_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same plans in the same order and the same totals, whichever way a job is searched."""
+    small = find(JOB, TODAY)
+    told: list[int] = []
+    monkeypatch.setattr(searching, "LARGE", 1)
+    monkeypatch.setattr(searching, "MOST_PLANS", 1000)
+    large = find(JOB, TODAY, told.append)
+    assert [_figures(plan) for plan in small.plans] == [_figures(plan) for plan in large.plans]
+    assert JOB.candidates == sum(told) == large.evaluated
+    assert len(small.rejected) == len(large.rejected) + large.rejected_left_out
+    assert large.rejected[0].plan.short_by_bytes == min(r.plan.short_by_bytes for r in small.rejected)
+
+
+def _figures(plan: Plan) -> tuple[Any, ...]:
+    request = plan.request
+    return request.method.name, plan.target.label, request.sharding, plan.device_bytes, plan.hours, plan.usd
+
+
+def test_only_the_best_are_worked_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left out is counted, and is worse."""
+    whole = find(JOB, TODAY)
+    monkeypatch.setattr(searching, "LARGE", 1)
+    monkeypatch.setattr(searching, "MOST_PLANS", 5)
+    few = find(JOB, TODAY)
+    assert (5, len(whole.plans) - 5) == (len(few.plans), few.plans_left_out)
+    assert [_figures(plan) for plan in whole.plans[:5]] == [_figures(plan) for plan in few.plans]
+
+
+def test_a_method_that_does_not_fit_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an error either way."""
+    job = replace(JOB, methods=(parse("bitfit"),))
+    for limit in (1, 10**9):
+        monkeypatch.setattr(searching, "LARGE", limit)
+        with pytest.raises(InputError, match="no biases"):
+            find(job, TODAY)
+
+
+def test_nothing_beats_the_front() -> None:
+    """A plan is on the front exactly if no other is at least as good in every respect and better in one."""
+    plans = find(JOB, TODAY).plans
+    keys = [(plan.usd or Decimal("Infinity"), plan.hours or float("inf"), plan.short_by_bytes) for plan in plans]
+    for own, best in zip(keys, front(plans), strict=True):
+        beaten = any(other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in keys)
+        assert best != beaten
+    assert front(plans)[0]
+
+
+@pytest.mark.parametrize("spot", [False, True])
+@pytest.mark.parametrize("overheads", [Overheads(), SPOT, Overheads(interruption_hours=0.02)])
+def test_run_seconds(spot: bool, overheads: Overheads) -> None:
+    """The whole run of arrays is that of one run after the other."""
+    steps, saved = np.array([[0.5, 3.0], [700.0, np.inf]]), np.array([[10**9], [10**12]])
+    found = run_seconds(steps, 500, 1e-6, saved, overheads, spot)
+    for i, j in np.ndindex(2, 2):
+        if np.isfinite(steps[i, j]):
+            one = wall_clock(float(steps[i, j]), 500, 1e-6, int(saved[i, 0]), overheads, spot).total
+            assert found[i, j] == pytest.approx(one, rel=1e-12)
+        else:
+            assert found[i, j] == np.inf
