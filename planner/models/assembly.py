@@ -289,16 +289,25 @@ class Assembly:
         return tensor
 
     def linear(
-        self, x: Tensor, module: str, out_features: int, bias: bool = False, kind: str = "linear", conv1d: bool = False
+        self,
+        x: Tensor,
+        module: str,
+        out_features: int,
+        bias: bool = False,
+        kind: str = "linear",
+        conv1d: bool = False,
+        kept: bool = False,
     ) -> Tensor:
         """A linear module, with whatever the method adds to it. Shapes: x `(..., in)` -> `(..., out_features)`.
 
         `conv1d`: transformers' `Conv1D`, which keeps its weight as `(in, out_features)` where it is not quantized.
+        `kept`: transformers never quantizes it (`_keep_in_fp32_modules`).
         """
         tape = self.tape
         outer = tape.scope
         tape.scope = module
-        weight = self.weight(module, (out_features, x.shape[-1]), kind)
+        dense = self.method.storage(Weight("", "norm", module), self.settings.dtype) if kept else ""
+        weight = self.weight(module, (out_features, x.shape[-1]), kind, stored=dense)
         own = kind if kind == CLASSIFIER else "bias"
         if conv1d:
             self.parameters[f"{self._prefix}{module}.weight"].shape = (x.shape[-1], out_features)

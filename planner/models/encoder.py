@@ -61,6 +61,8 @@ def activate(model: Assembly, x: Tensor, kind: str) -> Tensor:
     tape = model.tape
     if kind == "quick_gelu":
         return pw.multiply(tape, x, pw.sigmoid(tape, pw.scale(tape, x)))
+    if kind == "relu":
+        return pw.relu(tape, x)
     return pw.gelu_new(tape, x) if kind == "gelu_new" else pw.activation(tape, x, kind)
 
 
@@ -87,6 +89,15 @@ def leaf(model: Assembly, hidden: Tensor) -> tuple[Storage, ...]:
         return ()
     hidden.requires_grad = True
     return (hidden.storage,)
+
+
+def embeddings_held(model: Assembly, words: Tensor, leaves: tuple[Storage, ...] = ()) -> None:
+    """Keep embeddings that a variable of the stack's code holds; peft holds those that it passes, for the whole forward."""
+    tape = model.tape
+    if model.method.virtual_tokens:
+        tape.outputs.append(words.storage)
+    elif words.storage not in leaves:
+        tape.held.append(words.storage)
 
 
 def check_length(model: Assembly, positions: int) -> None:
@@ -192,6 +203,15 @@ def ended(model: Assembly, entry: Tensor, loss: Tensor) -> Block:
         loss = part.loss(model, loss)
         part.finish(model)
     return close("head", model.tape, entry, None, entry_held=False)
+
+
+def refuse_prefixes(model: Assembly) -> None:
+    """Raise InputError for prefixes of an encoder-decoder."""
+    if model.method.prefix_length:
+        raise InputError(
+            f"prefixes before the keys and values of an encoder-decoder such as {model.spec.id} are not modelled; use prompt_tuning "
+            "or lora, or plan trace for what peft makes of it"
+        )
 
 
 def refuse_losses(model: Assembly) -> None:

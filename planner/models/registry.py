@@ -24,6 +24,7 @@ FAMILIES = {
     "starcoder2": ("starcoder2",),
     "mixtral": ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"),
     "bart": ("bart",),
+    "t5": ("t5", "mt5"),
     "bert": ("bert", "roberta", "xlm-roberta", "electra"),
 }
 """Module names in `families/`, which are imported when they are needed, with the model types that each mirrors."""

@@ -84,7 +84,7 @@ def stacks(spec: BartSpec) -> tuple[Stack, ...]:
     )
 
 
-def _embedded(model: Assembly, spec: BartSpec, words: Tensor, rows: Size, side: str) -> Tensor:
+def _embedded(model: Assembly, spec: BartSpec, words: Tensor, rows: Size, side: str, leaves: tuple[Storage, ...]) -> Tensor:
     """Positions added, normed, dropped; `rows` sequences have positions of their own."""
     tape = model.tape
     numbers = tape.fresh((rows, words.shape[1]), "int64", False)
@@ -97,7 +97,11 @@ def _embedded(model: Assembly, spec: BartSpec, words: Tensor, rows: Size, side: 
         tape.ops[-1].saved = (numbers.storage,)
     hidden = model.layer_norm(pw.add(tape, words, positions), f"model.{side}.layernorm_embedding")
     hidden = pw.dropout(tape, hidden, spec.hidden_dropout)
-    tape.held += [words.storage, positions.storage]
+    tape.held.append(positions.storage)
+    if side == "encoder":
+        encoder.embeddings_held(model, words, leaves)
+    elif words.storage not in leaves:
+        tape.held.append(words.storage)
     return hidden
 
 
@@ -113,6 +117,7 @@ def _words(model: Assembly, spec: BartSpec, length: Size) -> tuple[Tensor, tuple
 def _start(model: Assembly, spec: BartSpec, _: Tensor | None) -> tuple[Block, tuple[Tensor, ...]]:
     """Token ids, labels, and the encoder's embeddings."""
     encoder.refuse_losses(model)
+    encoder.refuse_prefixes(model)
     encoder.check_length(model, spec.max_position_embeddings)
     tape = model.begin("", 1)
     rows, length = model.token_shape
@@ -124,7 +129,7 @@ def _start(model: Assembly, spec: BartSpec, _: Tensor | None) -> tuple[Block, tu
     words, leaves = _words(model, spec, length)
     for part in model.method.parts:
         words = part.embedded(model, words)
-    hidden = _embedded(model, spec, words, rows, "encoder")
+    hidden = _embedded(model, spec, words, rows, "encoder", leaves)
     masks = encoder.mask_of(model, hidden.dtype)
     carried = (ids.storage, labels.storage, *[m.storage for m in masks], *leaves, *tape.held)
     return close("encoder.embeddings", tape, None, hidden, carried, batch=2, leaves=leaves * 2, exit_held=False), masks
@@ -141,13 +146,11 @@ def _bridge(model: Assembly, spec: BartSpec, entry: Tensor | None) -> tuple[Bloc
     shifted = tape.fresh((rows, length), "int64", False)
     tape.record("decoder_input_ids", (), shifted, scratch=shifted.storage.nbytes)
     words, leaves = _words(model, spec, length)
-    hidden = _embedded(model, spec, words, 1, "decoder")
+    hidden = _embedded(model, spec, words, 1, "decoder", leaves)
     tape.hold(entry)
     carried = (entry.storage, shifted.storage, *leaves, *tape.held)
     masks = encoder.mask_of(model, hidden.dtype)
-    block = close(
-        "decoder.embeddings", tape, entry, hidden, carried, entry_held=False, leaves=leaves * 2, exit_held=False
-    )
+    block = close("decoder.embeddings", tape, entry, hidden, carried, entry_held=False, leaves=leaves * 2, exit_held=False)
     return block, (made, *masks)
 
 
