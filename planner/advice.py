@@ -23,6 +23,8 @@ def warnings(estimate: Estimate) -> tuple[str, ...]:
     texts = [
         *(request.config.config.warnings if request.config else ()),
         *_capacity(estimate),
+        *([request.spec.note] if request.spec.note else []),
+        *_experts(estimate),
         *_kernel(estimate),
         *_adapter_inputs(estimate),
         *_readings(estimate),
@@ -30,6 +32,28 @@ def warnings(estimate: Estimate) -> tuple[str, ...]:
         *_not_modelled(request),
     ]
     return tuple(texts)
+
+
+def _experts(estimate: Estimate) -> list[str]:
+    """What a mixture of experts is stored in, and how its experts run."""
+    notes = estimate.network.notes
+    if "experts_implementation" not in notes:
+        return []
+    stacked = [p for p in estimate.network.parameters if p.name.rpartition(".")[0].endswith(".experts") and len(p.shape) == 3]
+    texts = []
+    if estimate.network.quantized and stacked:
+        size = sum(p.stored_bytes * p.count for p in stacked)
+        widened = ", cast to fp32 by prepare_model_for_kbit_training (prepare_kbit=false leaves them)"
+        texts.append(
+            f"The experts stay dense and take {format_gib(size)}{widened if stacked[0].storage == 'fp32' else ''}: transformers "
+            "keeps all experts of a layer in one parameter, and bitsandbytes quantizes linear modules alone."
+        )
+    if any(p.adapter and ".experts." in p.name for p in estimate.network.parameters):
+        texts.append(
+            "LoRA on experts makes the adapted weights of all experts of a layer dense in every forward (PEFT's wrapper of "
+            "parameters); target_modules of the attention alone avoid it."
+        )
+    return texts
 
 
 def peak_of(request: Request) -> int:
@@ -122,10 +146,15 @@ def _context(request: Request) -> list[str]:
 
 
 def _not_modelled(request: Request) -> list[str]:
+    objective, texts = request.settings.objective, []
+    if objective.name == "grpo":
+        texts.append("Time is that of forward, backward and update; generating and scoring completions comes on top.")
+    if objective.name == "dpo" and objective.reference != "precomputed":
+        texts.append("Time is that of forward, backward and update; the reference's forward comes on top.")
     window = getattr(request.spec, "sliding_window", None)
     if window is not None and window < request.settings.seq_len:
-        return [f"The model attends to a window of {window} tokens; time is counted as for full attention."]
-    return []
+        texts.append(f"The model attends to a window of {window} tokens; time is counted as for full attention.")
+    return texts
 
 
 def _with(request: Request, **changes: Any) -> Request:

@@ -12,6 +12,7 @@ from tuneplan.planner.replay import ENOUGH_LAYERS, Replay, replay
 from tuneplan.planner.request import Request
 from tuneplan.planner.timing.request_time import time_of
 from tuneplan.planner.timing.step_time import StepTime
+from tuneplan.planner.training.objective import for_method
 from tuneplan.planner.uncertainty import Interval, interval
 
 if TYPE_CHECKING:
@@ -167,6 +168,7 @@ def estimate(request: Request, advice: bool = True) -> Estimate:
     if request.gpu is not None and request.gpu.compute_capability is not None:
         settings = replace(settings, compute_capability=request.gpu.compute_capability)
     settings = request.sharding.settings(settings)
+    settings = for_method(settings, request.method, request.gradient_accumulation_steps, request.sharding.data_parallel)
     request = replace(request, settings=settings)
     network = build(request.spec, request.method, settings)
     memory = step_memory(network, settings, request.optimizer, request.sharding)

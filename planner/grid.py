@@ -88,9 +88,9 @@ class Grid:
 
     def choices(self) -> list[Choice]:
         """One for each method on each number of each card that the batch can be split over. Raises InputError as the search."""
-        return [choice for method in self.job.methods for choice in self._of_method(method)]
+        return [choice for method in self.job.methods for choice in self.of_method(method)]
 
-    def _of_method(self, method: Method) -> Iterator[Choice]:
+    def of_method(self, method: Method) -> Iterator[Choice]:
         """By classes of cards for which a step has the same bytes: one dtype and precision, FlashAttention on all or none."""
         classes: dict[Settings, list[Target]] = {}
         for target in self.job.targets:
@@ -254,8 +254,7 @@ class _Walks:
             if not (accumulating == on).any():
                 continue
             settings = replace(self._settings, accumulating=on)
-            if on not in self._walks:
-                self._walks[on] = walk(self.network, settings)
+            self._walk(on, settings)
             memory = step_memory(self.network, settings, self._optimizers, sharding, self._walks[on])
             phases = list(memory.phases.values())
             peaks = np.stack([_whole(phase.peak_bytes, shape) for phase in phases])
@@ -267,6 +266,14 @@ class _Walks:
             states = _whole(memory.phases["optimizer_step"].levels[OPTIMIZER_STATES], (shape[0], 1))[:, 0].astype(float)
             host = _whole(memory.host_optimizer_bytes, (shape[0], 1))[:, 0].astype(float)
         return result, states, host
+
+    def _walk(self, on: bool, settings: Settings) -> None:
+        """Walk once; engines that need the other kind of backward find it too."""
+        if on in self._walks:
+            return
+        self._walks[on] = walk(self.network, settings)
+        if len(self._walks) == 2:
+            self._walks[False].other, self._walks[True].other = self._walks[True], self._walks[False]
 
 
 def _whole(value: Any, shape: tuple[int, int]) -> NDArray[np.int64]:

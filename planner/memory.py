@@ -9,6 +9,7 @@ from tuneplan.planner.graph.tensor import TEMPORARY, WEIGHTS, Size, Storage, ele
 from tuneplan.planner.lifetimes import gradient_uses, kept_outputs, lifetimes
 from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network, Run
+from tuneplan.planner.objective_memory import with_objective
 from tuneplan.planner.parallel import deepspeed, fsdp, replicated
 from tuneplan.planner.parallel.step import EMPTY, Piece, RankStep, Walked
 from tuneplan.planner.training.optimizers import AnyOptimizer
@@ -35,7 +36,10 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class StepMemory:
-    """Allocated bytes of one step, by phase ("load", "forward", "backward", "optimizer_step")."""
+    """Allocated bytes of one step, by phase ("load", "forward", "backward", "optimizer_step").
+
+    DPO has a "reference" after the forward, GRPO a "rollout" before it.
+    """
 
     phases: dict[str, Phase]
     host_optimizer_bytes: Size
@@ -124,6 +128,7 @@ def step_memory(
         "backward": _phase(after_forward.delta, rank.backward),
         "optimizer_step": _phase(rank.held, rank.update),
     }
+    phases = with_objective(phases, network, settings, sharding)
     highest = max(phases, key=lambda name: _first(phases[name].peak_bytes))
     return StepMemory(phases, rank.host_states, highest)
 

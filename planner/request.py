@@ -74,6 +74,7 @@ class Request:
             "use_cache": s.use_cache and s.gradient_checkpointing == "off",
             "loss": s.loss,
             "max_grad_norm": s.max_grad_norm,
+            "training": s.objective.to_json(),
             "data_parallel": self.sharding.data_parallel,
             "zero_stage": self.sharding.zero_stage,
             "expandable_segments": self.expandable_segments,

@@ -21,6 +21,7 @@ from tuneplan.planner.target import Target
 from tuneplan.planner.timing.request_time import time_of
 from tuneplan.planner.timing.step_time import StepTime
 from tuneplan.planner.timing.work import NetworkWork, network_work
+from tuneplan.planner.training.objective import for_method
 from tuneplan.planner.training.optimizers import Optimizer
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
@@ -156,10 +157,9 @@ class Search:
 
     def _large(self, told: Callable[[int], None] | None) -> Answer:
         """The same on arrays; only the best plans and the closest misses are worked out in full."""
-        from tuneplan.planner.grid import Grid
+        from tuneplan.planner import grid_workers
 
-        grid = Grid(self, told)
-        choices = grid.choices()
+        choices, evaluated = grid_workers.choices(self, told)
         fitting = sorted((c for c in choices if c.fits), key=lambda c: c.key)
         others = sorted((c for c in choices if not c.fits), key=lambda c: (not c.over, c.short_by_bytes))
         plans = [self._priced(self.evaluate(*c.candidate)) for c in fitting[:MOST_PLANS]]
@@ -169,7 +169,7 @@ class Search:
             rejected.append(Rejected(plan, self._limit(plan), "") if choice.over else self._miss(plan))
         self._settle(plans, rejected)
         left_out = len(fitting) - min(len(fitting), MOST_PLANS), len(others) - min(len(others), MOST_REJECTED)
-        return Answer(self.job, tuple(plans), tuple(rejected), grid.evaluated, *left_out)
+        return Answer(self.job, tuple(plans), tuple(rejected), evaluated, *left_out)
 
     def _settle(self, plans: list[Plan], rejected: list[Rejected]) -> None:
         """Sort, and replay the first plan and every one whose replay is known; one that then does not fit is searched anew."""
@@ -196,6 +196,7 @@ class Search:
         self.evaluated += 1
         steps = accumulation(self.job, settings, sharding)
         settings = sharding.settings(replace(settings, accumulating=steps > 1))
+        settings = for_method(settings, method, steps, sharding.data_parallel)
         network = self._network(method, settings)
         memory = step_memory(network, settings, optimizer, sharding, self._walked(method, settings))
         runtime = self._runtime(target.gpu, sharding.data_parallel, network.quantized)
@@ -204,20 +205,6 @@ class Search:
         known = None if sharding.zero_stage else self._fragments.get((method.name, settings, optimizer.name))
         fragmentation = allowance(moving_bytes(memory.peak.levels)) if known is None else known
         return Plan(request, target, memory, fragmentation, runtime, usable, replayed=known is not None)
-
-    def one(self, method: Method, target: Target, optimizer: Optimizer, sharding: Sharding) -> Plan:
-        """The job's one candidate, replayed and priced, whether it fits or not.
-
-        The job names one micro-batch and one kind of checkpointing. Raises InputError for settings that make no sense.
-        """
-        self.job.check()
-        settings = replace(
-            self.job.settings_for(method, target),
-            micro_batch_size=self.job.micro_batch_sizes[0],
-            gradient_checkpointing=self.job.checkpointing[0],
-        )
-        check_settings(settings)
-        return self._priced(self.replayed(self.evaluate(method, target, settings, optimizer, sharding)))
 
     def _runtime(self, gpu: Gpu | None, ranks: int, quantized: bool) -> RuntimeMemory:
         key = (gpu.id if gpu else "", ranks, quantized)

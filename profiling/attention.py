@@ -190,11 +190,35 @@ def _sdpa(
         if mask is not None and mask.dtype is torch.bool:
             bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
         out = EfficientMemory.apply(query, key, value, bias)
+    elif dropout and mask is None:
+        out = _math_with_dropout(query, key, value, dropout, scaling, causal)
     else:
         out = nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=causal, enable_gqa=True
         )
     return out.transpose(1, 2).contiguous(), None
+
+
+def _math_with_dropout(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, p: float, scaling: float | None, causal: bool
+) -> torch.Tensor:
+    """`_scaled_dot_product_attention_math` of aten/src/ATen/native/transformers/attention.cpp with dropout as CUDA runs it.
+
+    On other devices its dropout keeps noise of the scores' dtype; on CUDA it is one kernel that keeps a boolean mask.
+    """
+    scale = (scaling or query.shape[-1] ** -0.5) ** 0.5
+    groups = query.shape[1] // key.shape[1]
+    query = query * scale
+    bias: torch.Tensor | float = 0.0
+    if causal:
+        allowed = torch.ones((query.shape[2], key.shape[2]), dtype=torch.bool, device=query.device).tril()
+        bias = torch.where(allowed, 0.0, float("-inf")).to(query.dtype)
+        del allowed
+    key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    weights = query @ (key * scale).transpose(-2, -1)
+    weights = torch.softmax(weights + bias, -1)
+    weights = nn.functional.dropout(weights, p, True)
+    return weights @ value
 
 
 def register() -> None:

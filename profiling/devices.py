@@ -5,7 +5,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.profiling.ranks import Ranks
-from tuneplan.profiling.subject import Subject
+from tuneplan.profiling.subject import Subject, sft_alone
 
 DEVICES = ("auto", "cuda", "cpu")
 _ATTENTION = {"eager": "eager", "sdpa": "sdpa", "flash": "flash_attention_2"}
@@ -42,6 +42,7 @@ def attention_of(subject: Subject, device: torch.device) -> str:
 
 def check(subject: Subject, device: torch.device) -> None:
     """Raise InputError for a dtype, an optimizer or a loss that this device or this installation cannot run."""
+    sft_alone(subject, "plan profile")
     if device.type == "cpu" and subject.optimizer.name.startswith("paged"):
         raise InputError(f"--optimizer {subject.optimizer.name} pages between a GPU and its host; use another, or a GPU")
     if subject.settings.loss == "liger":

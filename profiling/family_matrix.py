@@ -43,7 +43,7 @@ class Cell:
         """Why the real code does not run it, by what the small model's file says; "" where it does."""
         refuses = {**REFUSED, **small_models.load(self.model).refuses}
         checkpointed = self.gradient_checkpointing != "off"
-        return refuses.get(self.method, "") or (refuses.get(f"{self.method} checkpointed", "") if checkpointed else "")
+        return (refuses.get(f"{self.method} checkpointed", "") if checkpointed else "") or refuses.get(self.method, "")
 
     def settings(self, batch: int, length: int) -> Settings:
         """As the planner takes them: bf16, sdpa, the model's own loss."""

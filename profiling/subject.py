@@ -88,3 +88,13 @@ class Subject:
             "empty_cache_steps": self.empty_cache_steps,
             "task": self.task or None,
         }
+
+
+def sft_alone(subject: Subject, command: str) -> None:
+    """Raise InputError for a training other than supervised fine-tuning, whose trainers are TRL's."""
+    objective = subject.settings.objective
+    if not objective.plain:
+        raise InputError(
+            f"{command} runs supervised fine-tuning, not --training {objective.name}; use plan estimate, or TRL's trainer with "
+            "tuneplan.profiling.callback.MemoryCallback"
+        )

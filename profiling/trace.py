@@ -23,7 +23,7 @@ from tuneplan.profiling.build import DTYPES, build, task_of, transformers_model
 from tuneplan.profiling.losses import LOSSES
 from tuneplan.profiling.replay import Reserved, replay
 from tuneplan.profiling.step import STEP_PHASES, StepTrace, trace_step
-from tuneplan.profiling.subject import Subject
+from tuneplan.profiling.subject import Subject, sft_alone
 from tuneplan.profiling.timeline import Holder, PhasePeak, holders
 from tuneplan.profiling.tracker import StorageTracker
 
@@ -167,6 +167,7 @@ def trace(subject: Subject, compute_capability: tuple[int, int] | None = None, v
     """
     if subject.settings.loss != "eager" and subject.task not in ("", "causal-lm"):
         raise InputError(f"loss {subject.settings.loss} is for causal language models; use loss eager for task {subject.task}")
+    sft_alone(subject, "plan trace")
     if subject.settings.loss not in LOSSES:
         raise InputError(f"loss {subject.settings.loss} is code of an older transformers and cannot be traced; use loss shifted")
     start = time.perf_counter()

@@ -40,6 +40,8 @@ def call(*arguments: str) -> str:
         call("--model", "70b", "--gpu", "a100-80g"),
         call("--model", "70b", "--gpu", "a100-80g", "--json"),
         call("estimate", "--model", "7b", "--gpu", "a100-80g"),
+        call("estimate", "--config", str(ROOT / "tests" / "golden" / "configs" / "unsloth_flat.json")),
+        call("diff", "7b", "8b"),
         call("explain", "all", "--model", "7b"),
         call("compare", "--model", "7b", "--gpu", "a100-80g", "--methods", "lora,ia3"),
         call("models"),

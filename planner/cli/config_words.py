@@ -1,6 +1,7 @@
 """`--config FILE`: what configuration files say takes the place of the command line's defaults; what is typed wins over both."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -8,6 +9,9 @@ from click.core import ParameterSource
 
 from tuneplan.planner.configs.training_config import ConfigUse
 from tuneplan.planner.errors import InputError
+
+ELSEWHERE = {"reentrant", "gradient_accumulation_steps", "data_parallel", "empty_cache_steps", "engine", "reduce_bucket_size"}
+"""Options of `plan estimate` that `plan` has no word for, because it searches them or they do not change its answer."""
 
 
 def with_configs(given: Mapping[str, Any], typed: Collection[str] | None = None) -> tuple[dict[str, Any], ConfigUse | None]:
@@ -33,6 +37,8 @@ def with_configs(given: Mapping[str, Any], typed: Collection[str] | None = None)
     chosen = set(typed_options(given) if typed is None else typed)
     config = read_configs(paths, formats or (), words.get("model"), chosen)
     overridden: dict[str, object] = {}
+    if "training" in chosen:
+        chosen |= {"reference", "completion_length", "num_generations"}
     found = {**config.options, "model": config.model, "method": config.method}
     for name, value in found.items():
         if name not in words or value is None:
@@ -43,6 +49,12 @@ def with_configs(given: Mapping[str, Any], typed: Collection[str] | None = None)
             overridden[name] = getattr(value, "name", value)
         elif not (name == "reentrant" and chosen & {"gradient_checkpointing"}):
             words[name] = value
+    missing = sorted({n for n in config.options if n not in words} - ELSEWHERE)
+    if missing:
+        told = [
+            f"{config.sources.get(n, n)}: {n.replace('_', ' ')} is not modelled here; figures are without it" for n in missing
+        ]
+        config = replace(config, warnings=(*config.warnings, *told))
     for name in ("rank", "target_modules"):
         if name in chosen and config.method is not None and "method" not in overridden:
             overridden[name] = config.method.name

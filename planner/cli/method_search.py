@@ -29,7 +29,7 @@ PLAIN = "lora"
 @click.option("--max-memory", metavar="SIZE", help="Budget of the step's peak, such as 20GiB.")
 @request_options
 @json_option
-def command(space: str, max_trainable: str | None, max_memory: str | None, as_json: bool, **given: Any) -> int:
+def search(space: str, max_trainable: str | None, max_memory: str | None, as_json: bool, **given: Any) -> int:
     """Search a space of parts, sizes and layers: trained parameters, memory and time of each candidate. No quality.
 
     Prints the candidates that train more than any other with as little memory and time (AutoPEFT, NOAH, S3PET as spaces).

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from tuneplan.planner.cli.method_search import command as search
+from tuneplan.planner.cli.method_search import search
 from tuneplan.planner.cli.options import json_option
 from tuneplan.planner.methods.compose import explicit, parse
 from tuneplan.planner.methods.part import FAMILIES, Part, options

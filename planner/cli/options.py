@@ -18,7 +18,9 @@ from tuneplan.planner.models.lookup import load
 from tuneplan.planner.models.registry import read_spec
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.request import LONGEST_SEQUENCE
+from tuneplan.planner.training.objective import Objective, objective_of
 from tuneplan.planner.training.settings import Settings
+from tuneplan.planner.units import parse_bytes
 
 DEFAULT_LENGTH = 2048
 F = TypeVar("F", bound=Callable[..., Any])
@@ -104,6 +106,17 @@ step_options = stack(
     click.option("--padded", is_flag=True, help="Sequences are padded, so attention gets a mask."),
     click.option("--keep-outputs", is_flag=True, help="Your loop keeps the model's outputs alive (outputs = model(...))."),
     click.option("--use-cache", is_flag=True, help="The model keeps keys and values (the Trainer turns that off)."),
+    click.option(
+        "--training", default="sft", show_default=True, metavar="sft|reward|dpo|grpo", help="Towards what; TRL's trainers."
+    ),
+    click.option(
+        "--reference", default=None, metavar="adapters-off|model|precomputed|none", help="Of DPO and GRPO.  [default: as TRL]"
+    ),
+    click.option("--completion-length", type=int, default=None, help="Tokens of --seq-len that are scored (DPO, GRPO)."),
+    click.option("--num-generations", type=int, default=None, help="Completions of a prompt (GRPO).  [default: 8]"),
+    click.option(
+        "--vllm-memory", default=None, metavar="SIZE", help="GRPO generates by a vLLM engine on the card, of that size."
+    ),
     click.option("--max-grad-norm", type=float, default=1.0, show_default=True, help="Clip gradients; 0 for no clipping."),
 )
 
@@ -138,6 +151,20 @@ class Step:
     keep_outputs: bool
     use_cache: bool
     max_grad_norm: float
+    training: str
+    reference: str | None
+    completion_length: int | None
+    num_generations: int | None
+    vllm_memory: str | None
+
+    def objective(self, length: int) -> Objective:
+        """What is trained towards. Raises InputError."""
+        found = objective_of(self.training, self.reference, self.completion_length, self.num_generations, length)
+        if self.vllm_memory is None:
+            return found
+        if self.training != "grpo":
+            raise InputError(f"--training {self.training} generates nothing; leave --vllm-memory out")
+        return replace(found, vllm_bytes=parse_bytes(self.vllm_memory))
 
     def settings(self, length: int) -> Settings:
         """As settings of a run, `length` tokens long. Raises InputError for a dropout that is not a probability."""
@@ -145,11 +172,14 @@ class Step:
             raise InputError(f"target-len {self.target_len} is not a length to train on; use 2 to {LONGEST_SEQUENCE} tokens")
         if self.attention_dropout is not None and not 0 <= self.attention_dropout < 1:
             raise InputError(f"attention-dropout {self.attention_dropout} is not a probability below 1; use such as 0.1")
+        if self.training != "sft" and self.loss not in ("eager", "trl"):
+            raise InputError(f"--training {self.training} has TRL's own loss, not {self.loss}; leave --loss out")
         return Settings(
+            objective=self.objective(length),
             seq_len=length,
             target_len=self.target_len,
             attention=self.attention,
-            loss=self.loss,
+            loss=self.loss if self.training == "sft" else "trl",
             attention_dropout=self.attention_dropout,
             padded=self.padded,
             keep_outputs=self.keep_outputs,
@@ -222,9 +252,10 @@ def refuse_short_forms(own: bool, rank: int | None, target_modules: str | None) 
 
 def read_own_method(path: str, spec: ModelSpec) -> Method:
     """The method of `--peft-config`; what is not modelled is said on stderr. Raises InputError."""
-    from tuneplan.planner.methods.peft_config import check_base, read_peft_config
+    from tuneplan.planner.methods.peft_config import check_base, check_dimensions, read_peft_config
 
     given = read_peft_config(path)
+    check_dimensions(given, spec)
     for warning in (*given.warnings, check_base(given, spec.model_type, spec.id)):
         if warning:
             click.echo(f"note: {warning}", err=True)

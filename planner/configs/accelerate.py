@@ -15,6 +15,7 @@ from tuneplan.planner.yaml_file import YamlFile
 TABLE = Table(
     {
         "num_processes": "number of GPUs",
+        "num_machines": "number of machines",
         "distributed_type": "what the GPUs split",
         "mixed_precision": "autocast, or 16-bit weights where they are split",
         "fsdp_config": "FSDP",
@@ -24,7 +25,7 @@ TABLE = Table(
     },
     {
         "how processes are started": words(
-            """compute_environment debug machine_rank num_machines gpu_ids main_process_ip main_process_port rdzv_backend
+            """compute_environment debug machine_rank gpu_ids main_process_ip main_process_port rdzv_backend
             same_network main_training_function enable_cpu_affinity mpirun_config command_file commands ipex_config"""
         ),
         "TPUs": words("tpu_name tpu_zone tpu_use_cluster tpu_use_sudo tpu_vm tpu_env downcast_bf16"),
@@ -63,11 +64,14 @@ def read(file: YamlFile, facts: Facts, kind: str) -> None:
     facts.stack(f"accelerate {version('accelerate')}")
     engine = section.choice("distributed_type", KINDS, "NO") or "NO"
     processes = section.integer("num_processes", -1, least=-1)
-    if processes is not None and processes > 0:
+    if engine in ("NO", "no"):
+        facts.set("data_parallel", 1, section.source("distributed_type"), "distributed_type" in section)
+    elif processes is not None and processes > 0:
         section.fact("data_parallel", processes, "num_processes")
     precision = section.choice("mixed_precision", ("no", "fp16", "bf16", "fp8"), None)
     if section.raw("mixed_precision") is False:
         precision = "no"
+    section.fact("machines", section.integer("num_machines", 1), "num_machines", "accelerate")
     if precision is not None:
         section.fact("launch_precision", precision, "mixed_precision")
     if section.flag("use_cpu"):
@@ -117,8 +121,9 @@ def _deepspeed(section: Section, runs: bool) -> None:
     stage = below.integer("zero_stage", 2, least=0)
     if stage is not None and stage > 3:
         raise below.error("zero_stage", f"stage {stage} does not exist. Write 0, 1, 2 or 3.")
-    if below.text("deepspeed_config_file") is not None:
-        below.warn("deepspeed_config_file", "that file is not opened; give it with --config too")
+    path = below.text("deepspeed_config_file")
+    if path is not None:
+        facts.named.append((path, below.source("deepspeed_config_file")))
     else:
         below.fact("zero_stage", stage, "zero_stage", "accelerate")
     steps = below.raw("gradient_accumulation_steps")

@@ -13,6 +13,7 @@ from tuneplan.planner.configs.optimizer_names import read_optimizer
 from tuneplan.planner.configs.section import Section
 from tuneplan.planner.configs.sharding_keys import fsdp_section, read_fsdp_options, set_fsdp
 from tuneplan.planner.configs.table import Table, defaults, version
+from tuneplan.planner.configs.training_arguments import read_deepspeed
 from tuneplan.planner.configs.trl import note_attention
 from tuneplan.planner.yaml_file import YamlFile
 
@@ -199,9 +200,8 @@ def _sharding(section: Section) -> None:
         facts.set("data_parallel", ranks, section.source("world_size"))
     shards, copies = section.integer("dp_shard_size"), section.integer("dp_replicate_size", 1)
     if shards is not None:
-        facts.set("data_parallel", shards * (copies or 1), section.source("dp_shard_size"))
-        if copies and copies > 1:
-            section.warn("dp_replicate_size", "states are counted as split over all GPUs; each group has its own copy")
+        facts.set("data_shard", shards, section.source("dp_shard_size"))
+        facts.set("data_replicate", copies or 1, section.source("dp_replicate_size"), "dp_replicate_size" in section)
     for key, fact in (
         ("tensor_parallel_size", "tensor_parallel"),
         ("context_parallel_size", "context_parallel"),
@@ -210,9 +210,7 @@ def _sharding(section: Section) -> None:
         degree = section.integer(key, 1)
         if degree and degree > 1:
             facts.set(fact, degree, section.source(key))
-    deepspeed = section.raw("deepspeed")
-    if isinstance(deepspeed, str):
-        facts.warn(f"{section.source('deepspeed')} names a file that is not opened; give it with --config too")
+    read_deepspeed(section, "deepspeed")
     below = fsdp_section(section, "fsdp_config")
     given = section.raw("fsdp")
     if given or below is not None:

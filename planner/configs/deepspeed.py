@@ -52,10 +52,8 @@ TOP = Table(
     {"activation_checkpointing": {}, "gradient_allreduce_op": "mean"},
 )
 _BUCKETS = words(
-    """reduce_bucket_size allgather_bucket_size stage3_prefetch_bucket_size prefetch_bucket_size
-    stage3_param_persistence_threshold param_persistence_threshold stage3_model_persistence_threshold
-    model_persistence_threshold stage3_max_live_parameters max_live_parameters stage3_max_reuse_distance max_reuse_distance
-    sub_group_size overlap_comm contiguous_gradients reduce_scatter allgather_partitions round_robin_gradients
+    """allgather_bucket_size stage3_model_persistence_threshold model_persistence_threshold stage3_max_live_parameters
+    max_live_parameters overlap_comm contiguous_gradients reduce_scatter allgather_partitions round_robin_gradients
     stage3_module_granularity_threshold module_granularity_threshold use_multi_rank_bucket_allreduce"""
 )
 ZERO = Table(
@@ -63,11 +61,12 @@ ZERO = Table(
         "stage": "what is split",
         "offload_optimizer": "optimizer states in host memory",
         "offload_param": "weights in host memory",
+        "reduce_bucket_size": "bucket of gradients",
         "cpu_offload": "optimizer states in host memory",
         "cpu_offload_param": "weights in host memory",
     },
     {
-        "sizes of buckets: a layer and the next one are counted": _BUCKETS,
+        "when and in which pieces GPUs exchange": _BUCKETS,
         "how weights are loaded and saved": words(
             """stage3_gather_16bit_weights_on_model_save gather_16bit_weights_on_model_save load_from_fp32_weights
             stage3_gather_fp16_weights_on_model_save elastic_checkpoint pipeline_loading_checkpoint"""
@@ -85,10 +84,23 @@ ZERO = Table(
         ),
         "updates that overlap with the next step": words("zenflow"),
         "where Muon keeps its momentum": words("save_muon_momentum_buffer_in_memory"),
+        "how much is gathered ahead and kept whole": words(
+            """stage3_prefetch_bucket_size prefetch_bucket_size stage3_param_persistence_threshold param_persistence_threshold
+            stage3_max_reuse_distance max_reuse_distance sub_group_size"""
+        ),
         "MiCS": words("mics_shard_size mics_hierarchical_params_gather"),
     },
     {},
-    {"zero_hpz_partition_size": 1},
+    {
+        "zero_hpz_partition_size": 1,
+        "stage3_prefetch_bucket_size": 50_000_000,
+        "prefetch_bucket_size": 50_000_000,
+        "stage3_param_persistence_threshold": 100_000,
+        "param_persistence_threshold": 100_000,
+        "stage3_max_reuse_distance": 1_000_000_000,
+        "max_reuse_distance": 1_000_000_000,
+        "sub_group_size": 1_000_000_000,
+    },
 )
 OPTIMIZERS = {"adam": "adamw_fused", "adamw": "adamw_fused", "sgd": "sgd", "lion": "lion"}
 """DeepSpeed's FusedAdam holds what torch's fused AdamW holds (ops/adam/fused_adam.py)."""
@@ -168,6 +180,10 @@ def _zero(section: Section) -> None:
     if stage is not None and stage > 3:
         raise below.error("stage", f"stage {stage} does not exist. Write 0, 1, 2 or 3.")
     below.fact("zero_stage", stage, "stage", "DeepSpeed")
+    if below.raw("reduce_bucket_size") == AUTO:
+        facts.set("reduce_bucket_size", AUTO, below.source("reduce_bucket_size"))
+    elif "reduce_bucket_size" in below:
+        below.fact("reduce_bucket_size", below.integer("reduce_bucket_size"), "reduce_bucket_size")
     for key, old, fact in (
         ("offload_optimizer", "cpu_offload", "offload_optimizer"),
         ("offload_param", "cpu_offload_param", "offload_params"),

@@ -24,13 +24,23 @@ class Fact:
 
 @dataclass(slots=True)
 class Facts:
-    """All that is known so far."""
+    """All that is known so far.
+
+    Attributes:
+        found: by name.
+        entries: every key of every file.
+        warnings: in the order of the files.
+        stacks: software that takes part.
+        objective_options: what only one objective has.
+        named: files of DeepSpeed that a file names, and where.
+    """
 
     found: dict[str, Fact] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     stacks: list[str] = field(default_factory=list)
     objective_options: dict[str, Any] = field(default_factory=dict)
+    named: list[tuple[str, str]] = field(default_factory=list)
 
     def set(self, name: str, value: Any, source: str, explicit: bool = True) -> None:
         """Note a fact. An explicit one replaces what was there; a default replaces nothing that is explicit."""

@@ -36,22 +36,43 @@ def read_configs(
         raise InputError(f"{len(formats)} x --config-format for {len(paths)} x --config; give one for each, or none")
     facts = Facts()
     kinds: dict[str, str] = {}
+    by_name: set[str] = set()
     wanted = [find(name) for name in formats]
     for index, path in enumerate(paths):
         file = open_config(path)
         kind = wanted[index] if wanted else detect(file)
+        if file.name.strip("'") in by_name:
+            continue
         if file.name.strip("'") in kinds:
             raise InputError(f"{file.name} is given twice; give it once")
         kinds[file.name.strip("'")] = kind
         reader(kind)(file, facts, kind)
+        by_name |= _read_named(facts, kinds, os.path.dirname(os.path.abspath(os.path.expanduser(os.fspath(path)))))
     return resolve(facts, kinds, model, given)
+
+
+def _read_named(facts: Facts, kinds: dict[str, str], folder: str) -> set[str]:
+    """Read the DeepSpeed files that the last file names, relative to the present folder or to its own; gives their names."""
+    found: set[str] = set()
+    for path, source in facts.named:
+        where = next((p for p in (path, os.path.join(folder, path)) if "\0" not in p and os.path.isfile(p)), None)
+        if where is None or not path.lower().endswith(".json"):
+            facts.warn(f"{source}: no DeepSpeed file is found there; figures are without it. Give it with --config")
+            continue
+        file = open_config(where)
+        if file.name.strip("'") not in kinds:
+            kinds[file.name.strip("'")] = "deepspeed"
+            found.add(file.name.strip("'"))
+            reader("deepspeed")(file, facts, "deepspeed")
+    facts.named.clear()
+    return found
 
 
 def open_config(path: str | os.PathLike[str]) -> YamlFile:
     """The content of one file, which has to be a mapping. Raises InputError."""
     name = shown_path(path)
     text = read_text(path, "YAML or JSON file")
-    as_json = name.lower().endswith(".json") or text.lstrip().startswith("{")
+    as_json = os.fspath(path).lower().endswith(".json") or text.lstrip().startswith("{")
     file = parse_json(text, name) if as_json else parse_yaml(text, name, "1.1")
     if not isinstance(file.data, dict) or not file.data:
         raise file.error((), "a configuration is a mapping of keys. Write such as 'learning_rate: 1.0e-4'.")

@@ -6,6 +6,7 @@ from typing import Any
 from tuneplan.planner.configs.adapter_keys import to_method
 from tuneplan.planner.configs.facts import Facts
 from tuneplan.planner.configs.model_names import load_named, stored_dtype
+from tuneplan.planner.configs.resolve_layout import buckets, layout, ranks_of
 from tuneplan.planner.configs.training_config import TrainingConfig
 from tuneplan.planner.configs.transformers_trainer import TRAINER
 from tuneplan.planner.errors import InputError
@@ -13,6 +14,7 @@ from tuneplan.planner.graph.loss import LOSSES
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.lookup import load
+from tuneplan.planner.training.objective import TRAININGS
 
 PLAIN = (
     "seq_len",
@@ -27,7 +29,6 @@ PLAIN = (
 ASSUMED_DTYPE = "bf16"
 STAND_INS = {"trl": "liger"}
 """Losses that the planner may not have, and the closest one that it has."""
-MODELLED_OBJECTIVES = ("sft", "pretraining")
 
 
 def resolve(facts: Facts, formats: dict[str, str], model: str | None = None, given: Collection[str] = ()) -> TrainingConfig:
@@ -47,7 +48,8 @@ def resolve(facts: Facts, formats: dict[str, str], model: str | None = None, giv
     sources = {key: facts.source(key) for key in options}
     _checkpointing(facts, options, sources)
     _batch(facts, options, sources)
-    _sharding(facts, options, sources, "data_parallel" in given or "gpus" in given)
+    layout(facts, options, sources, "data_parallel" in given or "gpus" in given)
+    buckets(facts, config, options, sources)
     _precision(facts, config, options, sources, "dtype" in given)
     _loss(facts, options, sources)
     if facts.get("padded") and options.get("micro_batch_size", 1) > 1:
@@ -55,8 +57,7 @@ def resolve(facts: Facts, formats: dict[str, str], model: str | None = None, giv
     if "seq_len" not in options and "seq_len" not in given:
         facts.warn("no file says how long sequences are; give --seq-len")
     objective = facts.get("objective", "sft")
-    if objective not in MODELLED_OBJECTIVES:
-        facts.warn(f"the objective {objective} is not modelled; figures are of supervised fine-tuning on the same batch")
+    _objective(facts, objective, options, sources)
     method = _method(facts, config)
     if not facts.has("adapter") and facts.source("adapter") in ("", TRAINER) and not {"method", "peft_config"} & set(given):
         now = "lora" if method is None else method.name
@@ -118,7 +119,7 @@ def _checkpointing(facts: Facts, options: dict[str, Any], sources: dict[str, str
 
 def _batch(facts: Facts, options: dict[str, Any], sources: dict[str, str]) -> None:
     """Accumulation, from the triangle global = micro x accumulation x ranks where a file gives the global batch."""
-    ranks = facts.get("data_parallel", 1)
+    ranks = ranks_of(facts) or 1
     micro, steps, whole = (facts.get(key) for key in ("micro_batch_size", "gradient_accumulation_steps", "global_batch_size"))
     if whole is not None and not (facts.has("gradient_accumulation_steps") and facts.has("micro_batch_size")):
         source = facts.source("global_batch_size")
@@ -138,27 +139,6 @@ def _batch(facts: Facts, options: dict[str, Any], sources: dict[str, str]) -> No
     if steps is not None:
         options["gradient_accumulation_steps"] = steps
         sources.setdefault("gradient_accumulation_steps", facts.source("gradient_accumulation_steps"))
-
-
-def _sharding(facts: Facts, options: dict[str, Any], sources: dict[str, str], counted: bool) -> None:
-    ranks = facts.get("data_parallel")
-    if ranks is not None:
-        options["data_parallel"], sources["data_parallel"] = ranks, facts.source("data_parallel")
-    stage = facts.get("zero_stage", 0)
-    if stage and (facts.has("zero_stage") or ranks is not None or counted):
-        options["zero_stage"], sources["zero_stage"] = stage, facts.source("zero_stage")
-        if ranks is None and facts.has("zero_stage") and not counted:
-            facts.warn(f"{facts.source('zero_stage')}: no file says over how many GPUs; give --data-parallel (now 1)")
-    for key, what in (
-        ("offload_params", "weights in host memory"),
-        ("offload_optimizer", "optimizer states in host memory"),
-        ("tensor_parallel", "tensor parallelism"),
-        ("context_parallel", "context parallelism"),
-        ("sequence_parallel", "sequence parallelism"),
-        ("pipeline_parallel", "pipeline parallelism"),
-    ):
-        if facts.get(key) not in (None, False, 1):
-            facts.warn(f"{facts.source(key)}: {what} is not modelled; figures are without it")
 
 
 def _precision(
@@ -196,6 +176,30 @@ def _precision(
                 facts.warn("weights are loaded in bf16, and autocast runs in fp16; figures are those of bf16, of the same size")
     options["dtype"], options["precision"] = loaded, precision
     sources["precision"] = facts.source("precision") or facts.source("mixed_precision") or "default"
+
+
+def _objective(facts: Facts, objective: str, options: dict[str, Any], sources: dict[str, str]) -> None:
+    """What is trained towards, as TRL's trainers do it; other tools' trainers are taken to do the same."""
+    if objective in ("sft", "pretraining"):
+        return
+    source, given = facts.source("objective"), facts.objective_options
+    if objective not in TRAININGS:
+        facts.warn(f"{source}: the objective {objective} is not modelled; figures are of supervised fine-tuning on the batch")
+        return
+    options["training"], sources["training"] = objective, source
+    if options.get("loss", "trl") not in ("eager", "trl"):
+        facts.warn(f"{sources['loss']}: {objective} has a loss of its own in TRL, which is counted instead of {options['loss']}")
+        del options["loss"], sources["loss"]
+    if objective == "dpo" and given.get("precompute_ref_log_probs"):
+        options["reference"], sources["reference"] = "precomputed", source
+    if objective == "grpo":
+        kept = "none"
+        if given.get("beta"):
+            kept = "model" if facts.get("adapter") is None else "adapters-off"
+        options["reference"], sources["reference"] = kept, source
+        for name, key in (("completion_length", "max_completion_length"), ("num_generations", "num_generations")):
+            if given.get(key) is not None:
+                options[name], sources[name] = given[key], source
 
 
 def _loss(facts: Facts, options: dict[str, Any], sources: dict[str, str]) -> None:

@@ -50,6 +50,7 @@ FSDP_TABLE = Table(
         "modules that are not split": words("ignored_modules"),
     },
     {"cpu_offload": "offload_params", "fsdp_version": "version"},
+    {"backward_prefetch": "BACKWARD_PRE"},
 )
 
 
@@ -63,7 +64,7 @@ def fsdp_section(section: Section, key: str) -> Section | None:
     renamed["fsdp_version"] = "version"
     return Section(
         section.file, (*section.path, key), data,
-        Table(table.used, table.irrelevant, table.not_modelled, renamed), section.facts, section.unknown,
+        Table(table.used, table.irrelevant, table.not_modelled, renamed, table.defaults), section.facts, section.unknown,
     )  # fmt: skip
 
 
@@ -87,7 +88,7 @@ def read_fsdp(section: Section, key: str, config_key: str, default_version: int 
     stage = next((STRATEGIES[word] for word in words_given if word in STRATEGIES), None)
     set_fsdp(section.facts, section.source(key), stage, offload="offload" in words_given)
     if "hybrid_shard" in given or "hybrid_shard_zero2" in given:
-        section.facts.warn(f"{section.source(key)}: hybrid sharding is counted as sharding over all GPUs, which takes less")
+        section.facts.set("hybrid", True, section.source(key))
     if below is not None:
         read_fsdp_options(below, default_version, stage)
         below.finish()
@@ -125,7 +126,7 @@ def _strategy(section: Section, key: str) -> int:
     if value not in STRATEGIES:
         raise section.error(key, f"{shown_key(value)} is no strategy of FSDP. Write such as FULL_SHARD or SHARD_GRAD_OP.")
     if value.startswith("hybrid") or value in ("4", "5"):
-        section.facts.warn(f"{section.source(key)}: hybrid sharding is counted as sharding over all GPUs, which takes less")
+        section.facts.set("hybrid", True, section.source(key))
     return STRATEGIES[value]
 
 
@@ -134,7 +135,7 @@ DEGREES = {
     "dp_replicate_size": "data_replicate",
     "tp_size": "tensor_parallel",
     "cp_size": "context_parallel",
-    "sp_size": "sequence_parallel",
+    "sp_size": "ulysses",
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from tuneplan.planner.errors import DataFileError
 
 KEYS = Path(__file__).with_name("keys")
-OFF: tuple[object, ...] = (None, False, 0, 0.0, "", "no", "none", "None", "off", "false", "False")
+OFF: tuple[object, ...] = (None, False, 0, 0.0, "", "no", "none", "auto", "None", "off", "false", "False")
 """Values with which a key that is not modelled asks for nothing."""
 
 

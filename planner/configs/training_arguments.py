@@ -10,6 +10,7 @@ from tuneplan.planner.configs.optimizer_names import HF_OTHERS, read_optimizer
 from tuneplan.planner.configs.section import Section
 from tuneplan.planner.configs.sharding_keys import read_fsdp, read_parallelism
 from tuneplan.planner.configs.table import Table, defaults, words
+from tuneplan.planner.yaml_file import YamlFile
 
 USED = {
     "per_device_train_batch_size": "micro-batch size",
@@ -134,6 +135,7 @@ def read_training_arguments(section: Section, own: Mapping[str, Any], name: str,
     _evaluation(section)
     if section.flag("use_cpu"):
         section.warn("use_cpu", "the file trains on a CPU, and figures are of a GPU")
+    read_deepspeed(section, "deepspeed")
     read_fsdp(section, "fsdp", "fsdp_config")
     read_parallelism(section, "parallelism_config")
 
@@ -160,6 +162,19 @@ def read_checkpointing(section: Section, key: str, default: bool, name: str, ree
     for other in sorted(set(options) - {"use_reentrant"}):
         if options[other] not in (None, False):
             section.facts.warn(f"{section.source(f'{key}_kwargs')}: {other} is not modelled; whole layers are recomputed")
+
+
+def read_deepspeed(section: Section, key: str) -> None:
+    """A path of DeepSpeed's JSON, which is read after this file, or its content."""
+    given = section.raw(key)
+    if isinstance(given, str):
+        section.facts.named.append((given, section.source(key)))
+    elif given is not None:
+        from tuneplan.planner.configs.deepspeed import read as read_content
+
+        data = section.mapping(key) or {}
+        lines = {path[1:]: line for path, line in section.file.lines.items() if path and path[0] == key}
+        read_content(YamlFile(section.file.name, data, lines), section.facts, "deepspeed")
 
 
 def _evaluation(section: Section) -> None:

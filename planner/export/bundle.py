@@ -1,5 +1,6 @@
 """All files of an export: the tool's own, the plan they were made from, and the task that rents the machine."""
 
+from tuneplan.planner.errors import InputError
 from tuneplan.planner.export.job import Export, ExportJob
 from tuneplan.planner.export.registry import writer
 from tuneplan.planner.report import document
@@ -21,6 +22,12 @@ def bundle(job: ExportJob, format_name: str, engine: str | None = None, skypilot
         UnknownNameError: there is no such format.
         InputError: the tool cannot do what the plan says; the option is named.
     """
+    objective = job.settings.objective
+    if not objective.plain:
+        raise InputError(
+            f"plan export writes supervised fine-tuning, and the plan is for --training {objective.name}; plan without it, and "
+            "set TRL's own options for it"
+        )
     made = writer(format_name)(job, engine)
     files, gaps = dict(made.files), list(made.gaps)
     if skypilot:

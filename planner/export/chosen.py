@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.models.lookup import load
 from tuneplan.planner.models.registry import read_spec
 from tuneplan.planner.report.json_report import plan_json
-from tuneplan.planner.search import Answer, Plan, Search
+from tuneplan.planner.search import Answer, Plan, find
 from tuneplan.planner.target import Target, targets
+from tuneplan.planner.training.objective import objective_of
 from tuneplan.planner.training.optimizers import find as find_optimizer
 from tuneplan.planner.training.settings import Settings
-from tuneplan.planner.training.sharding import Sharding
 
 MOST_BYTES = 2**26
 
@@ -79,7 +80,13 @@ def _again(request: Mapping[str, Any], chosen: Mapping[str, Any], today: date) -
     count = int(chosen["gpu_count"])
     target = _target(request, chosen, count)
     how = chosen["gradient_checkpointing"]
+    training = request.get("training") or {}
+    reference, completion, generations = (
+        training.get(name) or None for name in ("reference", "completion_length", "num_generations")
+    )
+    objective = objective_of(str(training.get("name", "sft")), reference, completion, generations, int(request["seq_len"]))
     settings = Settings(
+        objective=replace(objective, vllm_bytes=int(training.get("vllm_bytes") or 0)),
         micro_batch_size=int(chosen["micro_batch_size"]),
         seq_len=int(request["seq_len"]),
         dtype=str(chosen["dtype"]),
@@ -114,7 +121,10 @@ def _again(request: Mapping[str, Any], chosen: Mapping[str, Any], today: date) -
         purchase=str(request["purchase"]),
         safety_margin=margin,
     )
-    return Search(job, today).one(method, target, optimizer, Sharding(count, stage))
+    answer = find(job, today)
+    if not answer.plans and not answer.rejected:
+        raise InputError(f"{count} GPUs cannot share global-batch-size {job.global_batch_size} as the plan says; plan anew")
+    return answer.plans[0] if answer.plans else answer.rejected[0].plan
 
 
 def _target(request: Mapping[str, Any], chosen: Mapping[str, Any], count: int) -> Target:

@@ -61,8 +61,9 @@ def eager(
     tape.hold(scores)
     weights = pw.dropout(tape, pw.cast(tape, soft, q.dtype), dropout)
     factor = pw.copy(tape, values) if lazy or (values is v and not packed) else values
-    mixed = batched(tape, weights, factor, q.shape, k.shape[2])
-    joined = tape.fresh((batch, length, heads, head_dim), mixed.dtype, mixed.requires_grad)
+    columns = v.shape[-1]
+    mixed = batched(tape, weights, factor, (batch, heads, length, columns), k.shape[2])
+    joined = tape.fresh((batch, length, heads, columns), mixed.dtype, mixed.requires_grad)
     copied = Gradient(mixed, round_block(mixed.nbytes), moved=2 * mixed.nbytes)
     tape.record("contiguous", (mixed,), joined, gradients=(copied,))
     tape.hold(q, k, v, keys, values)
@@ -113,7 +114,7 @@ def efficient(tape: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None =
     the queries' dtype, which every layer keeps for its backward (`convert_boolean_attn_mask`, attention.cpp).
     """
     batch, heads, length, head_dim = q.shape
-    keys, values = repeat_heads(tape, k, heads), repeat_heads(tape, v, heads)
+    keys, values = repeat_heads(tape, k, heads, lazy=True), repeat_heads(tape, v, heads, lazy=True)
     scratch = tensor_bytes((batch, heads, length), "fp32")
     if q.dtype != "fp32":
         scratch = scratch + tensor_bytes((batch, heads, length, head_dim), "fp32")
@@ -170,11 +171,12 @@ def _fused(
     causal: bool = True,
 ) -> Tensor:
     batch, heads, length, head_dim = q.shape
+    columns = v.shape[-1]
     needs = q.requires_grad or k.requires_grad or v.requires_grad
     lse = tape.fresh((batch, heads, lse_length), "fp32", False)
-    out = tape.fresh((batch, length, heads, head_dim), q.dtype, needs)
+    out = tape.fresh((batch, length, heads, columns), q.dtype, needs)
     # Causal: half of the score matrix is computed; the backward does five products for the forward's two.
-    flops: Size = 2 * 2 * batch * heads * length * k.shape[2] * head_dim // (2 if causal else 1)
+    flops: Size = 2 * batch * heads * length * k.shape[2] * (head_dim + columns) // (2 if causal else 1)
     moved = 2 * (q.nbytes + k.nbytes)
     tape.record("log_sum_exp", (), lse, moved=0)
     tape.ops[-1].launches = 0

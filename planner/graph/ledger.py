@@ -137,7 +137,7 @@ class Walk:
                 self._recompute(meter)
                 waiting = False
             grad = pending.pop(id(op.output), None)
-            made = self._node(op, grad, meter) if grad is not None else []
+            made = self._node(op, grad, meter, checkpointing == "non-reentrant") if grad is not None else []
             self._release(op.saved, meter)
             if grad is not None:
                 _leave(grad, meter)
@@ -197,8 +197,12 @@ class Walk:
         if id(storage) not in self._saved:
             meter.drop(storage.nbytes, storage.category)
 
-    def _node(self, op: Op, grad: _Pending, meter: Meter) -> list[tuple[Gradient, _Pending]]:
-        """Run one node: its gradients are born while its output's gradient and all it saved are alive."""
+    def _node(self, op: Op, grad: _Pending, meter: Meter, unpacked: bool) -> list[tuple[Gradient, _Pending]]:
+        """Run one node: its gradients are born while its output's gradient and all it saved are alive.
+
+        `unpacked`: hooks of checkpointing give the node its saved tensors (`_checkpoint_hook` of torch/utils/checkpoint.py), so
+        that they are gone when its gradients are summed and cast.
+        """
         meter.op = f"{op.name} (backward)"
         made: list[tuple[Gradient, _Pending]] = []
         for gradient in op.gradients:
@@ -217,6 +221,13 @@ class Walk:
                 meter.touch(gradient.scratch)
         if op.workspace is not None:
             meter.touch(op.workspace)
+        if op.late is not None:
+            gone: Size = 0
+            for storage in op.saved if unpacked else ():
+                if self._saved[id(storage)] == 1 and id(storage) in self._released:
+                    gone = gone + storage.nbytes
+            left = op.late - gone
+            meter.touch(left * (left > 0))
         return made
 
     def _release(self, saved: Iterable[Storage], meter: Meter) -> None:

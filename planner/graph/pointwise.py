@@ -83,12 +83,13 @@ def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     # Both products are made before the first is summed or cast; the ledger has counted what they become.
     needing = [this for this in (a, b) if this.requires_grad]
     changed = [not same_shape(this.shape, shape) or this.dtype != dtype for this in needing]
-    workspace = None
+    workspace = late = None
     if any(changed):
         rest = needing[changed.index(True) + 1 :]
-        workspace = full + sum([full - round_block(this.nbytes) for this in rest])
+        late = full + sum([full - round_block(this.nbytes) for this in rest])
+        workspace = sum([full - round_block(this.nbytes) for this in needing])
     saved = ((a,) if b.requires_grad else ()) + ((b,) if a.requires_grad else ())
-    return tape.record("mul", (a, b), out, saved=saved, gradients=tuple(gradients), workspace=workspace)
+    return tape.record("mul", (a, b), out, saved=saved, gradients=tuple(gradients), workspace=workspace, late=late)
 
 
 def activation(tape: Tape, x: Tensor, kind: str) -> Tensor:
@@ -184,6 +185,11 @@ def rms_norm_wide(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
     return cast(tape, multiply(tape, weight, _normal(tape, x)), x.dtype)
 
 
+def rms_norm_cast(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
+    """The same with the weight cast to fp32 first; `HeliumRMSNorm.forward` of transformers 5.23."""
+    return cast(tape, multiply(tape, cast(tape, weight, "fp32"), _normal(tape, x)), x.dtype)
+
+
 def cohere_norm(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
     """Layer norm without bias, written out in fp32; `CohereLayerNorm.forward` of transformers 5.23."""
     wide = cast(tape, x, "fp32")
@@ -243,6 +249,20 @@ def layer_norm(tape: Tape, x: Tensor, weight: Tensor | None, bias: Tensor | None
     gradients += [Gradient(tensor, round_block(tensor.nbytes)) for tensor in (weight, bias) if tensor is not None]
     kept = (x, *statistics)
     return tape.record("layer_norm", kept, out, saved=kept, gradients=tuple(gradients), moved=2 * x.nbytes)
+
+
+def clamp(tape: Tape, x: Tensor) -> Tensor:
+    """`x.clamp(...)`: saves its input; the backward makes masks and the gradient."""
+    out = tape.fresh(x.shape, x.dtype, x.requires_grad)
+    gradient = Gradient(x, round_block(x.nbytes), scratch=3 * tensor_bytes(x.shape, "bool"), moved=3 * x.nbytes)
+    return tape.record("clamp", (x,), out, saved=(x,), gradients=(gradient,))
+
+
+def masked_fill(tape: Tape, x: Tensor, mask: Tensor) -> Tensor:
+    """`x.masked_fill(mask, value)`: saves the mask."""
+    out = tape.fresh(x.shape, x.dtype, x.requires_grad)
+    gradient = Gradient(x, round_block(x.nbytes), moved=2 * x.nbytes)
+    return tape.record("masked_fill", (x, mask), out, saved=(mask,), gradients=(gradient,))
 
 
 def clamp_in_place(tape: Tape, x: Tensor) -> Tensor:

@@ -55,6 +55,15 @@ def divide_in_place(tape: Tape, x: Tensor, total: Tensor) -> Tensor:
     return out
 
 
+def masked_fill(tape: Tape, x: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+    """`x.masked_fill(~given.bool(), value)`; also the mask, which is saved."""
+    first = tape.record("bool", (given,), tape.fresh(x.shape, "bool", False))
+    mask = tape.record("not", (first,), tape.fresh(x.shape, "bool", False))
+    out = tape.fresh(x.shape, x.dtype, x.requires_grad)
+    tape.record("masked_fill", (x, mask), out, saved=(mask,), gradients=(Gradient(x, round_block(x.nbytes)),))
+    return out, mask
+
+
 def grouped_linear(tape: Tape, x: Tensor, weight: Tensor, offsets: Tensor, out_features: int, touched: Size) -> Tensor:
     """`torch.nn.functional.grouped_mm`: each expert's rows times its matrix; with a trained weight a gradient of all experts.
 

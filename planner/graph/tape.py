@@ -51,6 +51,7 @@ class Op:
         moved: bytes read and written by the forward.
         launches: kernels that the forward starts; 0 for views.
         workspace: bytes held only while its backward runs, whichever gradient is being computed.
+        late: the same while its gradients are brought to their shapes and dtypes, after its own work.
         discards: storages saved by ops whose graph goes here, before any backward.
         pieces: how many storages of one size its result is.
         spends: bytes and category of what an earlier block made and nothing refers to any more.
@@ -69,6 +70,7 @@ class Op:
     moved: Size = 0
     launches: int = 1
     workspace: Size | None = None
+    late: Size | None = None
     discards: tuple[Storage, ...] = ()
     pinned: tuple[Storage, ...] = ()
     pieces: int = 1
@@ -124,6 +126,7 @@ class Tape:
         flops: Size = 0,
         moved: Size | None = None,
         workspace: Size | None = None,
+        late: Size | None = None,
     ) -> Tensor:
         """Append an op with a fresh output; what it saves and computes backward counts only if a gradient is needed."""
         if not output.requires_grad:
@@ -145,6 +148,7 @@ class Tape:
                 flops=flops,
                 moved=moved,
                 workspace=workspace,
+                late=late,
             )
         )
         return output

@@ -27,10 +27,19 @@ def trl(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, rescale
     return loss
 
 
-def label_log_probs(tape: Tape, hidden: Tensor, weight: Tensor, *, entropy: bool, correct: bool = False) -> Tensor:
+def label_log_probs(
+    tape: Tape,
+    hidden: Tensor,
+    weight: Tensor,
+    *,
+    entropy: bool,
+    correct: bool = False,
+    mean: bool = False,
+    completion: Size = 0,
+) -> Tensor:
     """Log-probability of each next token. Shapes: hidden `(batch, length, H)`, weight `(V, H)`, result `(batch, length - 1)`.
 
-    The rows that count are copied (all, here); the backward makes each tile again and sums the gradients of hidden states and
+    The rows that count are copied; the backward makes each tile again and sums the gradients of hidden states and
     head in fp32. Not counted: the indices of rows that count (16 bytes a token), which live inside an operator.
 
     Args:
@@ -39,36 +48,41 @@ def label_log_probs(tape: Tape, hidden: Tensor, weight: Tensor, *, entropy: bool
         weight: of the head.
         entropy: whether the entropy of each distribution is kept too.
         correct: whether it is noted if the label is the likeliest token.
+        mean: whether the mean of the logits is kept too.
+        completion: tokens at the end of each sequence that count; 0 for all.
     """
     tape.category = LOGITS
     batch, length, width = hidden.shape
     vocabulary = weight.shape[0]
     scored = (batch, length - 1)
-    tokens: Size = elements(scored)
+    counted = completion + (completion == 0) * (length - 1)
+    tokens: Size = batch * counted
     needs = hidden.requires_grad or weight.requires_grad
     mask = tape.fresh(scored, "bool", False)
     tape.record("label_mask", (), mask)
     short = pw.narrow(tape, hidden, (batch, length - 1, width))
-    rows = tape.fresh((batch, length - 1, width), hidden.dtype, hidden.requires_grad)
+    rows = tape.fresh((batch, counted, width), hidden.dtype, hidden.requires_grad)
     gradient = Gradient(short, round_block(short.nbytes), moved=2 * short.nbytes)
     tape.record("rows", (short, mask), rows, saved=(mask,), gradients=(gradient,))
-    targets = tape.fresh(scored, "int64", False)
+    targets = tape.fresh((batch, counted), "int64", False)
     tape.record("targets", (), targets)
     dtype = tape.autocast or hidden.dtype
     tile = _tile_bytes(tokens, width, vocabulary, dtype, hidden.dtype, weight.dtype)
     vector = round_block(4 * tokens)
-    normalizer = tape.fresh(scored, "fp32", False)
+    normalizer = tape.fresh((batch, counted), "fp32", False)
     flops: Size = 2 * tokens * vocabulary * width
     moved = rows.nbytes + weight.nbytes + 2 * tokens * vocabulary * (4 if dtype == "fp32" else 2)
     tape.record("tiles", (rows, weight), normalizer, scratch=tile + STATISTICS * vector, flops=flops, moved=moved)
     kept = [rows, targets, normalizer]
     if entropy:
-        own = tape.fresh(scored, "fp32", False)
+        own = tape.fresh((batch, counted), "fp32", False)
         tape.record("entropy", (normalizer,), own)
         kept.append(own)
+    if mean:
+        tape.record("mean_logits", (), tape.fresh((batch, counted), "fp32", False))
     if correct:
-        tape.record("is_top1", (), tape.fresh(scored, "bool", False))
-    log_probs = tape.fresh(scored, "fp32", needs)
+        tape.record("is_top1", (), tape.fresh((batch, counted), "bool", False))
+    log_probs = tape.fresh((batch, counted), "fp32", needs)
     sums = round_block(4 * elements(rows.shape)) * (rows.dtype != "fp32" and rows.requires_grad)
     if weight.requires_grad and weight.dtype != "fp32":
         sums = sums + round_block(4 * elements(weight.shape))
@@ -80,7 +94,14 @@ def label_log_probs(tape: Tape, hidden: Tensor, weight: Tensor, *, entropy: bool
         "chunked_logprob", (*kept, weight), log_probs, saved=tuple(kept), gradients=gradients, workspace=tile + sums
     )
     out = tape.fresh(scored, "fp32", needs)
-    tape.record("masked_scatter", (result, mask), out, saved=(mask,), gradients=(Gradient(result, vector),), scratch=vector)
+    tape.record(
+        "masked_scatter",
+        (result, mask),
+        out,
+        saved=(mask,),
+        gradients=(Gradient(result, vector),),
+        scratch=round_block(out.nbytes),
+    )
     return out
 
 

@@ -1,5 +1,6 @@
 """LoRA: a low-rank product beside each adapted linear layer."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,8 +30,10 @@ class Lora(Targeted):
         use_rslora: scaling by sqrt(r) (Kalajdzievski 2023, rsLoRA, theorem 3.2); no effect on memory or time.
         use_dora: a trained magnitude for each output (Liu et al. 2024, DoRA).
         freeze_a: only B is trained (Zhang et al. 2023, LoRA-FA).
+        freeze_b: only A is trained (MiCA of peft 0.21, `init_lora_weights="mica"`).
         gate: a trained factor for each rank between A and B (Ding et al. 2023, SoRA, equation 3); its pruning is not modelled.
         use_gating: the product is multiplied by a gate from the module's input instead of alpha / r (Mao et al. 2022, UniPELT).
+        lora_bias: B has a trained bias.
         frozen_tasks: adapters of earlier tasks that stay beside the new one, frozen (Wang et al. 2023, O-LoRA, section 3).
         rank_pattern: other ranks for modules whose path ends in a name, written name:rank.
         target_parameters: weights that no module holds, matched at the end of their path, such as `mlp.experts.gate_up_proj`.
@@ -50,8 +53,10 @@ class Lora(Targeted):
     use_rslora: bool = False
     use_dora: bool = False
     freeze_a: bool = False
+    freeze_b: bool = False
     gate: bool = False
     use_gating: bool = False
+    lora_bias: bool = False
     frozen_tasks: int = 0
     rank_pattern: tuple[str, ...] = ()
     target_parameters: tuple[str, ...] = ()
@@ -59,26 +64,34 @@ class Lora(Targeted):
     def check(self) -> None:
         """Raise InputError where an option makes no sense."""
         Targeted.check(self)
+        if self.freeze_a and self.freeze_b:
+            raise InputError("freeze_a and freeze_b leave nothing of LoRA to train; turn one off")
+        if self.lora_bias and self.use_dora:
+            raise InputError("lora_bias and use_dora do not go together in peft; turn one off")
         if not 0 <= self.lora_dropout < 1:
             raise InputError(f"lora_dropout={self.lora_dropout} is not a probability below 1; use a value such as 0.05")
         if self.bias not in BIASES:
             raise InputError(f"bias={self.bias!r} is not known; choose one of {', '.join(BIASES)}")
         for item in self.rank_pattern:
             name, _, rank = item.rpartition(":")
-            if not name or not rank.isdigit() or int(rank) < 1:
+            if not name or not rank.isdigit() or int(rank) < 1 or not _is_pattern(name):
                 raise InputError(f"rank_pattern has {item!r}; write name:rank, such as q_proj:16")
 
     def rank_of(self, path: str) -> int:
-        """The rank of a module: that of the first name in `rank_pattern` that its path ends in, else `r`."""
+        """The rank of a module: that of the first entry of `rank_pattern` that its path ends in, else `r`.
+
+        Entries are regular expressions, as in `get_pattern_key` of peft 0.21 utils/other.py.
+        """
         for item in self.rank_pattern:
             name, _, rank = item.rpartition(":")
-            if path == name or path.endswith(f".{name}"):
+            if re.match(rf"(.*\.)?({name})$", path):
                 return int(rank)
         return self.r
 
     def layer_form(self, index: int, count: int) -> object:
         """Besides the targets: layers that `rank_pattern` names are of their own form."""
-        own = tuple([item for item in self.rank_pattern if f"layers.{index}." in item])
+        written = any(re.search(r"\d", item.rpartition(":")[0]) for item in self.rank_pattern)
+        own = index if written else None
         return Targeted.layer_form(self, index, count), own
 
     def trains(self, weight: Weight) -> bool:
@@ -106,6 +119,8 @@ class Lora(Targeted):
             "bias": self.bias,
             "use_rslora": self.use_rslora,
             "use_dora": self.use_dora,
+            "lora_bias": self.lora_bias,
+            **({"init_lora_weights": "mica"} if self.freeze_b else {}),
             "rank_pattern": {name: int(rank) for name, _, rank in (item.rpartition(":") for item in self.rank_pattern)},
         }
 
@@ -144,7 +159,8 @@ class Lora(Targeted):
         dtype = self.dtype(model)
         rank = self.rank_of(model.path(site.module))
         a = model.adapter(f"{site.module}.lora_A.weight", (rank, in_features), dtype, trained=not self.freeze_a)
-        b = model.adapter(f"{site.module}.lora_B.weight", (out_features, rank), dtype)
+        b = model.adapter(f"{site.module}.lora_B.weight", (out_features, rank), dtype, trained=not self.freeze_b)
+        offset = model.adapter(f"{site.module}.lora_B.bias", (out_features,), dtype) if self.lora_bias else None
         tape = model.tape
         if site.form == "4bit":
             y = pw.copy(tape, y)
@@ -157,7 +173,7 @@ class Lora(Targeted):
             low = linear(tape, dropped, a)
             if self.gate:
                 low = pw.multiply(tape, low, model.adapter(f"{site.module}.lora_gate", (rank,), dtype))
-            product = linear(tape, low, b)
+            product = linear(tape, low, b, offset)
             if self.use_gating:
                 product = pw.multiply(tape, product, gate.record(model, f"{site.module}.lora_gate", wide))
             else:
@@ -171,3 +187,11 @@ class Lora(Targeted):
             result = pw.add(tape, result, pw.scale(tape, linear(tape, linear(tape, dropped, a), b)))
         tape.hold(wide)
         return pw.cast(tape, result, y.dtype)
+
+
+def _is_pattern(name: str) -> bool:
+    try:
+        re.compile(name)
+    except re.error:
+        return False
+    return True

@@ -7,15 +7,19 @@ passed over; every other key that no part has becomes a warning.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.methods.compose import check_parts, describe
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.methods.part import Part
+from tuneplan.planner.methods.peft_said import said
 from tuneplan.planner.methods.registry import PARTS
 from tuneplan.planner.methods.targeted import ALL_LINEAR, PATTERN
 from tuneplan.planner.models.config import read_config_file, shown_path
+
+if TYPE_CHECKING:
+    from tuneplan.planner.models.spec import ModelSpec
 
 NAME = "adapter_config.json"
 LABELS = {
@@ -55,6 +59,11 @@ _WITHOUT_EFFECT_HERE = {"ADALORA": {"r"}, "ADAPTION_PROMPT": {"target_modules"},
 _OTHERWISE: dict[str, dict[str, Any]] = {"OFT": {"oft_block_size": 0}, "BOFT": {"boft_block_size": 0}}
 """Options whose default gives way when the number of blocks is given instead of their size."""
 LONGEST_SHOWN = 60
+DIMENSIONS = {"num_layers": "num_hidden_layers", "token_dim": "hidden_size"}
+"""Keys that PEFT fills in from the model (prompts and prefixes), and what they are of it."""
+TARGETS = "target_modules"
+PEFT_TARGETS = ("q_proj", "v_proj")
+"""What LoRA and its kin adapt of most decoders if the file does not say (peft 0.21 utils/constants.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +74,13 @@ class Given:
         method: what it maps to.
         warnings: what it asks for that is not modelled.
         base_model: the model it names, or "".
+        dimensions: of the model it was made for, as PEFT filled them in, by key.
     """
 
     method: Method
     warnings: tuple[str, ...]
     base_model: str
+    dimensions: tuple[tuple[str, int], ...] = ()
 
 
 def read_peft_config(path: str | os.PathLike[str]) -> Given:
@@ -100,11 +111,13 @@ def from_mapping(config: Mapping[str, Any], origin: str) -> Given:
         if key in own:
             options[key] = _value(key, value, own[key], origin)
         elif key == "init_lora_weights" and value == "mica":
-            warnings.append(f"{origin}: init_lora_weights='mica' trains one of the two matrices; figures are of both")
+            options["freeze_b"] = True
+        elif (sentence := said(kind, key, value, config)) is not None:
+            warnings += [f"{origin}: {key}={_short(value)} {sentence}"] if sentence else []
         elif key == "modules_to_save" and value:
             others.append(PARTS["modules_to_save"](modules=_names(key, value, origin)))  # type: ignore[call-arg]
-        elif key == "trainable_token_indices" and isinstance(value, list):
-            others.append(PARTS["trainable_tokens"](token_indices=tuple(value)))  # type: ignore[call-arg]
+        elif key == "trainable_token_indices" and value:
+            others.append(PARTS["trainable_tokens"](token_indices=_tokens(key, value, origin)))  # type: ignore[call-arg]
         elif not without_effect(kind, key) and value not in (
             False,
             0,
@@ -115,11 +128,16 @@ def from_mapping(config: Mapping[str, Any], origin: str) -> Given:
             {},
         ):
             warnings.append(f"{origin}: {key}={_short(value)} is not modelled; figures are without it")
+    if TARGETS in own and TARGETS not in options and own[TARGETS] == (ALL_LINEAR,):
+        options[TARGETS] = PEFT_TARGETS
+        chosen = " and ".join(PEFT_TARGETS)
+        warnings.append(f"{origin}: target_modules is not given, and PEFT chooses by the model's type; figures are of {chosen}")
     parts = [part_type(**options), *others]
     text = "+".join(part.label for part in parts)
     check_parts(parts, text)
     base = config.get("base_model_name_or_path")
-    return Given(Method(describe(parts), tuple(parts)), tuple(warnings), base if isinstance(base, str) else "")
+    filled = tuple([(key, config[key]) for key in DIMENSIONS if isinstance(config.get(key), int)])
+    return Given(Method(describe(parts), tuple(parts)), tuple(warnings), base if isinstance(base, str) else "", filled)
 
 
 def without_effect(kind: str, key: str) -> bool:
@@ -131,19 +149,32 @@ def _value(key: str, value: Any, default: Any, origin: str) -> Any:
     """A value in the form of the part's option."""
     if key == "target_parameters":
         return _names(key, value, origin)
-    if key in ("target_modules", "feedforward_modules"):
+    if key in (TARGETS, "feedforward_modules", "exclude_modules"):
         return _targets(value, origin)
     if key == "rank_pattern":
         return _ranks(value, origin)
     if key in ("layers_to_transform", "token_indices"):
-        layers = value if isinstance(value, list) else [value]
-        if not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in layers):
-            raise InputError(f"{origin}: {key}={value!r} is no list of whole numbers; correct the file")
-        return tuple(layers)
+        return _numbers(key, value, origin)
     wanted = (int, float) if isinstance(default, float) and not isinstance(default, bool) else type(default)
     if isinstance(value, wanted) and isinstance(value, bool) == isinstance(default, bool):
         return value
     raise InputError(f"{origin}: {key}={value!r} should be {_kind(default)}; correct the file")
+
+
+def _numbers(key: str, value: Any, origin: str) -> tuple[int, ...]:
+    given = value if isinstance(value, list) else [value]
+    if not all(isinstance(item, int) and not isinstance(item, bool) for item in given):
+        raise InputError(f"{origin}: {key}={value!r} is no list of whole numbers; correct the file")
+    return tuple(given)
+
+
+def _tokens(key: str, value: Any, origin: str) -> tuple[int, ...]:
+    """Token indices as a list, or by the name of the embedding they belong to."""
+    if isinstance(value, dict):
+        if len(value) != 1:
+            raise InputError(f"{origin}: {key} names {', '.join(map(str, value))}; one embedding is modelled, name that alone")
+        value = next(iter(value.values()))
+    return _numbers(key, value, origin)
 
 
 def _short(value: Any) -> str:
@@ -171,6 +202,18 @@ def _ranks(value: Any, origin: str) -> tuple[str, ...]:
     if isinstance(value, dict) and all(isinstance(rank, int) for rank in value.values()):
         return tuple([f"{name}:{rank}" for name, rank in value.items()])
     raise InputError(f"{origin}: rank_pattern={value!r} should give a rank for each name; correct the file")
+
+
+def check_dimensions(given: Given, spec: "ModelSpec") -> None:
+    """Raise InputError where what PEFT filled in from a model does not fit this one."""
+    for key, value in given.dimensions:
+        own = getattr(spec, DIMENSIONS[key])
+        grouped = key == "token_dim" and value == spec.num_key_value_heads * spec.head_dim  # what PEFT writes for a prefix
+        if value != own and not grouped:
+            raise InputError(
+                f"the adapter's configuration has {key}={value}, but {spec.id} has {own}: it was made for another model; "
+                f"name that, or take {key} out of the file"
+            )
 
 
 def check_base(given: Given, model_type: str, known: str) -> str:

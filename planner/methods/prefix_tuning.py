@@ -136,7 +136,7 @@ class PrefixTuning(Layered):
 
     def _joined(self, model: "Assembly", length: Size) -> tuple[Size, ...]:
         spec = model.spec
-        return (model.settings.micro_batch_size, spec.num_key_value_heads, length + self.num_virtual_tokens, spec.head_dim)
+        return (model.settings.sequences, spec.num_key_value_heads, length + self.num_virtual_tokens, spec.head_dim)
 
     def _prefix(self, model: "Assembly") -> tuple[Size, ...]:
         spec = model.spec
@@ -151,7 +151,10 @@ class PrefixTuning(Layered):
         joined = []
         prefixes = model.prefix
         if self.use_gating:
-            assert model.attention_input is not None
+            if model.attention_input is None:
+                raise InputError(
+                    f"prefix_tuning: gates are modelled for decoders, not for {model.spec.model_type}; leave them out"
+                )
             share = gate.record(model, "self_attn.prefix_gate", model.attention_input, dims=4)
             first, second = [pw.multiply(tape, tape.view("slice", t, self._prefix(model)), share) for t in prefixes]
             prefixes = (first, second)

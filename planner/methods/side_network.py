@@ -141,8 +141,9 @@ class NarrowCopy(SideNetwork):
 
         spec = self.narrow(model.spec)
         inner = model.within("side", spec, Method("side", (Full(),)))
-        tables = dict(zip([id(t) for t in model.rotary], model.side_rotary, strict=True))
-        inner.rotary = model.side_rotary
+        inner.layer = model.spec.num_hidden_layers - 1 if model.layer is None else model.layer
+        tables = dict(zip([id(t) for t in model.rotary], model.side_rotary, strict=False))  # a model may have no tables
+        inner.rotary = model.side_rotary if model.rotary else ()
         shared = tuple([tables.get(id(t), t) for t in model.layers_share])
         block = family(spec.model_type).layer(inner, spec, x, shared)
         model.adopt(inner)

@@ -26,12 +26,14 @@ class Targeted(Layered):
     Attributes:
         target_modules: module names (matched at the end of the path), "all-linear" (all but the head), or one pattern written
             "re:..." that has to match the whole path.
+        exclude_modules: modules that are left alone whatever the targets say, written as those.
         layers_to_transform: indices of the decoder layers to adapt; empty for all.
         autocast_adapter_dtype: adapters of a 16-bit model are kept in fp32 (PEFT's default), so the input of every adapted
             module is copied to fp32.
     """
 
     target_modules: tuple[str, ...] = (ALL_LINEAR,)
+    exclude_modules: tuple[str, ...] = ()
     layers_to_transform: tuple[int, ...] = ()
     autocast_adapter_dtype: bool = True
 
@@ -47,7 +49,7 @@ class Targeted(Layered):
         """Raise InputError for targets that cannot be, and a rank below one."""
         if not self.target_modules or not all(self.target_modules):
             raise InputError("target_modules is empty; name modules such as q_proj,v_proj, or all-linear")
-        for target in self.target_modules:
+        for target in (*self.target_modules, *self.exclude_modules):
             if target.startswith(PATTERN):
                 compiled(target)
         rank = getattr(self, "r", 1)
@@ -71,10 +73,12 @@ class Targeted(Layered):
                 raise InputError(
                     f"target module {target!r} matches nothing in this model; it has {names} (all-linear takes all of them)"
                 )
+        if self.exclude_modules and not any(self.targets(numbered(m, i), i) for m in model.linears for i in chosen):
+            raise InputError(f"{self.label}: exclude_modules={','.join(self.exclude_modules)} leaves nothing of the targets")
 
     def layer_form(self, index: int, count: int) -> object:
         """Whether the layer is adapted; where a pattern has digits each layer is one of its own."""
-        if any(t.startswith(PATTERN) and re.search(r"\d", t) for t in self.target_modules):
+        if any(t.startswith(PATTERN) and re.search(r"\d", t) for t in (*self.target_modules, *self.exclude_modules)):
             return index
         return not self.layers_to_transform or index in self.layers_to_transform
 
@@ -82,11 +86,9 @@ class Targeted(Layered):
         """Whether a linear module is adapted, given its whole path and the index of its layer."""
         if self.layers_to_transform and layer not in self.layers_to_transform:
             return False
+        if any(_matches(name, path) for name in self.exclude_modules):
+            return False
         return any(_matches(target, path) for target in self.target_modules)
-
-    def inputs_need_grad(self) -> bool:
-        """PEFT hooks the embeddings when the model checkpoints."""
-        return True
 
     def peft_targets(self) -> dict[str, Any]:
         """What every PEFT configuration with targets has."""
@@ -95,7 +97,11 @@ class Targeted(Layered):
         if first == ALL_LINEAR or first.startswith(PATTERN):
             targets = first.removeprefix(PATTERN)
         chosen = {"layers_to_transform": list(self.layers_to_transform)} if self.layers_to_transform else {}
-        return {"task_type": "CAUSAL_LM", "target_modules": targets, **chosen}
+        left: dict[str, Any] = {}
+        if self.exclude_modules:
+            names = list(self.exclude_modules)
+            left["exclude_modules"] = names[0].removeprefix(PATTERN) if names[0].startswith(PATTERN) else names
+        return {"task_type": "CAUSAL_LM", "target_modules": targets, **left, **chosen}
 
     def adapts(self, model: "Assembly", site: "Site") -> bool:
         """Whether the module being recorded is adapted. Raises InputError for a rank above both sides of its weight."""

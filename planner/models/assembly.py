@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.matmul import linear, linear_4bit, linear_8bit, scales_bytes
-from tuneplan.planner.graph.tape import Tape
+from tuneplan.planner.graph.tape import Gradient, Tape
 from tuneplan.planner.graph.tensor import WEIGHTS, Size, Storage, Tensor, elements
 from tuneplan.planner.methods.formats import QUANTIZED, kernel, stored_bytes
 from tuneplan.planner.methods.method import Method
@@ -387,6 +387,12 @@ class Assembly:
         tape.scope = outer
         return y
 
+    def join(self, kind: str, first: Tensor, second: Tensor, shape: tuple[Size, ...]) -> Tensor:
+        """Two tensors joined (`torch.cat`) in a fresh one; their gradients are views of its gradient."""
+        out = self.tape.fresh(shape, first.dtype, first.requires_grad or second.requires_grad)
+        gradients = (Gradient(first, None), Gradient(second, None))
+        return self.tape.record(kind, (first, second), out, gradients=gradients)
+
     def submodule(self, name: str, x: Tensor, residual: Tensor, y: Tensor) -> Tensor:
         """The output of `self_attn` or `mlp` with whatever the method adds to it; see `Part.submodule`."""
         for part in self.method.parts:
@@ -395,5 +401,5 @@ class Assembly:
 
     @property
     def token_shape(self) -> tuple[Size, Size]:
-        """(micro-batch, length)."""
-        return (self.settings.micro_batch_size, self.settings.seq_len)
+        """(sequences, length)."""
+        return (self.settings.sequences, self.settings.seq_len)

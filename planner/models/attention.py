@@ -78,6 +78,7 @@ def attended(
     in_parts: bool = False,
     widened: bool = False,
     rotary: bool = True,
+    after: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """From queries, keys and values to the output of `o_proj`; also attention weights that the layer's code holds (eager).
 
@@ -96,6 +97,7 @@ def attended(
         in_parts: heads are cut in two for the rotation even where all their columns are rotated.
         widened: queries and keys are rotated in fp32 (Cohere); `cast_back` is then set too.
         rotary: queries and keys are rotated.
+        after: what is done with queries and keys after the rotation.
     """
     tape = model.tape
     tables, masks = (shared[:2], shared[2:]) if rotary else ((), shared)
@@ -115,6 +117,8 @@ def attended(
         turned = q, k
         q, k = pw.cast(tape, q, dtype), pw.cast(tape, k, dtype)
         tape.hold(*turned, *before)
+    if after:
+        q, k = after(q, k)
     out, weights, held = attend(model, spec, kernel, (q, k, v), masks, softcap)
     tape.scope = ""
     y = model.linear(out, output, spec.hidden_size, bias)
@@ -146,32 +150,59 @@ def attend(
         The output `(batch, length, heads * head_dim)`; attention weights that the layer's code holds (eager); what the
         module's code holds to its end.
     """
-    tape, settings = model.tape, model.settings
+    tape = model.tape
     q, k, v = rotated
-    if settings.use_cache and settings.gradient_checkpointing == "off":
-        k, v = _cached(model, k), _cached(model, v)
-    for part in model.method.parts:
-        k, v = part.keys_values(model, k, v)
+    k, v = stored(model, k, v)
     held: tuple[Tensor, ...] = (q, k, v)
     for part in model.method.parts:
         q, k, v = part.grouped(model, q, k, v)
-    dropout = spec.attention_dropout if settings.attention_dropout is None else settings.attention_dropout
-    weights: tuple[Tensor, ...] = ()
-    if kernel.name == "eager":
-        out, scores = kernels.eager(tape, q, k, v, masks[0], dropout, settings.use_cache, softcap, wide)
-        weights = (scores,)
-    elif kernel.name == "math":
-        out = kernels.math(tape, q, k, v, dropout, packed=settings.use_cache)
-    elif kernel.name == "efficient":
-        out = kernels.efficient(tape, q, k, v, masks[0] if masks else None)
-    else:
-        q, k, v = (pw.cast(tape, t, settings.autocast or settings.dtype) for t in (q, k, v))
-        held = (*held, q, k, v)
-        out = kernels.flash(tape, q, k, v)
+    out, weights, taken = run_kernel(model, spec, kernel, (q, k, v), masks, softcap, wide)
     for part in model.method.parts:
         out = part.ungrouped(model, out)
     out = tape.view("join_heads", out, (*out.shape[:2], spec.num_attention_heads * spec.head_dim))
-    return out, weights, held
+    return out, weights, (*held, *taken)
+
+
+def run_kernel(
+    model: Assembly,
+    spec: DecoderSpec,
+    kernel: Kernel,
+    heads: tuple[Tensor, Tensor, Tensor],
+    masks: tuple[Tensor, ...],
+    softcap: bool = False,
+    wide: bool = True,
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The kernel alone; see `attend`.
+
+    Gives `(batch, length, heads, columns of values)`, eager attention's weights, and copies that FlashAttention's code holds.
+    """
+    tape, settings = model.tape, model.settings
+    q, k, v = heads
+    dropout = attention_probability(model, spec)
+    if kernel.name == "eager":
+        out, scores = kernels.eager(tape, q, k, v, masks[0], dropout, settings.use_cache, softcap, wide)
+        return out, (scores,), ()
+    if kernel.name == "math":
+        return kernels.math(tape, q, k, v, dropout, packed=settings.use_cache), (), ()
+    if kernel.name == "efficient":
+        return kernels.efficient(tape, q, k, v, masks[0] if masks else None), (), ()
+    q, k, v = (pw.cast(tape, t, settings.autocast or settings.dtype) for t in (q, k, v))
+    return kernels.flash(tape, q, k, v), (), (q, k, v)
+
+
+def stored(model: Assembly, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values as attention takes them: out of the cache, if there is one, and behind those that a method adds."""
+    if model.settings.use_cache and model.settings.gradient_checkpointing == "off":
+        k, v = cached(model, k), cached(model, v)
+    for part in model.method.parts:
+        k, v = part.keys_values(model, k, v)
+    return k, v
+
+
+def attention_probability(model: Assembly, spec: DecoderSpec) -> float:
+    """The dropout of attention: the run's, or the config's."""
+    given = model.settings.attention_dropout
+    return spec.attention_dropout if given is None else given
 
 
 def split_heads(model: Assembly, x: Tensor, head_dim: int) -> Tensor:
@@ -189,7 +220,7 @@ def heads_first(model: Assembly, x: Tensor, copied: bool) -> Tensor:
     return pw.transpose(model.tape, x, (batch, heads, length, head_dim), copied)
 
 
-def _cached(model: Assembly, x: Tensor) -> Tensor:
+def cached(model: Assembly, x: Tensor) -> Tensor:
     """`DynamicLayer.update` of an empty cache: keys or values are copied into it and used from there."""
     tape = model.tape
     before, tape.category = tape.category, KV_CACHE
@@ -224,4 +255,19 @@ def plain_mlp(model: Assembly, spec: DecoderSpec, x: Tensor, up: str, down: str,
     tape.scope = ""
     y = model.linear(active, down, spec.hidden_size, bias)
     tape.hold(x)
+    return y
+
+
+def fused_gated_mlp(model: Assembly, spec: DecoderSpec, x: Tensor) -> Tensor:
+    """`down_proj(up * act(gate))` with gate and up out of one projection."""
+    tape = model.tape
+    fused = model.linear(x, "mlp.gate_up_proj", 2 * spec.intermediate_size)
+    tape.scope = "mlp"
+    shape = (*x.shape[:-1], spec.intermediate_size)
+    gate, up = pw.split(tape, fused, [shape, shape])
+    active = activation(tape, gate, spec.hidden_act)
+    product = pw.multiply(tape, up, active)
+    tape.scope = ""
+    y = model.linear(product, "mlp.down_proj", spec.hidden_size)
+    tape.hold(x, gate)
     return y

@@ -1,11 +1,10 @@
 """What decoders share, whatever their layers: the config's dimensions, embeddings, rotary tables, masks, head and loss."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tuneplan.planner.errors import InputError, NotModelledError
-from tuneplan.planner.graph import loss as losses
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.activations import ACTIVATIONS
 from tuneplan.planner.graph.block import Block, close
@@ -13,6 +12,7 @@ from tuneplan.planner.graph.matmul import embedding
 from tuneplan.planner.graph.tensor import Size, Storage, Tensor, tensor_bytes
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
+from tuneplan.planner.models.objective_head import objective_loss, reward_loss
 from tuneplan.planner.models.spec import ModelSpec
 
 MOST_DROPOUT = 0.99
@@ -156,6 +156,8 @@ def start(
     enter: Callable[[Tensor], tuple[Tensor, ...]] | None = None,
     exit_held: bool = True,
     width: int = 0,
+    beside: Callable[[Tensor], Tensor] | None = None,
+    boolean_mask: bool = False,
 ) -> tuple[Block, tuple[Tensor, ...]]:
     """The first block: token ids, embeddings, rotary tables and masks.
 
@@ -170,9 +172,11 @@ def start(
         enter: gives, for the embeddings, what enters the first layer, and tensors that variables hold until the last layer.
         exit_held: a variable of the model's code also holds what enters the first layer.
         width: of the embeddings, where that is not `hidden_size`.
+        beside: gives, for what enters the first layer, a further tensor that layers share.
+        boolean_mask: the model's code makes the mask boolean.
 
     Returns:
-        The block, and what layers share: the tables, then a mask for each window that has one.
+        The block, and what layers share: the tables, then a mask for each window that has one, then what is `beside`.
     """
     if width not in (0, model.spec.hidden_size) and model.method.virtual_tokens:
         raise InputError(
@@ -203,10 +207,27 @@ def start(
     shared = [_table(model, width, "fp32" if wide_tables else hidden.dtype) for width in widths]
     model.rotary = tuple(shared[:2])
     shared += [mask for window in windows if (mask := _mask(model, window, hidden.dtype)) is not None]
+    if boolean_mask:
+        shared[-1] = tape.record("boolean_mask", (shared[-1],), tape.fresh(shared[-1].shape, "bool", False))
+    if beside:
+        shared.append(beside(hidden))
     carried: tuple[Storage, ...] = (*[t.storage for t in (ids, labels, *shared, *leaf)], *tape.held)
     held = tuple([tensor.storage for tensor in locals])
     block = close("embed_tokens", tape, None, hidden, carried, batch=2, leaves=leaves, locals=held, exit_held=exit_held)
     return block, tuple(shared)
+
+
+def run_eagerly(model: Assembly, name: str) -> None:
+    """The architecture has only attention that is written out, which transformers runs where sdpa is asked.
+
+    Raises InputError where flash is asked.
+    """
+    if model.settings.attention == "flash":
+        raise InputError(f"attention=flash: transformers has no FlashAttention for {name}; use sdpa or eager, which are the same")
+    if model.settings.attention == "sdpa":
+        model.settings = replace(model.settings, attention="eager")
+    model.notes["attention_kernel"] = "eager"
+    model.notes["attention_kernel_reason"] = f"transformers has only written-out attention for {name}"
 
 
 def masked(model: Assembly, window: int | None) -> bool:
@@ -275,13 +296,16 @@ def finish(
     """
     tape = model.tape
     tape.hold(entry)
-    shape = (spec.vocab_size, int(hidden.shape[-1]))
-    weight = model.embedding_weight(embedding) if spec.tie_word_embeddings else model.weight(head, shape, "head")
-    offset = model.weight(head, (spec.vocab_size,), "bias", "bias", "head") if bias else None
-    for part in model.method.parts:
-        tape.logits = part.added_logits(model) or tape.logits
-    tape.scope = head
-    loss = losses.LOSSES[model.settings.loss](tape, hidden, weight, offset, rescale)
+    if model.settings.objective.name == "reward":
+        loss = reward_loss(model, hidden)
+    else:
+        shape = (spec.vocab_size, int(hidden.shape[-1]))
+        weight = model.embedding_weight(embedding) if spec.tie_word_embeddings else model.weight(head, shape, "head")
+        offset = model.weight(head, (spec.vocab_size,), "bias", "bias", "head") if bias else None
+        for part in model.method.parts:
+            tape.logits = part.added_logits(model) or tape.logits
+        tape.scope = head
+        loss = objective_loss(model, hidden, weight, offset, rescale)
     for part in model.method.parts:
         loss = part.loss(model, loss)
         part.finish(model)

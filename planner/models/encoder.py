@@ -209,8 +209,8 @@ def refuse_prefixes(model: Assembly) -> None:
     """Raise InputError for prefixes of an encoder-decoder."""
     if model.method.prefix_length:
         raise InputError(
-            f"prefixes before the keys and values of an encoder-decoder such as {model.spec.id} are not modelled; use prompt_tuning "
-            "or lora, or plan trace for what peft makes of it"
+            f"prefixes before the keys and values of an encoder-decoder such as {model.spec.id} are not modelled; use "
+            "prompt_tuning or lora, or plan trace for what peft makes of it"
         )
 
 

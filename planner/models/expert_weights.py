@@ -62,7 +62,7 @@ class Experts:
         if not self.biased:
             return None
         name, width = (self._up_name, self.up_features) if which == "up" else ("down_proj", self.hidden)
-        return model.weight(self.module, (self.count, width), "bias", f"{name}_bias")
+        return model.weight(self.module, (self.count, width), "bias", f"{name}_bias", "experts")
 
     def matrix_bytes(self, weight: Tensor) -> int:
         """Bytes of one expert's matrix."""

@@ -55,6 +55,41 @@ def softmax_router(
     return Routed(weights, chosen, (logits,))
 
 
+def grouped_sigmoid_router(model: Assembly, module: str, x: Tensor, experts: int, k: int, groups: int, normed: bool) -> Routed:
+    """`DeepseekV3TopkRouter`: sigmoid scores in fp32; a bias, which is no parameter, and groups decide which experts run.
+
+    `groups`: of experts, the best of which are searched. Other arguments as for `softmax_router`.
+    """
+    tape = model.tape
+    logits = router_logits(model, module, x, experts, dtype="fp32")
+    scores = pw.sigmoid(tape, logits)
+    tokens = x.shape[0]
+
+    def step(kind: str, shape: tuple[Size, ...], dtype: str, *read: Tensor) -> Tensor:
+        return tape.record(kind, read, tape.fresh(shape, dtype, False))
+
+    biased = step("add", scores.shape, "fp32", scores)
+    pair, positions = step("topk", (tokens, groups, 2), "fp32", biased), step("topk", (tokens, groups, 2), "int64")
+    best = step("sum", (tokens, groups), "fp32", pair)
+    chosen_groups = step("topk", (tokens, groups), "int64", best)
+    mask = step("scatter_", (tokens, groups), "fp32", chosen_groups)
+    spread = step("reshape", scores.shape, "fp32", mask)
+    bits = step("bool", scores.shape, "bool", spread)
+    dropped = step("not", scores.shape, "bool", bits)
+    filled = step("masked_fill", scores.shape, "fp32", biased, dropped)
+    tape.hold(biased, positions, dropped)
+    values, chosen = step("topk", (tokens, k), "fp32", filled), step("topk", (tokens, k), "int64")
+    tape.hold(values)
+    weights = rt.gather(tape, scores, chosen, (tokens, k), "gather")
+    if normed:
+        total = pw.shift(tape, rt.summed(tape, weights, (tokens, 1)))
+        weights = rt.divide_in_place(tape, weights, total)
+    weights = pw.scale(tape, weights)
+    tape.hold(scores, best, chosen_groups, mask, spread, filled)
+    tape.scope = ""
+    return Routed(weights, chosen, (logits,))
+
+
 def router_logits(model: Assembly, module: str, x: Tensor, experts: int, dtype: str = "") -> Tensor:
     """`F.linear` with the router's own weight, which is no module that PEFT or bitsandbytes would take. Gives `(T, E)`.
 
@@ -120,6 +155,7 @@ def _grouped(model: Assembly, x: Tensor, routed: Routed, experts: Experts, made:
     down = made[1]()
     shift = experts.bias(model, "down")
     lower = rt.gather(tape, shift, ordered, (rows, hidden)) if shift is not None else None
+    tape.hold(*[t for t in (per_row,) if t is not None])
     y = rt.grouped_linear(tape, y, down, offsets, hidden, share * experts.matrix_bytes(down))
     y = y if lower is None else pw.add_in_place(tape, y, lower)
     weighted = pw.multiply(tape, y, tape.view("unsqueeze", weights, (rows, 1)))

@@ -2,17 +2,19 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.tensor import Tensor
 from tuneplan.planner.methods.formats import QUANTIZED
+from tuneplan.planner.methods.full import Full
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.assembly import Assembly, Parameter
 from tuneplan.planner.models.registry import family
 from tuneplan.planner.models.spec import ModelSpec
+from tuneplan.planner.training.objective import PROMPT, REFERENCE
 from tuneplan.planner.training.settings import Settings
 
 
@@ -77,6 +79,10 @@ class Network:
         embeddings_passed: the model is called with embeddings instead of token ids, so that its caller holds them.
         fused_update: weights are updated as their gradients are made.
         layers: indices of the layers whose weights' names start with a prefix.
+        spec: the model's dimensions.
+        reference: the model as it runs without gradients and adapters beside the one that is trained (DPO, GRPO); None where it
+            does not.
+        prompts: the same on the prompts of a generation (GRPO).
     """
 
     runs: list[Run]
@@ -86,6 +92,9 @@ class Network:
     embeddings_passed: bool = False
     fused_update: bool = False
     layers: dict[str, list[int]] = field(default_factory=dict)
+    spec: ModelSpec | None = None
+    reference: "Network | None" = None
+    prompts: "Network | None" = None
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every weight by its name in the state dict, each layer's its own."""
@@ -123,7 +132,7 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
     (`layer_kind`, such as "moe"; its layers get names of their own). Without gradient checkpointing the first layer of a frozen
     model is one of its own, because its input needs no gradient.
     """
-    builder = family(spec.model_type)
+    builder, given = family(spec.model_type), spec
     method = method.for_depth(spec.num_hidden_layers)
     for part in method.parts:
         if part.one_stack and hasattr(builder, "stacks"):
@@ -153,7 +162,10 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
         part.check_model(model, spec.num_hidden_layers)
     fused = any(part.fuses_update() for part in method.parts)
     passed = method.virtual_tokens > 0
-    return Network(runs, list(model.parameters.values()), model.notes, model.extra_saved_bytes, passed, fused, indices)
+    network = Network(runs, list(model.parameters.values()), model.notes, model.extra_saved_bytes, passed, fused, indices, spec)
+    if settings.objective.name in ("dpo", "grpo"):
+        _add_inference(network, given, method, settings)
+    return network
 
 
 def _one(builder: Any, spec: ModelSpec) -> Stack:
@@ -268,3 +280,22 @@ def _prefixes(layers: str, weights: list[tuple[str, tuple[object, ...]]]) -> dic
     """What names of weights start with: as in `layers` for layers like the first, else with a number of their own."""
     distinct = dict.fromkeys(weights)
     return {form: layers if not number else layers.replace("*", f"*({number + 1})") for number, form in enumerate(distinct)}
+
+
+def _add_inference(network: Network, spec: ModelSpec, method: Method, settings: Settings) -> None:
+    """The forwards that an objective runs without gradients.
+
+    The reference's is on the method's base, as it is loaded; the others' are on the model as it is trained.
+    """
+    objective = settings.objective
+    base = tuple(part for part in method.parts if part.label == "quantized_base")
+    bare = Method("reference", base or (Full(),))
+    plain = replace(settings, gradient_checkpointing="off", micro_batch_size=settings.sequences)
+    if objective.reference in ("adapters-off", "model") or objective.vllm_bytes:
+        scored = method if objective.reference == "none" else bare
+        network.reference = build(spec, scored, replace(plain, objective=replace(objective, name=REFERENCE)))
+    if objective.generates_here:
+        prompt = settings.seq_len - objective.completion_length
+        batch = objective.generated or settings.micro_batch_size
+        read = replace(plain, micro_batch_size=batch, seq_len=prompt, objective=replace(objective, name=PROMPT))
+        network.prompts = build(spec, method, read)

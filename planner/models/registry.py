@@ -11,15 +11,33 @@ from tuneplan.planner.models.spec import CAUSAL_LM, ModelSpec
 
 FAMILIES = {
     "llama": ("llama", "mistral", "qwen2", "qwen3", "granite"),
+    "bloom": ("bloom",),
     "cohere": ("cohere", "cohere2"),
     "gemma": ("gemma", "gemma2", "gemma3_text"),
     "gpt2": ("gpt2", "gpt-sw3"),
+    "gpt_bigcode": ("gpt_bigcode",),
     "gpt_neox": ("gpt_neox",),
     "olmo": ("olmo",),
     "olmo2": ("olmo2", "olmo3"),
+    "mpt": ("mpt",),
     "opt": ("opt",),
     "phi": ("phi",),
     "phi3": ("phi3",),
+    "relatives": (
+        "internlm3",
+        "iquestcoder",
+        "smollm3",
+        "ministral",
+        "seed_oss",
+        "hunyuan_v1_dense",
+        "arcee",
+        "helium",
+        "glm",
+        "glm4",
+        "exaone4",
+    ),
+    "deepseek": ("deepseek_v2", "deepseek_v3"),
+    "gpt_oss": ("gpt_oss",),
     "stablelm": ("stablelm",),
     "starcoder2": ("starcoder2",),
     "mixtral": ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"),
@@ -28,6 +46,13 @@ FAMILIES = {
     "bert": ("bert", "roberta", "xlm-roberta", "electra"),
 }
 """Module names in `families/`, which are imported when they are needed, with the model types that each mirrors."""
+
+TEXT_MODELS = {"llama4": "llama4_text", "qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text"}
+"""Models with images whose config transformers loads as a text model where a causal model is asked for."""
+SAME_SHAPE = {"kimi_k2": "deepseek_v3"}
+"""Types that transformers does not have, with the type that has the same weights and ops."""
+MADE_DENSE = ("fp8", "mxfp4")
+"""Formats of checkpoints that are made dense when they are loaded to be trained (`dequantize=True`)."""
 
 
 def family(model_type: str, origin: str = "") -> ModuleType:
@@ -53,13 +78,39 @@ def read_spec(id: str, config: ConfigReader, task: str = "") -> ModelSpec:
     Raises:
         InputError: an unknown family, impossible dimensions, a quantized checkpoint, a task that the family does not mirror.
     """
-    if config.has("quantization_config"):
-        raise InputError(
-            f"{config.origin}: this is the config of a checkpoint that is quantized already (quantization_config), which "
-            "tuneplan does not know; use the original model's config, with --method qlora for a 4-bit base"
-        )
+    config, note = described(config)
     module = family(config.text("model_type"), config.origin)
     chosen = tasks.chosen(task, getattr(module, "TASKS", (CAUSAL_LM,)), config)
     spec: ModelSpec = module.read(id, config)
     labels = tasks.labels_of(config) if chosen in tasks.CLASSIFIES else tasks.DEFAULT_LABELS
-    return spec if (chosen, labels) == (spec.task, spec.num_labels) else replace(spec, task=chosen, num_labels=labels)
+    if (chosen, labels, note) == (spec.task, spec.num_labels, spec.note):
+        return spec
+    return replace(spec, task=chosen, num_labels=labels, note=note)
+
+
+def described(config: ConfigReader) -> tuple[ConfigReader, str]:
+    """The config of the model that is trained, and what was read otherwise than it is written.
+
+    Raises InputError for a checkpoint in a format that training does not start from.
+    """
+    notes = []
+    if config.has("quantization_config"):
+        section = config.section("quantization_config")
+        method = section.text("quant_method", "")
+        if method not in MADE_DENSE:
+            raise InputError(
+                f"{config.origin}: this is the config of a checkpoint that is quantized already (quantization_config), which "
+                "tuneplan does not know; use the original model's config, with --method qlora for a 4-bit base"
+            )
+        notes.append(f"the checkpoint is in {method}; figures are of the model in 16 bits, as it is made dense to be trained")
+    text = TEXT_MODELS.get(config.text("model_type"))
+    if text is not None and config.has("text_config"):
+        inner = config.section("text_config")
+        given = {key: config.mapping[key] for key in ("tie_word_embeddings",) if key in config.mapping}
+        config = ConfigReader({**given, **inner.mapping, "model_type": text}, inner.origin)
+        notes.append("figures are of the text model alone, as AutoModelForCausalLM loads it")
+    same = SAME_SHAPE.get(config.text("model_type"))
+    if same is not None:
+        notes.append(f"its own code is not part of transformers; it is planned as {same}, whose shape it has")
+        config = ConfigReader({**config.mapping, "model_type": same}, config.origin)
+    return config, "; ".join(notes)

@@ -23,6 +23,7 @@ class ModelSpec:
         head_dim: size of a head.
         task: what the model is trained for, one of tasks.TASKS.
         num_labels: classes of a classification.
+        note: what was read otherwise than the config says, for the report.
 
     `longest` is how many positions it has where it cannot do with more, `fixed_length` the tokens of an image where it reads
     nothing else (0: it reads sequences).
@@ -42,3 +43,4 @@ class ModelSpec:
     fixed_length: ClassVar[int] = 0
     task: str = field(default=CAUSAL_LM, kw_only=True)
     num_labels: int = field(default=2, kw_only=True)
+    note: str = field(default="", kw_only=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tuneplan.planner.errors import InputError, UnknownNameError
+from tuneplan.planner.errors import InputError, NotModelledError, UnknownNameError
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.spec import CAUSAL_LM, ModelSpec
 
@@ -39,9 +39,9 @@ def task_name(given: str) -> str:
 def chosen(given: str, known: Sequence[str], config: ConfigReader) -> str:
     """The task to plan for: as given, or the first that the family knows. Raises InputError for one that it does not."""
     if given and given not in known:
-        raise InputError(
-            f"{config.origin}: tuneplan does not know {config.text('model_type')} models for the task {given}; "
-            f"use --task {' or '.join(known)}"
+        raise NotModelledError(
+            f"{config.origin}: tuneplan does not know {config.text('model_type')} models for the task {given}",
+            f"; use --task {' or '.join(known)}",
         )
     return given or known[0]
 

@@ -70,6 +70,7 @@ def job_json(job: Job) -> dict[str, Any]:
         "gradient_checkpointing": list(job.checkpointing),
         "attention": s.attention,
         "loss": s.loss,
+        "training": s.objective.to_json(),
         "attention_dropout": s.attention_dropout,
         "padded": s.padded,
         "keep_outputs": s.keep_outputs,

@@ -87,6 +87,7 @@ def estimate_report(estimate: "Estimate") -> RenderableType:
         ("method", explicit(request.method, ", ")),
         ("trained", f"{network.trainable_parameters:,} parameters ({100 * trained:.3g} %)"),
         ("batch", f"{s.micro_batch_size} x {s.seq_len} tokens, {steps} micro-batch{'es' if steps > 1 else ''} a step"),
+        *([] if s.objective.plain else [("training", _training(s))]),
         ("precision", f"{s.dtype}, {s.precision}; optimizer {request.optimizer.name}"),
         ("checkpointing", s.gradient_checkpointing),
         ("attention", f"{s.attention} -> {kernel} kernel; loss {s.loss}"),
@@ -147,6 +148,19 @@ def _change(saved: float, shown: Callable[[Any], str]) -> str:
     """A saving as a change: `-1.2 GiB` where that much is saved."""
     text = shown(abs(saved))
     return "0" if text.split()[0].strip("0.") == "" else f"{'-' if saved > 0 else '+'}{text}"
+
+
+def _training(settings: Settings) -> str:
+    """What is trained towards, with its options."""
+    objective = settings.objective
+    pieces = [objective.name]
+    if objective.sequences > 1:
+        pieces.append("pairs, two sequences each")
+    if objective.name in ("dpo", "grpo"):
+        pieces += [f"reference {objective.reference}", f"{objective.completion_length or settings.seq_len - 1} tokens scored"]
+    if objective.num_generations:
+        pieces += [f"{objective.num_generations} completions of a prompt", f"{objective.generated} generated at once"]
+    return ", ".join(pieces)
 
 
 def _loop(settings: Settings) -> str:

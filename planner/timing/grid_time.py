@@ -4,6 +4,7 @@ Shapes: (optimizer, card, micro-batch).
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,8 @@ def card_rates(gpus: Sequence[Gpu | None], dtypes: set[str]) -> tuple[Rates, NDA
         return np.array([[read(rates) if rates is not None and not rates.reason else 1.0] for rates in found])
 
     together = Rates(
-        matmul={dtype: column(lambda r, d=dtype: r.matmul[d]) for dtype in dtypes},  # type: ignore[misc]
-        attention={dtype: column(lambda r, d=dtype: r.attention[d]) for dtype in dtypes},  # type: ignore[misc]
+        matmul={dtype: column(partial(_product, dtype)) for dtype in dtypes},
+        attention={dtype: column(partial(_attention, dtype)) for dtype in dtypes},
         memory=column(lambda r: r.memory),
         dequantize=column(lambda r: r.dequantize),
         start_seconds=column(lambda r: r.start_seconds),
@@ -42,6 +43,14 @@ def card_rates(gpus: Sequence[Gpu | None], dtypes: set[str]) -> tuple[Rates, NDA
         backward_launch=column(lambda r: r.backward_launch),
     )
     return together, timed
+
+
+def _product(dtype: str, rates: Rates) -> float:
+    return rates.matmul[dtype]
+
+
+def _attention(dtype: str, rates: Rates) -> float:
+    return rates.attention[dtype]
 
 
 class StepSeconds:

@@ -117,7 +117,7 @@ def step_time(
     peak = gpu.peak_flops(settings.autocast or settings.dtype) or 0
     return StepTime(
         seconds=seconds,
-        tokens_per_second=n * ranks * settings.micro_batch_size * settings.seq_len / seconds,
+        tokens_per_second=n * ranks * settings.sequences * settings.seq_len / seconds,
         forward_seconds=n * forward.total,
         recompute_seconds=n * recompute.total,
         backward_seconds=n * backward.total + added,

@@ -20,7 +20,7 @@ class Kernel:
     reason: str = ""
 
 
-def choose(settings: Settings, dtype: str, grouped: bool, head_dim: int) -> Kernel:
+def choose(settings: Settings, dtype: str, grouped: bool, head_dim: int, value_dim: int = 0) -> Kernel:
     """The kernel for queries of `dtype`.
 
     Args:
@@ -28,6 +28,7 @@ def choose(settings: Settings, dtype: str, grouped: bool, head_dim: int) -> Kern
         dtype: of queries, keys and values.
         grouped: fewer key/value heads than query heads.
         head_dim: size of a head.
+        value_dim: size of a head of the values, where it is another (flash takes one size alone).
 
     Returns:
         "eager", "flash", "efficient" or "math". sdpa: flash refuses fp32, masks, heads above 256 and cards before Ampere; the
@@ -44,6 +45,8 @@ def choose(settings: Settings, dtype: str, grouped: bool, head_dim: int) -> Kern
         reasons.append("padding or a sliding window needs a mask")
     if head_dim > FLASH_MAX_HEAD_DIM:
         reasons.append(f"heads of {head_dim} are above {FLASH_MAX_HEAD_DIM}")
+    if value_dim not in (0, head_dim):
+        reasons.append(f"values have {value_dim} columns and queries {head_dim}")
     if settings.compute_capability < AMPERE:
         reasons.append("the card is older than Ampere")
     if not reasons:

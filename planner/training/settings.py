@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from tuneplan.planner.graph.tensor import Size
+from tuneplan.planner.training.objective import SFT, Objective
 
 DTYPES = ("bf16", "fp16", "fp32")
 PRECISIONS = ("pure", "master-weights", "autocast")
@@ -37,6 +38,8 @@ class Settings:
         target_len: tokens of each target of an encoder-decoder; None for as many as the sequence.
         use_cache: the model keeps keys and values in a cache, as it does by default; the Trainer turns it off, and so does
             gradient checkpointing.
+        objective: what is trained towards; supervised fine-tuning unless said otherwise. A micro-batch of pairs has two sequences
+            for each.
         experts: transformers' `experts_implementation` of a mixture of experts; "grouped_mm" unless it is told otherwise.
         routing: how its tokens are spread: "even", or "worst", where all tokens choose the same experts.
         gathered_cast: fp32 adapters are cast to `dtype` as they are gathered, so that the model computes in one dtype (FSDP's
@@ -62,6 +65,12 @@ class Settings:
     experts: str = "grouped_mm"
     routing: str = "even"
     gathered_cast: bool = False
+    objective: Objective = SFT
+
+    @property
+    def sequences(self) -> Size:
+        """Sequences of one forward: two for each pair of a preference."""
+        return self.micro_batch_size * self.objective.sequences
 
     @property
     def target_length(self) -> Size:

@@ -1,5 +1,7 @@
 """The search on arrays against the search one by one: the same candidates are taken, with the same bytes, hours and dollars."""
 
+import multiprocessing
+import os
 from dataclasses import replace
 from datetime import date
 from decimal import Decimal
@@ -8,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tuneplan.planner import grid_workers
 from tuneplan.planner import search as searching
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.grid import Choice, Grid
@@ -91,6 +94,19 @@ def test_a_large_search_is_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def _figures(plan: Plan) -> tuple[Any, ...]:
     request = plan.request
     return request.method.name, plan.target.label, request.sharding, plan.device_bytes, plan.hours, plan.usd
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+def test_processes_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search over two processes takes the same candidates; a method that does not fit the model is the same error."""
+    alone, count = grid_workers.choices(Search(JOB, TODAY))
+    monkeypatch.setattr(grid_workers, "WORTH_FORKING", 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    told: list[int] = []
+    assert (alone, count) == grid_workers.choices(Search(JOB, TODAY), told.append)
+    assert len(JOB.methods) == len(told)
+    with pytest.raises(InputError, match="no biases"):
+        grid_workers.choices(Search(replace(JOB, methods=(parse("lora"), parse("bitfit"))), TODAY))
 
 
 def test_only_the_best_are_worked_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,11 @@ Mirrors transformers 5.23 models/phi3/modeling_phi3.py.
 from dataclasses import dataclass
 
 from tuneplan.planner.graph import pointwise as pw
-from tuneplan.planner.graph.activations import activation
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.tensor import Tensor
 from tuneplan.planner.models import decoder
 from tuneplan.planner.models.assembly import Assembly
-from tuneplan.planner.models.attention import attended, heads_first, kernel_of, split_heads
+from tuneplan.planner.models.attention import attended, fused_gated_mlp, heads_first, kernel_of, split_heads
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.decoder import DecoderSpec
 
@@ -57,7 +56,7 @@ def layer(model: Assembly, spec: Phi3Spec, entry: Tensor, shared: tuple[Tensor, 
     hidden = model.submodule("self_attn", normed, entry, hidden)
     residual = pw.add(tape, entry, pw.dropout(tape, hidden, spec.resid_pdrop))
     normed = model.rms_norm(residual, "post_attention_layernorm")
-    hidden = model.submodule("mlp", normed, residual, _mlp(model, spec, normed))
+    hidden = model.submodule("mlp", normed, residual, fused_gated_mlp(model, spec, normed))
     exit = pw.add(tape, residual, pw.dropout(tape, hidden, spec.resid_pdrop))
     for part in model.method.parts:
         exit = part.layer_exit(model, exit)
@@ -75,20 +74,6 @@ def _attention(model: Assembly, spec: Phi3Spec, x: Tensor, shared: tuple[Tensor,
     y, weights = attended(model, spec, kernel, x, (q, k, v), shared)
     model.tape.hold(fused)
     return y, weights
-
-
-def _mlp(model: Assembly, spec: Phi3Spec, x: Tensor) -> Tensor:
-    tape = model.tape
-    fused = model.linear(x, "mlp.gate_up_proj", 2 * spec.intermediate_size)
-    tape.scope = "mlp"
-    shape = (*x.shape[:-1], spec.intermediate_size)
-    gate, up = pw.split(tape, fused, [shape, shape])
-    active = activation(tape, gate, spec.hidden_act)
-    product = pw.multiply(tape, up, active)
-    tape.scope = ""
-    y = model.linear(product, "mlp.down_proj", spec.hidden_size)
-    tape.hold(x, gate)
-    return y
 
 
 def finish(model: Assembly, spec: Phi3Spec, entry: Tensor) -> Block:

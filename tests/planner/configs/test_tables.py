@@ -1,6 +1,8 @@
 """Every key that a tool's own source has is in the tool's table, once."""
 
 from collections import Counter
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +62,14 @@ def test_accelerate_fsdp_keys() -> None:
 def test_every_format_has_a_reader(kind: str) -> None:
     """The registry's modules exist and read."""
     assert callable(reader(kind))
+
+
+def test_the_page_of_keys_is_up_to_date() -> None:
+    """docs/config_keys.md is what docs/config_tables.py writes."""
+    path = Path(__file__).parents[3] / "docs" / "config_tables.py"
+    spec = spec_from_file_location("config_tables", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.page() == module.TARGET.read_text(encoding="utf-8")

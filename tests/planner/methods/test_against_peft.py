@@ -30,6 +30,7 @@ METHODS = (
     "lora_fa",
     f"lora({QV},layers_to_transform=1,2)",
     "lora(rank_pattern=q_proj:16,down_proj:4)",
+    "lora(rank_pattern=layers.[01].*q_proj:16,lora_bias=true,exclude_modules=up_proj)",
     "adalora",
     f"adalora({QV},lora_dropout=0.1)",
     "ia3",

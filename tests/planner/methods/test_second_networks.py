@@ -74,7 +74,7 @@ def test_reversible_layers_keep_no_more_with_more_layers() -> None:
 
     def kept(method: str, layers: int) -> int:
         net = build(replace(SPEC, num_hidden_layers=layers), parse(method), SETTINGS)
-        return sum(sum(segment.delta) * count for segment, count in walk(net, SETTINGS).forward)
+        return sum(sum(piece.segment.delta) * piece.count for piece in walk(net, SETTINGS).forward)
 
     assert kept("meft", 4) == kept("meft", 12)
     assert kept("parallel_adapter", 4) < kept("parallel_adapter", 12)

@@ -4,16 +4,18 @@ from typing import Any
 
 import families
 import pytest
+import traced
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.registry import read_spec
+from tuneplan.planner.training.settings import Settings
 from tuneplan.profiling import small_models
 
 pytestmark = pytest.mark.traced
 
 
-@pytest.mark.parametrize("name", ["phi", "gpt2", "opt", "gpt_neox", "cohere2", "olmo"])
+@pytest.mark.parametrize("name", ["phi", "gpt2", "opt", "gpt_neox", "cohere2", "olmo", "glm4", "exaone4"])
 def test_other_kernels(name: str) -> None:
     """Eager attention, FlashAttention, and a cache that the model keeps."""
     families.check_kernels(name)
@@ -28,6 +30,10 @@ def test_other_kernels(name: str) -> None:
         ("phi", {"partial_rotary_factor": 1.5}, "must be from 0.0 to 1.0"),
         ("stablelm", {"qk_layernorm": True}, "has a norm for each head"),
         ("cohere2", {"layer_types": ["full_attention"]}, "'layer_types' must be a list of 4"),
+        ("smollm3", {"no_rope_layers": [1, 2]}, "'no_rope_layers' must be a list of 2"),
+        ("smollm3", {"use_sliding_window": True}, "use_sliding_window is not planned"),
+        ("bloom", {"slow_but_exact": True, "pretraining_tp": 4}, "slow_but_exact is not planned"),
+        ("gpt_bigcode", {"add_cross_attention": True}, "add_cross_attention is not planned"),
         ("phi", {"hidden_act": "snake"}, "an activation that tuneplan does not know"),
     ],
 )
@@ -35,3 +41,12 @@ def test_configs_that_cannot_be(name: str, changes: dict[str, Any], message: str
     """What the families do not plan is refused by key."""
     with pytest.raises(InputError, match=message):
         read_spec("x", ConfigReader(small_models.config(name, **changes), "config.json"))
+
+
+@pytest.mark.parametrize("name", ["bloom", "mpt"])
+def test_architectures_with_written_out_attention_alone(name: str) -> None:
+    """Sdpa is run eagerly and the report says so; FlashAttention is refused."""
+    network, _ = traced.estimated(traced.Case(small_models.config(name)))
+    assert network.notes["attention_kernel"] == "eager"
+    with pytest.raises(InputError, match="transformers has no FlashAttention for"):
+        traced.estimated(traced.Case(small_models.config(name), settings=Settings(attention="flash")))
