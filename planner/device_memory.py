@@ -73,6 +73,8 @@ _SERVER_CAPABILITIES = ((8, 0), (9, 0), (10, 0), (10, 3))
 
 _BITSANDBYTES_BYTES = 30 * MIB
 _NCCL_BYTES_PER_GPU = 128 * MIB
+_NCCL_PEERS = 8
+"""GPUs of a node, within which each talks to each; a ring over several nodes has two neighbours (an assumption)."""
 _NCCL_BASIS = (
     "; NCCL calibrated: vLLM's logs show 0.2 and 1.39 GiB outside torch on each of 4 GPUs and 2.1 GiB on each of 8 "
     "(custom all-reduce and libraries in it), range 0.03-0.25 GiB a GPU of the group"
@@ -106,7 +108,7 @@ def runtime_bytes(vendor: str, compute_capability: tuple[int, int] | None, gpu_c
     libraries = platform.library_bytes + (_BITSANDBYTES_BYTES if quantized else 0)
     if gpu_count == 1:
         return RuntimeMemory(platform.context_bytes, libraries, 0, platform.basis)
-    nccl = _NCCL_BYTES_PER_GPU * gpu_count
+    nccl = _NCCL_BYTES_PER_GPU * min(gpu_count, _NCCL_PEERS)
     return RuntimeMemory(platform.context_bytes, libraries, nccl, platform.basis + _NCCL_BASIS)
 
 
@@ -156,22 +158,6 @@ def checkpoint_bytes(network: Network) -> int:
         kept = sum(_plain_bytes(p) for p in network.parameters if p.saved and (p.adapter or p.trainable))
         return kept + network.extra_saved_bytes
     return sum(_plain_bytes(p) for p in network.parameters)
-
-
-def host_bytes(network: Network, paged_state_bytes: int) -> int:
-    """Most host memory of one process that weights and states take: the larger of loading and saving, and paged states.
-
-    Loading maps one checkpoint file after the other (transformers 5.23, safetensors), in 16 bits, of at most
-    LOADING_SHARD_BYTES; saving gathers the checkpoint in host memory.
-
-    Args:
-        network: the model under its method.
-        paged_state_bytes: optimizer states that live in host memory.
-
-    Not counted: Python, torch and the CUDA runtime themselves (2-4 GB), the data set and its workers.
-    """
-    base = sum(2 * p.numel for p in network.parameters if not p.adapter)
-    return max(min(base, LOADING_SHARD_BYTES), checkpoint_bytes(network)) + paged_state_bytes
 
 
 def _plain_bytes(parameter: Parameter) -> int:

@@ -3,11 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tuneplan.planner.device_memory import RuntimeMemory, checkpoint_bytes, host_bytes, runtime_of
+from tuneplan.planner.device_memory import RuntimeMemory, checkpoint_bytes, runtime_of
 from tuneplan.planner.fragmentation import allowance, moving_bytes
 from tuneplan.planner.graph.tensor import CATEGORIES
-from tuneplan.planner.memory import StepMemory, step_memory
+from tuneplan.planner.host_memory import HostMemory, host_memory
+from tuneplan.planner.memory import StepMemory
 from tuneplan.planner.models.network import Network, build
+from tuneplan.planner.parallel.layout import rank_memory
 from tuneplan.planner.replay import ENOUGH_LAYERS, Replay, replay
 from tuneplan.planner.request import Request
 from tuneplan.planner.timing.request_time import time_of
@@ -31,11 +33,12 @@ class Estimate:
         memory: allocated bytes by phase.
         reserved_bytes: what the caching allocator holds at most.
         runtime: what the process holds outside the allocator.
-        host_bytes: host memory at most, one rank.
+        host: host memory of the fullest node, and disk.
         checkpoint_bytes: of what is saved.
         time: of a whole step (all micro-batches and the update), None without a GPU.
         warnings: what the user should know, most important first.
         savings: what each switch would save or cost, the one that gains most first.
+        stage_peaks: allocated peak of each pipeline stage, where there are several.
     """
 
     request: Request
@@ -43,11 +46,17 @@ class Estimate:
     memory: StepMemory
     reserved_bytes: int
     runtime: RuntimeMemory
-    host_bytes: int
+    host: HostMemory
     checkpoint_bytes: int
     time: StepTime | None
     warnings: tuple[str, ...] = ()
     savings: "tuple[Saving, ...]" = ()
+    stage_peaks: tuple[int, ...] = ()
+
+    @property
+    def host_bytes(self) -> int:
+        """Most host memory of the fullest node."""
+        return self.host.peak_bytes
 
     @property
     def allocated_bytes(self) -> int:
@@ -81,10 +90,11 @@ class Estimate:
                     name: {"peak_bytes": phase.peak_bytes, "end_bytes": phase.end_bytes, "op": phase.op}
                     for name, phase in self.memory.phases.items()
                 },
-                "save": {"host_bytes": self.checkpoint_bytes},
+                "save": self.host.to_json(),
             },
             "components": self.components,
             "checkpoint_bytes": self.checkpoint_bytes,
+            **({"pipeline_stage_peaks": list(self.stage_peaks)} if self.stage_peaks else {}),
             "step_seconds": time.seconds if time else None,
             "tokens_per_second": time.tokens_per_second if time else None,
             "interval": self.interval.to_json(),
@@ -128,10 +138,10 @@ class Estimate:
             "parameters": "counted",
             "allocated_bytes": "counted: ops and autograd's rules of the stack, checked against a trace of the real code",
             "reserved_bytes": "modelled: an allowance for fragmentation"
-            if self.request.sharding.zero_stage
+            if self.request.sharding.zero_stage or self.request.sharding.splits_model
             else "modelled: the caching allocator's rules replayed over the step",
             "runtime": self.runtime.basis,
-            "host_bytes": "modelled: loading by shards, gathering and saving the checkpoint",
+            "host_bytes": "modelled: the fullest node's loading, offloading and saving; not the data set",
             "step_seconds": self._clock_basis(),
             "attention_kernel": notes.get("attention_kernel", "") + (f" ({reason})" if reason else ""),
         }
@@ -171,25 +181,38 @@ def estimate(request: Request, advice: bool = True) -> Estimate:
     settings = for_method(settings, request.method, request.gradient_accumulation_steps, request.sharding.data_parallel)
     request = replace(request, settings=settings)
     network = build(request.spec, request.method, settings)
-    memory = step_memory(network, settings, request.optimizer, request.sharding)
-    sharded = request.sharding.zero_stage > 0
+    sharding = request.sharding
+    rank = rank_memory(
+        request.spec, request.method, settings, request.optimizer, sharding, network, request.gradient_accumulation_steps
+    )
+    memory = rank.memory
+    sharded = sharding.zero_stage > 0 or sharding.splits_model
     fragmentation = allowance(moving_bytes(memory.peak.levels)) if sharded else _replayed(request, network).fragmentation_bytes
     gpu = request.gpu
-    runtime = runtime_of(gpu, request.sharding.data_parallel, network.quantized)
+    runtime = runtime_of(gpu, sharding.gpu_count, network.quantized)
     result = Estimate(
         request=request,
         network=network,
         memory=memory,
         reserved_bytes=memory.peak.peak_bytes + fragmentation,
         runtime=runtime,
-        host_bytes=host_bytes(network, memory.host_optimizer_bytes),
+        host=host_memory(
+            network,
+            memory,
+            request.optimizer,
+            sharding,
+            settings.precision == "master-weights",
+            request.checkpoints,
+            request.gpus_of_a_node,
+        ),
+        stage_peaks=rank.stage_peaks,
         checkpoint_bytes=checkpoint_bytes(network),
-        time=time_of(request, network) if gpu else None,
+        time=time_of(request, rank.network) if gpu else None,
     )
     if not advice:
         return result
     from tuneplan.planner.advice import warnings
     from tuneplan.planner.savings import savings
 
-    found = savings(request, fragmentation, replayed=not request.sharding.zero_stage)
+    found = savings(request, fragmentation, replayed=not sharded) if not sharding.splits_model else ()
     return replace(result, warnings=warnings(result), savings=found)

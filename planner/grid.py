@@ -264,7 +264,7 @@ class _Walks:
             held = np.take_along_axis(still, highest, 0)[0]
             result = np.where(accumulating == on, peak + allowance(peak - held), result)
             states = _whole(memory.phases["optimizer_step"].levels[OPTIMIZER_STATES], (shape[0], 1))[:, 0].astype(float)
-            host = _whole(memory.host_optimizer_bytes, (shape[0], 1))[:, 0].astype(float)
+            host = _whole(memory.host.states, (shape[0], 1))[:, 0].astype(float)
         return result, states, host
 
     def _walk(self, on: bool, settings: Settings) -> None:

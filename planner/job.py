@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 from tuneplan.planner.configs.training_config import ConfigUse
 from tuneplan.planner.errors import InputError
@@ -11,6 +12,9 @@ from tuneplan.planner.target import Target
 from tuneplan.planner.training.optimizers import OPTIMIZERS, Optimizer
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.wall_clock import NO_OVERHEADS, Overheads
+
+if TYPE_CHECKING:
+    from tuneplan.planner.data.amount import Data
 
 AUTO = "auto"
 OBJECTIVES = ("cost", "time", "memory")
@@ -46,6 +50,7 @@ class Job:
         max_usd: limit, or None.
         config: the files that it was read from, or None.
         overheads: what a run does beside training.
+        data: whose lengths and epochs decide, or None where every sequence is `settings.seq_len` long.
     """
 
     spec: ModelSpec
@@ -67,6 +72,7 @@ class Job:
     max_usd: Decimal | None = None
     config: ConfigUse | None = None
     overheads: Overheads = NO_OVERHEADS
+    data: "Data | None" = None
 
     def check(self) -> None:
         """Raise InputError for amounts that make no sense."""
@@ -90,6 +96,24 @@ class Job:
             raise InputError(f"max-hours {self.max_hours} leaves no time; use a positive number")
         if self.max_usd is not None and not 0 < self.max_usd < MOST_USD:
             raise InputError(f"max-usd {self.max_usd} is not a budget; use a positive number, such as 50")
+
+    def updates(self) -> int:
+        """Optimizer steps of the whole training."""
+        if self.data is not None:
+            return self.data.updates(self.global_batch_size)
+        return -(-self.tokens // (self.global_batch_size * self.settings.seq_len))
+
+    def longest(self, settings: Settings) -> Settings:
+        """Settings of the longest batch, for memory."""
+        if self.data is None:
+            return settings
+        return replace(settings, seq_len=max(2, self.data.batches.longest_length(settings.micro_batch_size)))
+
+    def typical(self, settings: Settings) -> Settings:
+        """Settings of the mean batch, for time."""
+        if self.data is None:
+            return settings
+        return replace(settings, seq_len=max(2, round(self.data.batches.mean_length(settings.micro_batch_size))))
 
     def micro_batches(self, count: int) -> list[int]:
         """Micro-batches that split the global batch evenly over so many ranks, smallest first; none where it cannot be."""

@@ -46,22 +46,23 @@ def lifetimes(network: Network) -> Lifetimes:
     held: set[int] = set()
     for index, run in enumerate(runs):
         end = next((e for e in ends if e > index), len(runs) - 1)
+        over = ended.get(end, released)  # a pipeline stage without the head ends with a layer
         for place, storage in enumerate(run.block.carried):
             batch = place < run.block.batch
             if batch or id(storage) in arguments or id(storage) in saved:
                 spent[0 if batch or _leaf(run, storage) else _last_reader(runs, index)].append(storage)
                 held.add(id(storage))
             elif storage not in run.block.outputs:
-                ended[end].append(storage)
+                over.append(storage)
         for storage in run.block.locals:
-            where = spent[_start(runs, index)] if id(storage) in saved else ended[end]
+            where = spent[_start(runs, index)] if id(storage) in saved else over
             where.append(storage)
         pinned = {id(storage): storage for op in run.block.ops for storage in op.pinned}
         spent[0] += list(pinned.values()) * run.count
         entering = _held_entry(runs, index)
         if entering is not None:
             reborn[index + 1] = [entering]
-            (released if network.embeddings_passed else ended[end]).append(entering)
+            (released if network.embeddings_passed else over).append(entering)
     rebuilt = [run.block.entry for run in runs if run.reversible]
     spent[0] += [entry.storage for entry in rebuilt[:1] if entry is not None]
     return Lifetimes(reborn, ended, released, spent, frozenset(held))

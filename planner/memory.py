@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 
 from tuneplan.planner.graph.ledger import Shared, Walk
 from tuneplan.planner.graph.meter import Levels, Meter, Segment, join
-from tuneplan.planner.graph.tensor import TEMPORARY, WEIGHTS, Size, Storage, elements, round_block
+from tuneplan.planner.graph.tensor import ACTIVATIONS, KV_CACHE, LOGITS, TEMPORARY, WEIGHTS, Size, Storage, elements, round_block
 from tuneplan.planner.lifetimes import gradient_uses, kept_outputs, lifetimes
 from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network, Run
 from tuneplan.planner.objective_memory import with_objective
 from tuneplan.planner.parallel import deepspeed, fsdp, replicated
-from tuneplan.planner.parallel.step import EMPTY, Piece, RankStep, Walked
+from tuneplan.planner.parallel.step import EMPTY, HostBytes, Piece, RankStep, Walked
 from tuneplan.planner.training.optimizers import AnyOptimizer
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import SINGLE, Sharding
@@ -42,7 +42,7 @@ class StepMemory:
     """
 
     phases: dict[str, Phase]
-    host_optimizer_bytes: Size
+    host: HostBytes
     peak_phase: str
 
     @property
@@ -102,6 +102,7 @@ def step_memory(
     optimizer: AnyOptimizer,
     sharding: Sharding = SINGLE,
     walked: Walked | None = None,
+    waiting: float = 1,
 ) -> StepMemory:
     """One rank's memory over a whole step: forward, loss, backward, clipping, optimizer, as every step but the first runs.
 
@@ -113,24 +114,32 @@ def step_memory(
         optimizer: what updates the trained weights; several give arrays (optimizer, 1).
         sharding: which model states are split over how many ranks.
         walked: the result of `walk` for the same network and settings, if it is known.
+        waiting: micro-batches whose activations stand when a backward starts, itself included (pipelines).
     """
-    rank = _rank_step(network, settings, optimizer, sharding, walked or walk(network, settings))
+    walked = walked or walk(network, settings)
+    offloaded = 0
+    if "activations" in sharding.offload:
+        walked, offloaded = without_activations(network, walked)
+    rank = _rank_step(network, settings, optimizer, sharding, walked)
     base = rank.base
     if settings.keep_outputs:
         for run in network.runs:
             for storage in kept_outputs(run):
                 base[storage.category] += run.count * storage.nbytes
                 rank.held[storage.category] += run.count * storage.nbytes
-    after_forward = join(Segment(base, EMPTY, 0, ""), rank.forward)
+    started = base.copy()
+    for category in (ACTIVATIONS, KV_CACHE, *((LOGITS,) if sharding.pipeline_schedule == "gpipe" else ())):
+        started[category] += scaled(rank.forward.delta[category], waiting - 1)
+    after_forward = join(Segment(started, EMPTY, 0, ""), rank.forward)
     phases = {
         "load": _load(network.parameters, settings, rank),
-        "forward": _phase(base, rank.forward),
+        "forward": _phase(started, rank.forward),
         "backward": _phase(after_forward.delta, rank.backward),
         "optimizer_step": _phase(rank.held, rank.update),
     }
     phases = with_objective(phases, network, settings, sharding)
     highest = max(phases, key=lambda name: _first(phases[name].peak_bytes))
-    return StepMemory(phases, rank.host_states, highest)
+    return StepMemory(phases, replace(rank.host, activations=scaled(offloaded, waiting)), highest)
 
 
 def _rank_step(network: Network, settings: Settings, optimizer: AnyOptimizer, sharding: Sharding, walked: Walked) -> RankStep:
@@ -162,6 +171,40 @@ def _load(parameters: Sequence[Parameter], settings: Settings, rank: RankStep) -
     end = levels[WEIGHTS]
     levels[TEMPORARY] = max([round_block(2 * elements(p.shape)) for p in changed], default=0)
     return Phase(sum(levels), end, "weights", levels)
+
+
+def without_activations(network: Network, walked: Walked) -> tuple[Walked, int]:
+    """The walk where what layers save goes to host memory after their forward and comes back before their backward; its bytes.
+
+    As torch's `save_on_cpu` and the offloading of checkpoints do. The copies of two layers, the one that runs and the next, are
+    on the device; the first and last pieces of a model, which are no layers, keep theirs.
+    """
+    layered = {index for index, run in enumerate(network.runs) if run.layered}
+    sizes = {p.run: p.segment.delta[ACTIVATIONS] for p in walked.forward if p.run in layered}
+    total: Size = sum(p.count * sizes[p.run] for p in walked.forward if p.run in layered)
+    ahead = max(sizes.values(), default=0)
+
+    def moved(pieces: list[Piece], out: bool) -> list[Piece]:
+        result = []
+        for piece in pieces:
+            size = sizes.get(piece.run, 0) if piece.run in layered else 0
+            meter = Meter()
+            meter.op = "offload"
+            if out:
+                meter.drop(size, ACTIVATIONS)
+                result.append(Piece(join(piece.segment, meter.segment()), piece.count, piece.run) if size else piece)
+            else:
+                meter.add(size, ACTIVATIONS)
+                meter.touch(ahead)
+                result.append(Piece(join(meter.segment(), piece.segment), piece.count, piece.run) if size else piece)
+        return result
+
+    return Walked(moved(walked.forward, True), moved(walked.backward, False)), total
+
+
+def scaled(size: Size, factor: float) -> Size:
+    """A size some number of times, not necessarily whole."""
+    return int(size * factor) if isinstance(size, int) else (size * factor).astype("int64")
 
 
 def _phase(start: Levels, segment: Segment) -> Phase:

@@ -6,6 +6,7 @@ from tuneplan.hardware_profiles.loader import Gpu
 from tuneplan.planner.configs.training_config import ConfigUse
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.graph.loss import LOSSES
+from tuneplan.planner.host_memory import GPUS_OF_A_NODE, USUAL, Checkpoints
 from tuneplan.planner.methods.compose import explicit
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.spec import ModelSpec
@@ -35,6 +36,9 @@ class Request:
         expandable_segments: PYTORCH_ALLOC_CONF=expandable_segments:True.
         batch_lengths: lengths of one batch after the other, where they vary; the longest is `settings.seq_len`.
         empty_cache_steps: the cache is emptied every so many steps (`torch_empty_cache_steps`); 0 for never.
+        checkpoints: how weights are loaded and what is saved.
+        gpus_of_a_node: cards of one machine.
+        network_bytes_per_second: between machines, in one direction, all adapters of one together; None for the assumed one.
         config: the files that it was read from, or None.
     """
 
@@ -49,6 +53,9 @@ class Request:
     expandable_segments: bool = False
     batch_lengths: tuple[int, ...] = ()
     empty_cache_steps: int = 0
+    checkpoints: Checkpoints = USUAL
+    gpus_of_a_node: int = GPUS_OF_A_NODE
+    network_bytes_per_second: float | None = None
     config: ConfigUse | None = None
 
     def to_json(self) -> dict[str, object]:
@@ -77,9 +84,11 @@ class Request:
             "training": s.objective.to_json(),
             "data_parallel": self.sharding.data_parallel,
             "zero_stage": self.sharding.zero_stage,
+            **self.sharding.more(),
             "expandable_segments": self.expandable_segments,
             "batch_lengths": list(self.batch_lengths) or None,
             "empty_cache_steps": self.empty_cache_steps,
+            **self.checkpoints.to_json(),
             "gpu": self.gpu.id if self.gpu else None,
         }
 

@@ -298,7 +298,7 @@ class Search:
                 for stage in job.stages(count):
                     fits = False
                     for size in job.micro_batches(count):
-                        settings = replace(base, micro_batch_size=size, gradient_checkpointing=checkpointing)
+                        settings = job.longest(replace(base, micro_batch_size=size, gradient_checkpointing=checkpointing))
                         plan = self.evaluate(method, target, settings, optimizer, Sharding(count, stage))
                         states = plan.memory.phases["optimizer_step"].levels[OPTIMIZER_STATES]
                         yield plan
@@ -314,18 +314,19 @@ class Search:
         job = self.job
         if plan.target.gpu is None:
             return plan
-        key = (plan.request.method.name, plan.request.settings)
-        network = self._network(plan.request.method, plan.request.settings)
+        request = replace(plan.request, settings=job.typical(plan.request.settings))
+        key = (request.method.name, request.settings)
+        network = self._network(request.method, request.settings)
         if key not in self._works:
-            self._works[key] = network_work(network, plan.request.settings)
-        time = time_of(plan.request, network, self._works[key])
+            self._works[key] = network_work(network, request.settings)
+        time = time_of(request, network, self._works[key])
         if time.seconds is None or not time.tokens_per_second:
             return replace(plan, time=time)
-        tokens = job.global_batch_size * job.settings.seq_len
-        updates = -(-job.tokens // tokens)
+        tokens = job.global_batch_size * request.settings.seq_len
+        updates = job.updates()
         price = cheapest(plan.target.offers, plan.gpu_count, job.purchase, self.today)
         states = plan.memory.phases["optimizer_step"].levels[OPTIMIZER_STATES] * plan.request.sharding.state_ranks
-        saved = checkpoint_bytes(network) + states + plan.memory.host_optimizer_bytes
+        saved = checkpoint_bytes(network) + states + plan.memory.host.states
         spot = price is not None and price.offer.purchase == SPOT
         clock = wall_clock(time.seconds, updates, time.forward_seconds / tokens, saved, job.overheads, spot)
         if clock.total == inf:

@@ -10,6 +10,7 @@ import click
 from tuneplan import __version__
 from tuneplan.hardware_profiles.loader import load_gpu_file, load_price_file
 from tuneplan.planner.cli.config_words import for_search
+from tuneplan.planner.cli.data_words import data_options, with_data
 from tuneplan.planner.cli.main import LazyGroup
 from tuneplan.planner.cli.money import money_options, narrowed, owned_target, read_overheads, read_purchase
 from tuneplan.planner.cli.options import (
@@ -70,7 +71,7 @@ job_options = stack(
     click.option("--micro-batch-size", type=int, default=None, help="Only this micro-batch."),
     click.option("--tokens", default=None, help=f"Tokens to train on.  [default: {DEFAULT_TOKENS}]"),
     click.option("--samples", default=None, help="Sequences of the data set, instead of tokens."),
-    click.option("--epochs", type=int, default=None, help="With --samples: passes over them.  [default: 1]"),
+    click.option("--epochs", type=int, default=None, help="With --samples or --dataset: passes over them.  [default: 1]"),
     click.option("--dtype", default=AUTO, show_default=True, metavar="bf16|fp16|fp32", help="Of weights and activations."),
     click.option(
         "--precision",
@@ -93,6 +94,7 @@ job_options = stack(
     ),
     click.option("--zero-stage", type=int, default=None, help="Only this stage (0 is DDP); all if not given."),
     click.option("--objective", default="cost", show_default=True, metavar="cost|time|memory", help="What to make least."),
+    data_options,
     money_options,
     calibration_option,
     click.option("--max-hours", type=float, default=None, help="Leave out slower plans."),
@@ -191,7 +193,7 @@ def job_of(given: dict[str, Any]) -> Job:
         methods = read_methods(method_names(given["method"]), given["rank"], given["target_modules"])
     else:
         methods = (read_own_method(given["peft_config"], spec),)
-    return Job(
+    job = Job(
         spec=spec,
         methods=methods,
         targets=tuple({target.label: target for target in _targets(given)}.values()),
@@ -212,6 +214,7 @@ def job_of(given: dict[str, Any]) -> Job:
         config=files,
         overheads=read_overheads(given),
     )
+    return with_data(job, given)
 
 
 def method_names(text: str) -> list[str]:
@@ -271,9 +274,15 @@ def _counts(text: str) -> tuple[int, ...] | None:
 
 def _tokens(given: dict[str, Any], seq_len: int) -> int:
     samples, epochs = given["samples"], given["epochs"]
+    if given["dataset"] is not None or given["lengths"] is not None:
+        if samples is not None and given["dataset"] is not None:
+            raise InputError("--samples and --dataset both say how many sequences there are; leave --samples out")
+        return 1  # the data say
     if samples is None:
         if epochs is not None:
-            raise InputError(f"--epochs {epochs} needs --samples: passes over how many sequences; or give --tokens alone")
+            raise InputError(
+                f"--epochs {epochs} needs --samples or --dataset: passes over how many sequences; or give --tokens alone"
+            )
         return parse_count(given["tokens"] if given["tokens"] is not None else DEFAULT_TOKENS)
     if given["tokens"] is not None:
         raise InputError("--samples and --tokens both say how much to train on; give one of them")

@@ -8,6 +8,14 @@ import click
 
 from tuneplan.hardware_profiles.loader import Gpu
 from tuneplan.planner.cli.config_words import with_configs
+from tuneplan.planner.cli.layout_words import (
+    checkpoint_options,
+    layout_options,
+    read_checkpoints,
+    read_layout,
+    read_network,
+    read_node,
+)
 from tuneplan.planner.cli.options import (
     Step,
     calibrated,
@@ -29,6 +37,7 @@ from tuneplan.planner.cli.options import (
 from tuneplan.planner.configs.training_config import ConfigUse
 from tuneplan.planner.device_memory import usable_bytes
 from tuneplan.planner.errors import InputError
+from tuneplan.planner.host_memory import GPUS_OF_A_NODE, USUAL, Checkpoints
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models import tasks
 from tuneplan.planner.models.config import ConfigReader
@@ -75,8 +84,8 @@ request_options = stack(
         help="Recompute layers in the backward.  [default: no]",
     ),
     click.option("--reentrant", is_flag=True, help="Reentrant checkpointing (non-reentrant is transformers' default)."),
-    click.option("--data-parallel", type=int, default=1, show_default=True, help="GPUs, each with its own micro-batch."),
-    click.option("--zero-stage", type=int, default=0, show_default=True, help="What they split: 0 nothing ... 3 weights too."),
+    layout_options,
+    checkpoint_options,
     click.option("--expandable-segments", is_flag=True, help="PYTORCH_ALLOC_CONF=expandable_segments:True."),
     click.option(
         "--batch-lengths", default="", metavar="N,N,...", help="Lengths of one batch after the other, instead of --seq-len."
@@ -113,6 +122,9 @@ class Asked:
     batch_lengths: tuple[int, ...]
     empty_cache_steps: int
     files: ConfigUse | None = None
+    checkpoints: Checkpoints = USUAL
+    gpus_of_a_node: int = GPUS_OF_A_NODE
+    network_bytes_per_second: float | None = None
 
     @property
     def real_task(self) -> str:
@@ -137,6 +149,9 @@ class Asked:
             batch_lengths=self.batch_lengths,
             empty_cache_steps=self.empty_cache_steps,
             config=self.files,
+            checkpoints=self.checkpoints,
+            gpus_of_a_node=self.gpus_of_a_node,
+            network_bytes_per_second=self.network_bytes_per_second,
         )
 
 
@@ -145,7 +160,17 @@ def asked(given: dict[str, Any], typed: Collection[str] | None = None) -> Asked:
 
     `typed`: options that win over those of `--config` files; None for those that were typed for the present command.
     """
-    given, files = with_configs(given, typed)
+    words, files = with_configs(given, typed)
+    try:
+        return _asked(words, files)
+    except InputError as error:
+        if files is None:
+            raise
+        raise files.located(error) from None
+
+
+def _asked(given: dict[str, Any], files: ConfigUse | None) -> Asked:
+    """As `asked`, for words that those of the files are among."""
     id, config = load_model(given["model"], given["num_labels"])
     task = tasks.task_name(given["task"])
     own = given["peft_config"] is not None
@@ -174,12 +199,8 @@ def asked(given: dict[str, Any], typed: Collection[str] | None = None) -> Asked:
     steps = given["gradient_accumulation_steps"]
     if not 1 <= steps <= MOST_STEPS:
         raise InputError(f"gradient-accumulation-steps {steps} is not a number of micro-batches; use 1 to {MOST_STEPS}")
-    sharding = Sharding(given["data_parallel"], given["zero_stage"])
-    sharding.check()
     target = _target(given["gpu_name"])
-    if target and target.instance and sharding.data_parallel > target.instance.gpu_count:
-        instance = target.instance
-        raise InputError(f"{instance.id} has {instance.gpu_count} GPUs, not {sharding.data_parallel}; lower data-parallel")
+    sharding = read_layout(given, target)
     if target and target.gpu and target.gpu.compute_capability:
         settings = replace(settings, compute_capability=target.gpu.compute_capability)
     check_settings(settings)
@@ -188,6 +209,9 @@ def asked(given: dict[str, Any], typed: Collection[str] | None = None) -> Asked:
         memory = of_memory(parse_bytes(given["gpu_memory"]), None).memory_bytes
     margin = safety_margin(given["safety_margin"], given["oom_chance"])
     return Asked(
+        checkpoints=read_checkpoints(given),
+        gpus_of_a_node=read_node(given, target),
+        network_bytes_per_second=read_network(given),
         id=id,
         config=config,
         task=task,

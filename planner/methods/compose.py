@@ -198,8 +198,8 @@ def check_parts(parts: list[Part], text: str) -> None:
             why = part.clashes.get(other.label, part.clashes.get("*")) if other is not part else None
             if why is not None:
                 raise InputError(f"{part.label} and {other.label} clash: {why}; use one of them")
-    if labels == ["quantized_base"]:
-        raise InputError("quantized_base trains nothing by itself; add a part such as lora: quantized_base+lora")
+    if parts and all(part.trains_nothing for part in parts):
+        raise InputError(f"{labels[0]} trains nothing by itself; add a part such as lora: {'+'.join(labels)}+lora")
     for part in parts:
         part.check()
 

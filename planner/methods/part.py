@@ -68,6 +68,7 @@ class Part:
         effort: the same as a grade, one of EFFORTS, least first.
         swappable: whether what it trained can be exchanged on a loaded base that stays as it is.
         batchable: whether requests with different such adapters can share a batch.
+        trains_nothing: it changes the model, and another part has to train something of it.
         one_stack: it is modelled for models of one stack of layers alone.
         clashes: labels of parts that it cannot act with, and why; "*" for all but those listed with None.
     """
@@ -83,6 +84,7 @@ class Part:
     effort: ClassVar[str] = "wrapper"
     swappable: ClassVar[bool] = True
     batchable: ClassVar[bool] = False
+    trains_nothing: ClassVar[bool] = False
     one_stack: ClassVar[bool] = False
     clashes: ClassVar[Mapping[str, str | None]] = {}
 

@@ -108,7 +108,7 @@ class PrefixTuning(Layered):
             wide = embedding(tape, (batch, count), model.common("prompt_encoder.embedding.weight", (count, every), "fp32"))
         narrow = pw.cast(tape, wide, hidden.dtype)
         cached = tape.fresh(narrow.shape, narrow.dtype, True)
-        pieces = 2 * spec.num_hidden_layers
+        pieces = 1 if self.use_gating else 2 * layers
         cached.storage.nbytes = pieces * round_block(narrow.nbytes // pieces)
         size = round_block(narrow.nbytes)
         tape.record("cache", (narrow,), cached, gradients=(Gradient(narrow, size),))
@@ -121,7 +121,7 @@ class PrefixTuning(Layered):
             halves.append(tape.view("half", cached, cached.shape))
             tape.ops[-1].gradients = (Gradient(cached, fresh),)
             tape.side.append((halves[-1], gradient, layers))
-        tape.handed.append(cached.storage)
+        (tape.held if self.use_gating else tape.handed).append(cached.storage)  # a gate keeps what it multiplies
         model.prefix = (halves[0], halves[1])
         return hidden
 
@@ -161,7 +161,9 @@ class PrefixTuning(Layered):
         for own, prefix in zip((keys, values), prefixes, strict=True):
             out = tape.fresh(self._joined(model, own.shape[2]), own.dtype, True)
             tape.record("cache", (own,), out, gradients=(Gradient(own, None), Gradient(prefix, None)))
-            tape.ops[-1].spends = ((round_block(prefix.nbytes // (2 * model.spec.num_hidden_layers)), prefix.storage.category),)
+            if not self.use_gating:
+                pieces = 2 * (len(self.layers) or model.spec.num_hidden_layers)
+                tape.ops[-1].spends = ((round_block(prefix.nbytes // pieces), prefix.storage.category),)
             if self.past_key_values:
                 tape.outputs.append(out.storage)
             joined.append(out)

@@ -34,6 +34,7 @@ class PrunedBase(Part):
     not_modelled: ClassVar[str] = (
         "running importances (a number a head or channel), and the steps between start and end; layers are pruned alike"
     )
+    trains_nothing: ClassVar[bool] = True
     code_changes: ClassVar[str] = "a callback that scores heads and channels and cuts the weights"
     one_stack: ClassVar[bool] = True
     effort: ClassVar[str] = "training loop"

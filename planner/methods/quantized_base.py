@@ -31,6 +31,7 @@ class QuantizedBase(Part):
         "depend on values; kernels of gptq and awq that do not dequantize first"
     )
     merge_note: ClassVar[str] = "peft dequantizes, adds and quantizes again, which rounds"
+    trains_nothing: ClassVar[bool] = True
     code_changes: ClassVar[str] = "nothing: quantization_config=BitsAndBytesConfig(load_in_4bit=True) when the model is loaded"
     clashes: ClassVar[Mapping[str, str | None]] = {"full": "quantized weights have no gradient"}
 

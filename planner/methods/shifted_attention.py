@@ -31,6 +31,7 @@ class ShiftedAttention(Part):
         "the mask of the tokens that wrap around in shifted groups, which flash attention leaves out too"
     )
     merge_note: ClassVar[str] = ""
+    trains_nothing: ClassVar[bool] = True
     code_changes: ClassVar[str] = "the attention function of every layer, while training"
     effort: ClassVar[str] = "model code"
 

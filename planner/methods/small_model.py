@@ -32,6 +32,7 @@ class SmallModel(Part):
         "the bridge, which makes modules of the small widths fit the large model: when it answers, parts have the large model's "
         "widths; the checkpoint has the small one's"
     )
+    trains_nothing: ClassVar[bool] = True
     code_changes: ClassVar[str] = "a bridge between the modules of two models"
     one_stack: ClassVar[bool] = True
     effort: ClassVar[str] = "model code"

@@ -218,12 +218,13 @@ def _layers(stack: Stack, model: Assembly, entry: Tensor, shared: Any, runs: lis
 
 
 def _reads_across(block: Block) -> bool:
-    """Whether its backward makes a gradient of a tensor that an earlier block made for several.
+    """Whether its backward makes a gradient of a tensor that an earlier block made for several, or of a weight that layers share.
 
     Of such layers the last, which makes the first gradient, is a run of its own: the others add theirs to that one.
     """
     own = {id(op.output) for op in block.ops}
-    return any(g.of.crosses and id(g.of) not in own for op in block.ops for g in op.gradients)
+    made = [g.of for op in block.ops for g in op.gradients]
+    return any((of.crosses and id(of) not in own) or (of.name and "*" not in of.name) for of in made)
 
 
 def _layer(stack: Stack, model: Assembly, spec: ModelSpec, entry: Tensor, shared: Any) -> Block:

@@ -17,7 +17,7 @@ from tuneplan.planner.methods.formats import QUANTIZED
 from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network
 from tuneplan.planner.parallel.shards import flat_part, layer_parameters, root_parameters, weight_bytes
-from tuneplan.planner.parallel.step import EMPTY, Events, Piece, RankStep, Walked, sequence
+from tuneplan.planner.parallel.step import EMPTY, Events, HostBytes, Piece, RankStep, Walked, sequence
 from tuneplan.planner.training.optimizers import AnyOptimizer, state_bytes, step_scratch
 from tuneplan.planner.training.sharding import Buckets, Sharding, share
 
@@ -62,10 +62,13 @@ def step(
     base = EMPTY.copy()
     base[WEIGHTS] = _weights(network, sharding)
     masters = trained.wide_bytes if trained.narrow < 4 else 0
-    host = states.host
+    host = HostBytes(states=states.host)
     if on_host:
-        host += states.device + masters + trained.wide_bytes
-    else:
+        gradients = trained.wide_bytes + (trained.narrow_bytes if stage == 3 else 0)
+        host = HostBytes(gradients=gradients, states=states.host + states.device + masters)
+    if "parameters" in sharding.offload:
+        host = replace(host, weights=sum(flat_part(p, ranks) for p in network.parameters))
+    if not on_host:
         base[OPTIMIZER_STATES] = states.device + masters
     bucket = round_block(min(sharding.buckets.reduce_elements, _LARGEST) * trained.narrow)
     part = 0 if on_host else trained.narrow_bytes

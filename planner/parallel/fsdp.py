@@ -17,8 +17,17 @@ from tuneplan.planner.graph.meter import Segment
 from tuneplan.planner.graph.tensor import GRADIENTS, OPTIMIZER_STATES, WEIGHTS
 from tuneplan.planner.models.network import Network
 from tuneplan.planner.parallel.replicated import update
-from tuneplan.planner.parallel.shards import Unit, layer_parameters, root_parameters, split, unit, weight_bytes
-from tuneplan.planner.parallel.step import EMPTY, Events, Piece, RankStep, Walked, sequence
+from tuneplan.planner.parallel.shards import (
+    Unit,
+    beside_bytes,
+    from_host,
+    layer_parameters,
+    root_parameters,
+    split,
+    unit,
+    weight_bytes,
+)
+from tuneplan.planner.parallel.step import EMPTY, NOTHING, Events, HostBytes, Piece, RankStep, Walked, sequence
 from tuneplan.planner.training.optimizers import AnyOptimizer, state_bytes
 from tuneplan.planner.training.sharding import Sharding
 
@@ -66,16 +75,25 @@ def step(
     states = state_bytes(optimizer, parts, False)
     base = EMPTY.copy()
     base[WEIGHTS] = weight_bytes(parts)
-    base[OPTIMIZER_STATES] = states.device
+    host = HostBytes(states=states.host)
+    offloads = "parameters" in sharding.offload
+    if offloads:  # parts come over to be gathered, and reduced gradients go back at once
+        stays = beside_bytes(network.parameters)
+        host = HostBytes(base[WEIGHTS] - stays, kept, states.device + states.host)
+        base[WEIGHTS] = stays
+        layers, root = [from_host(u) for u in layers], from_host(root)
+        kept = 0
+    else:
+        base[OPTIMIZER_STATES] = states.device
     base[GRADIENTS] = kept if accumulating else 0
     frame = _Frame(layers, root, sharding.zero_stage == 3, accumulating, sharding.replicas > 1)
-    key = ("fsdp", ranks, sharding.zero_stage, wide, reduce, accumulating, frame.replicated)
+    key = ("fsdp", ranks, sharding.zero_stage, wide, reduce, accumulating, frame.replicated, offloads)
     if key not in walked.joined:
         walked.joined[key] = sequence(_forward(network, walked, frame)), sequence(_backward(network, walked, frame))
     forward, backward = walked.joined[key]
     held = base.copy()
     held[GRADIENTS] = kept
-    return RankStep(base, forward, backward, held, update(parts, optimizer, False), states.host)
+    return RankStep(base, forward, backward, held, NOTHING if offloads else update(parts, optimizer, False), host)
 
 
 def _forward(network: Network, walked: Walked, frame: _Frame) -> list[Piece]:
@@ -179,7 +197,7 @@ def _reduce(events: Events, own: Unit, frame: _Frame) -> None:
     if not own.gradient_bytes:
         return
     events.take(own.reduce_bytes).gradients(-own.gradient_bytes).take(own.reduced_bytes)
-    if own.reduced_bytes != own.kept_bytes:
+    if own.kept_bytes and own.reduced_bytes != own.kept_bytes:
         events.gradients(own.kept_bytes).give(own.reduced_bytes)
     else:
         events.give(own.reduced_bytes).gradients(own.kept_bytes)  # the same storage under another name

@@ -5,7 +5,7 @@ from tuneplan.planner.graph.tensor import BITS, GRADIENTS, OPTIMIZER_STATES, WEI
 from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network
 from tuneplan.planner.parallel.shards import gradient_bytes, weight_bytes
-from tuneplan.planner.parallel.step import EMPTY, RankStep, Walked, joined
+from tuneplan.planner.parallel.step import EMPTY, HostBytes, RankStep, Walked, joined
 from tuneplan.planner.training.optimizers import AnyOptimizer, state_bytes, step_scratch
 
 
@@ -45,7 +45,7 @@ def step(network: Network, walked: Walked, optimizer: AnyOptimizer, ranks: int, 
     held = base.copy()
     held[GRADIENTS] = buckets + gradients
     forward, backward = joined(walked)
-    return RankStep(base, forward, backward, held, update(updated, optimizer, master), states.host)
+    return RankStep(base, forward, backward, held, update(updated, optimizer, master), HostBytes(states=states.host))
 
 
 def update(parameters: list[Parameter], optimizer: AnyOptimizer, master: bool) -> Segment:

@@ -21,6 +21,7 @@ class Unit:
     Attributes:
         whole_bytes: of its weights as the model computes with them, each in a storage of its own.
         gathered_bytes: of the one buffer into which all ranks' parts are gathered.
+        part_bytes: of this rank's parts as they are kept.
         cast_bytes: of this rank's parts in the dtype of the computation, where they are kept in another.
         gradient_bytes: of the whole gradients.
         reduce_bytes: of the one buffer from which gradients are reduced.
@@ -30,6 +31,7 @@ class Unit:
 
     whole_bytes: int = 0
     gathered_bytes: int = 0
+    part_bytes: int = 0
     cast_bytes: int = 0
     gradient_bytes: int = 0
     reduce_bytes: int = 0
@@ -98,7 +100,7 @@ def unit(parameters: Iterable[Parameter], ranks: int, wide: bool = False, reduce
         wide: trained weights are kept in fp32 and cast to gather them.
         reduce_dtype: of the reduction of gradients; "" for their own.
     """
-    whole = gathered = cast = gradients = reduced = kept = 0
+    whole = gathered = parts = cast = gradients = reduced = kept = 0
     for p in parameters:
         if p.buffer:
             continue
@@ -106,10 +108,12 @@ def unit(parameters: Iterable[Parameter], ranks: int, wide: bool = False, reduce
             part = share(packed_bytes(p)[0], ranks)
             whole += round_block(part * ranks)
             gathered += part * ranks
+            parts += round_block(part)
             continue
         count, size = elements(padded(p.shape, ranks)), BITS[p.storage] // 8
         whole += round_block(count * ranks * size)
         gathered += count * ranks * size
+        parts += round_block(count * (4 if wide and p.trainable else size))
         if wide and p.trainable:
             cast += count * size
         if p.trainable:
@@ -119,11 +123,27 @@ def unit(parameters: Iterable[Parameter], ranks: int, wide: bool = False, reduce
     return Unit(
         whole_bytes=whole,
         gathered_bytes=round_block(gathered),
+        part_bytes=parts,
         cast_bytes=round_block(cast),
         gradient_bytes=gradients,
         reduce_bytes=round_block(reduced * ranks),
         reduced_bytes=round_block(reduced),
         kept_bytes=round_block(kept),
+    )
+
+
+def from_host(own: Unit) -> Unit:
+    """A unit whose parts live in host memory: they stand on the device while they are gathered, its gradients not at all.
+
+    Mirrors `FSDPParam.all_gather_inputs` and the offload in `foreach_reduce`, torch 2.13, without the cast on the way.
+    """
+    return replace(own, cast_bytes=own.cast_bytes + own.part_bytes, kept_bytes=0)
+
+
+def beside_bytes(parameters: Iterable[Parameter]) -> int:
+    """Bytes of what is no parameter of the model, and stays on the device: buffers, and the scales of quantized weights."""
+    return sum(
+        (p.stored_bytes if p.buffer else packed_bytes(p)[1] if p.storage in QUANTIZED else 0) * p.count for p in parameters
     )
 
 

@@ -36,6 +36,21 @@ class Walked:
 
 
 @dataclass(frozen=True, slots=True)
+class HostBytes:
+    """What a rank keeps in host memory, in bytes."""
+
+    weights: Size = 0
+    gradients: Size = 0
+    states: Size = 0
+    activations: Size = 0
+
+    @property
+    def total(self) -> Size:
+        """All of it."""
+        return self.weights + self.gradients + self.states + self.activations
+
+
+@dataclass(frozen=True, slots=True)
 class RankStep:
     """One rank's step under an engine.
 
@@ -45,8 +60,7 @@ class RankStep:
         backward: of a micro-batch, reduction of gradients included.
         held: what the update finds.
         update: clipping and the update.
-        host_states: bytes of optimizer states in host memory.
-        load: bytes held for a moment while the model is spread.
+        host: what is kept in host memory.
     """
 
     base: Levels
@@ -54,7 +68,7 @@ class RankStep:
     backward: Segment
     held: Levels
     update: Segment
-    host_states: Size = 0
+    host: HostBytes = HostBytes()
 
 
 def sequence(pieces: list[Piece]) -> Segment:

@@ -86,20 +86,21 @@ def all_reduce_bytes(nbytes: float, ranks: int) -> float:
     return 2 * all_gather_bytes(nbytes, ranks)
 
 
-def data_parallel_bytes(network: Network, ranks: int, zero_stage: int) -> Traffic:
+def data_parallel_bytes(network: Network, ranks: int, zero_stage: int, engine: str = "") -> Traffic:
     """What each rank sends.
 
     Stage 0 is DDP: gradients are all-reduced. Stages 1 and 2 reduce-scatter gradients and all-gather the updated
     weights. Stage 3 (FSDP full shard) gathers every weight in the forward and again in the backward, and
-    reduce-scatters gradients.
+    reduce-scatters gradients. FSDP's stage 2 gathers every weight once, in the forward. Not counted: that FSDP reduces
+    gradients in every micro-batch where the loop does not tell it to wait (`set_requires_gradient_sync`).
     """
     trained = sum(p.numel * BITS[p.storage] // 8 for p in network.parameters if p.trainable)
     if zero_stage == 0:
         return Traffic(0.0, all_reduce_bytes(trained, ranks))
-    if zero_stage < 3:
+    if zero_stage < 3 and engine != "fsdp":
         return Traffic(0.0, 2 * all_gather_bytes(trained, ranks))
     stored = sum(p.stored_bytes * p.count for p in network.parameters)
-    return Traffic(2 * all_gather_bytes(stored, ranks), all_gather_bytes(trained, ranks))
+    return Traffic((zero_stage - 1) * all_gather_bytes(stored, ranks), all_gather_bytes(trained, ranks))
 
 
 def exposed_seconds(communication: float, window: float) -> float:

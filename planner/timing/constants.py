@@ -60,6 +60,11 @@ PCIE_COLLECTIVE = Constant(
     0.45, "28 to 35 of 63 GB/s between RTX 5090s (github.com/NVIDIA/nccl/issues/1639); less through a shared switch"
 )
 PCIE_COPY = Constant(0.80, "assumed: pinned copies reach about 25 of the 31.5 GB/s of Gen4 x16")
+NETWORK = Constant(12.5e9, "assumed where no network is named: 100 Gbit/s a machine")
+HOST_MEMORY = Constant(
+    20e9,
+    "assumed: what one process's CPU update streams; eight of them nearly fill the 205 GB/s of eight DDR4-3200 channels",
+)
 OVERLAP = Constant(0.70, "assumed: share of the communication that runs behind computation (buckets, prefetch)")
 
 FP32_SHARE: dict[tuple[int, int], float] = {(8, 0): 1 / 16, (8, 6): 1 / 4, (8, 9): 1 / 4, (9, 0): 66.9 / 989}

@@ -88,7 +88,7 @@ class StepSeconds:
         computed = steps * self._micro + accumulation_seconds(self._network, self._rates, counted)
         shards = sharding.data_parallel if sharding.zero_stage else 1
         moved, paged, started = (-(-every // shards) for every in (self._moved, self._paged, self._started))
-        sent = collectives.data_parallel_bytes(self._network, sharding.data_parallel, sharding.zero_stage)
+        sent = collectives.data_parallel_bytes(self._network, sharding.data_parallel, sharding.zero_stage, sharding.engine_used)
         nbytes = steps * sent.each_micro_batch + sent.each_step
         waited = collectives.exposed_seconds(nbytes / self._link, computed)
         ahead, behind = self._launches

@@ -10,11 +10,13 @@ from tuneplan.hardware_profiles.records import Gpu
 from tuneplan.planner.graph.tensor import BITS, Size
 from tuneplan.planner.models.network import Network
 from tuneplan.planner.timing import collectives
+from tuneplan.planner.timing.layout_time import Machines, spread
 from tuneplan.planner.timing.optimizer_step import update_bytes
 from tuneplan.planner.timing.roofline import Rates, device_seconds, gpu_rates, host_seconds, larger
 from tuneplan.planner.timing.work import NetworkWork, network_work
 from tuneplan.planner.training.optimizers import Optimizer
 from tuneplan.planner.training.settings import Settings
+from tuneplan.planner.training.sharding import Sharding
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,11 @@ def step_time(
     gradient_accumulation_steps: int = 1,
     interconnect: str | None = None,
     work: NetworkWork | None = None,
+    layout: Sharding | None = None,
+    machines: Machines | None = None,
+    experts_per_token: int = 0,
 ) -> StepTime:
-    """Time one step on one machine of `data_parallel` cards.
+    """Time one step of all ranks.
 
     Args:
         network: the model under its method.
@@ -80,7 +85,13 @@ def step_time(
         gradient_accumulation_steps: micro-batches of each rank in a step.
         interconnect: "pcie" if the machine does not join its cards by NVLink; None takes the card's best link.
         work: `network_work(network, settings)`, where the caller times the same network on many cards.
+        layout: takes the place of `data_parallel` and `zero_stage`; the network is then that of one rank.
+        machines: over which the ranks lie; None for one machine.
+        experts_per_token: of a mixture of experts.
     """
+    layout = layout if layout is not None else Sharding(data_parallel, zero_stage)
+    machines = machines if machines is not None else Machines(layout.gpu_count, interconnect=interconnect)
+    data_parallel, zero_stage = layout.data_parallel, layout.zero_stage
     work = network_work(network, settings) if work is None else work
     phases = (work.forward, work.recompute, work.backward)
     rates = gpu_rates(gpu, {settings.autocast or settings.dtype} | {p.dtype for phase in phases for p in phase.products})
@@ -95,9 +106,14 @@ def step_time(
     update = update_bytes(optimizer, network.parameters, master, settings.max_grad_norm > 0, shards)
     streamed = update.moved / rates.memory
     optimizer_seconds = streamed + collectives.copy_seconds(update.paged, gpu)
-    computed = n * (forward.total + recompute.total + backward.total) + added
-    sent = collectives.data_parallel_bytes(network, ranks, zero_stage)
-    waited, notes = _communication(collectives.gpu_link(gpu, interconnect), sent, n, computed)
+    if "optimizer" in layout.offload:
+        optimizer_seconds = 0.0
+    more = spread(network, layout, gpu, machines, experts_per_token)
+    computed = (n + more.filling) * (forward.total + recompute.total + backward.total) + added
+    sent = collectives.data_parallel_bytes(network, ranks, zero_stage, layout.engine_used)
+    waited, notes = _communication(machines.link(gpu, layout.gpu_count), sent, n, computed, layout.gpu_count <= machines.gpus)
+    waited += n * more.micro_batch_seconds + more.step_seconds
+    notes += more.notes
     if update.paged:
         notes += ("paged optimizer states cross PCIe in every step; with memory to spare they stay on the device",)
     launches = n * sum(phase.launches for phase in phases) + update.launches
@@ -139,12 +155,14 @@ def accumulation_seconds(network: Network, rates: Rates, steps: Size) -> float:
     return (steps - 1) * 3 * trained / rates.memory
 
 
-def _communication(link: collectives.Link, sent: collectives.Traffic, steps: int, window: float) -> tuple[float, tuple[str, ...]]:
+def _communication(
+    link: collectives.Link, sent: collectives.Traffic, steps: int, window: float, near: bool
+) -> tuple[float, tuple[str, ...]]:
     nbytes = steps * sent.each_micro_batch + sent.each_step
     if not nbytes:
         return 0.0, ()
     waited = collectives.exposed_seconds(nbytes / link.bytes_per_second, window)
-    return waited, (f"ranks talk over {link.note}; one machine",)
+    return waited, (f"ranks talk over {link.note}; {'one machine' if near else 'several machines'}",)
 
 
 def _bound(parts: dict[str, float], device: float, host: float) -> str:

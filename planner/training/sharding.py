@@ -5,12 +5,15 @@ DeepSpeed, or of FSDP2, whose stage 2 is `reshard_after_forward=False` and whose
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.graph.tensor import BITS
 from tuneplan.planner.training.settings import Settings
 
 STAGES = (0, 1, 2, 3)
+OFFLOADS = ("optimizer", "parameters", "activations")
+SCHEDULES = ("1f1b", "interleaved", "gpipe")
 ENGINES = ("auto", "ddp", "fsdp", "deepspeed")
 MOST_RANKS = 2**16
 
@@ -46,6 +49,13 @@ class Sharding:
         reduce_dtype: in which FSDP reduces gradients; "" for that of the computation.
         offload: what is kept in host memory: "optimizer", "parameters", "activations".
         buckets: DeepSpeed's sizes.
+        tensor_parallel: ranks that split heads and columns of every layer.
+        sequence_parallel: these ranks also split the tokens between the split linears.
+        pipeline_parallel: stages of consecutive layers.
+        pipeline_schedule: "1f1b", "interleaved" or "gpipe".
+        virtual_stages: parts of each stage in an interleaved schedule.
+        context_parallel: ranks that split each sequence (ring attention).
+        expert_parallel: ranks that split the experts of a mixture; they are among the data-parallel ones.
     """
 
     data_parallel: int = 1
@@ -55,6 +65,13 @@ class Sharding:
     reduce_dtype: str = ""
     offload: tuple[str, ...] = ()
     buckets: Buckets = Buckets()
+    tensor_parallel: int = 1
+    sequence_parallel: bool = False
+    pipeline_parallel: int = 1
+    pipeline_schedule: str = "1f1b"
+    virtual_stages: int = 1
+    context_parallel: int = 1
+    expert_parallel: int = 1
 
     def check(self) -> None:
         """Raise InputError for impossible layouts."""
@@ -71,6 +88,8 @@ class Sharding:
         if self.engine == "fsdp" and self.zero_stage == 0 and self.data_parallel > 1:
             raise InputError("FSDP splits weights, and zero-stage 0 splits nothing; use zero-stage 2 or 3, or engine ddp")
         self._check_group()
+        self._check_model_parallel()
+        self._check_offload()
 
     def _check_group(self) -> None:
         group = self.shard_group
@@ -86,6 +105,77 @@ class Sharding:
             raise UnknownNameError(
                 "reduce-dtype", self.reduce_dtype, [d for d in BITS if d in ("bf16", "fp16", "fp32")], "--help"
             )
+
+    def _check_model_parallel(self) -> None:
+        for name in ("tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel", "virtual_stages"):
+            ranks, option = getattr(self, name), name.replace("_", "-")
+            if not 1 <= ranks <= MOST_RANKS:
+                raise InputError(f"{option} {ranks} is not a number of ranks; use 1 to {MOST_RANKS}")
+        if self.gpu_count > MOST_RANKS:
+            raise InputError(f"the layout needs {self.gpu_count} GPUs, more than {MOST_RANKS}; lower one of its numbers")
+        if self.sequence_parallel and self.tensor_parallel == 1:
+            raise InputError(
+                "sequence-parallel splits tokens over the tensor-parallel ranks, and there is one; add tensor-parallel"
+            )
+        if self.pipeline_schedule not in SCHEDULES:
+            raise UnknownNameError("pipeline-schedule", self.pipeline_schedule, SCHEDULES, "plan estimate --help")
+        if self.virtual_stages > 1 and (self.pipeline_parallel == 1 or self.pipeline_schedule != "interleaved"):
+            raise InputError(
+                "virtual-stages are parts of an interleaved pipeline; use pipeline-schedule interleaved and several stages"
+            )
+        if self.pipeline_schedule == "interleaved" and self.virtual_stages == 1 and self.pipeline_parallel > 1:
+            raise InputError("an interleaved pipeline has several parts a stage; give virtual-stages 2 or more")
+        if self.data_parallel % self.expert_parallel:
+            raise InputError(
+                f"expert-parallel {self.expert_parallel} does not divide data-parallel {self.data_parallel}, whose ranks hold "
+                "the experts; use a divisor"
+            )
+        if self.engine_used == "deepspeed" and self.zero_stage >= 2 and self.pipeline_parallel > 1:
+            raise InputError(
+                "DeepSpeed's pipelines work with zero-stage 0 or 1 alone; lower zero-stage, or use pipeline-parallel 1"
+            )
+
+    def _check_offload(self) -> None:
+        unknown = [name for name in self.offload if name not in OFFLOADS]
+        if unknown:
+            raise UnknownNameError("offload", unknown[0], OFFLOADS, "plan estimate --help")
+        engine = self.engine_used
+        if engine == "fsdp" and ("optimizer" in self.offload) != ("parameters" in self.offload):
+            raise InputError(
+                "FSDP's CPUOffloadPolicy moves parameters, gradients and optimizer together; name both, or use deepspeed"
+            )
+        if "parameters" in self.offload and engine == "deepspeed" and self.zero_stage < 3:
+            raise InputError("DeepSpeed moves parameters to host memory in zero-stage 3 alone; use 3, or --offload optimizer")
+        if engine in ("single", "ddp") and {"parameters", "optimizer"} & set(self.offload):
+            raise InputError(
+                f"engine {engine} keeps parameters and optimizer on the device; use fsdp or deepspeed with several GPUs, or "
+                "a paged optimizer"
+            )
+
+    def more(self) -> dict[str, Any]:
+        """What differs from one GPU and from plain data parallelism, by the names of the options."""
+        found: dict[str, Any] = {"engine": self.engine_used} if self.gpu_count > 1 else {}
+        names = ("shard_group", "reduce_dtype", "tensor_parallel", "sequence_parallel", "pipeline_parallel", "virtual_stages")
+        for name in (*names, "context_parallel", "expert_parallel"):
+            if getattr(self, name) not in (0, 1, "", False):
+                found[name] = getattr(self, name)
+        if self.pipeline_parallel > 1:
+            found["pipeline_schedule"] = self.pipeline_schedule
+        if self.offload:
+            found["offload"] = list(self.offload)
+        if self.engine_used == "deepspeed":
+            found["reduce_bucket_size"] = self.buckets.reduce_elements
+        return found
+
+    @property
+    def gpu_count(self) -> int:
+        """GPUs of the whole layout."""
+        return self.data_parallel * self.tensor_parallel * self.pipeline_parallel * self.context_parallel
+
+    @property
+    def splits_model(self) -> bool:
+        """Whether ranks compute different parts of one micro-batch."""
+        return self.gpu_count > self.data_parallel or self.expert_parallel > 1
 
     @property
     def engine_used(self) -> str:
@@ -130,9 +220,19 @@ class Sharding:
     @property
     def label(self) -> str:
         """A short name, such as "ZeRO-3 x 8"."""
-        if self.data_parallel == 1:
+        if self.gpu_count == 1:
             return "single GPU"
-        return f"{'DDP' if self.zero_stage == 0 else f'ZeRO-{self.zero_stage}'} x {self.data_parallel}"
+        name = "DDP" if self.zero_stage == 0 else f"ZeRO-{self.zero_stage}"
+        pieces = [f"{name} x {self.data_parallel}"] if self.data_parallel > 1 else []
+        pieces += [f"groups of {self.shard_group}"] if self.replicas > 1 else []
+        for short, ranks in (
+            ("TP", self.tensor_parallel),
+            ("PP", self.pipeline_parallel),
+            ("CP", self.context_parallel),
+            ("EP", self.expert_parallel),
+        ):
+            pieces += [f"{short} x {ranks}"] if ranks > 1 else []
+        return ", ".join(pieces)
 
 
 def share(size_bytes: int, ranks: int) -> int:

@@ -5,9 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneplan.planner.device_memory import (
-    LOADING_SHARD_BYTES,
     checkpoint_bytes,
-    host_bytes,
     runtime_bytes,
     usable_bytes,
     workspace_bytes,
@@ -110,19 +108,3 @@ def test_an_adapter_checkpoint_is_the_adapter() -> None:
     """Rank 8 on all linear layers, kept in fp32 by PEFT: four bytes a weight, quantized base or not."""
     assert 4 * RANK_8_ALL_LINEAR == checkpoint_bytes(_network("7b", Lora(r=8)))
     assert 4 * RANK_8_ALL_LINEAR == checkpoint_bytes(_network("7b", QuantizedBase(), Lora(r=8)))
-
-
-def test_host_memory_of_full_fine_tuning_is_the_saved_state_dict() -> None:
-    """Saving gathers the whole model, more than one file of 5 GB that loading maps."""
-    assert 2 * LLAMA_2_7B_PARAMETERS == host_bytes(_network("7b", Full()), 0)
-
-
-def test_host_memory_of_lora_is_one_file_of_the_checkpoint() -> None:
-    """The adapter is small, so loading decides; a model below 5 GB is one file."""
-    assert LOADING_SHARD_BYTES == host_bytes(_network("7b", Lora()), 0)
-    assert 2 * 494_032_768 == host_bytes(_network("qwen2.5-0.5b", Lora()), 0)
-
-
-def test_paged_states_are_host_memory() -> None:
-    """States of a paged optimizer stay there, whatever else is."""
-    assert LOADING_SHARD_BYTES + 10**9 == host_bytes(_network("7b", Lora()), 10**9)
