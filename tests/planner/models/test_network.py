@@ -18,7 +18,7 @@ DISTINCT = list({entry.config_path.read_text(encoding="utf-8"): entry for entry 
 
 def network_of(name: str, method: str = "full") -> Network:
     """A catalogued model under a method."""
-    return build(read_spec(*load(name)), parse(method), Settings())
+    return build(read_spec(*load(name)), parse(method), Settings(seq_len=64))
 
 
 @pytest.mark.parametrize("entry", entries(), ids=lambda entry: entry.id)
