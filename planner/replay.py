@@ -89,8 +89,9 @@ class _Recorder(Meter):
             self.events.append((_SCRATCH, size_bytes, 0))
 
     def drop(self, size_bytes: int, category: int) -> None:
-        """A death."""
-        self.events.append((_DEATH, size_bytes, category))
+        """A death; gradients that wait for others of their node have no bytes of their own."""
+        if size_bytes:
+            self.events.append((_DEATH, size_bytes, category))
 
 
 class _Stage:

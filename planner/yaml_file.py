@@ -95,9 +95,7 @@ def parse_yaml(text: str, name: str, version: str = "1.2") -> YamlFile:
     try:
         import yaml
     except ImportError:
-        raise InputError(
-            "reading YAML needs PyYAML; pip install pyyaml, or with the extra: pip install 'tuneplan[capacity]'"
-        ) from None
+        raise InputError("reading YAML needs PyYAML: pip install pyyaml, or pip install 'tuneplan[capacity]'") from None
     fast: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         _refuse_early(yaml, fast, text, name)

@@ -148,7 +148,17 @@ def asked(given: dict[str, Any], typed: Collection[str] | None = None) -> Asked:
 
     `typed`: options that win over those of `--config` files; None for those that were typed for the present command.
     """
-    given, files = with_configs(given, typed)
+    words, files = with_configs(given, typed)
+    try:
+        return _asked(words, files)
+    except InputError as error:
+        if files is None:
+            raise
+        raise files.located(error) from None
+
+
+def _asked(given: dict[str, Any], files: ConfigUse | None) -> Asked:
+    """As `asked`, for words that those of the files are among."""
     id, config = load_model(given["model"])
     own = given["peft_config"] is not None
     refuse_short_forms(own, given["rank"], given["target_modules"])

@@ -1,5 +1,6 @@
 """An adapter as a file describes it, before the model is known: PEFT's default modules depend on the model's type."""
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +11,9 @@ from tuneplan.planner.methods.compose import check_parts, describe
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.methods.part import Part
 from tuneplan.planner.methods.registry import PARTS
-from tuneplan.planner.methods.targeted import ALL_LINEAR, PATTERN
+from tuneplan.planner.methods.targeted import PATTERN
+
+_PATTERN = re.compile(r"[\\*+?()\[\]|^$]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +54,13 @@ def default_targets(model_type: str) -> tuple[str, ...]:
     return (PATTERN + found,) if isinstance(found, str) else tuple(found)
 
 
-def targets_of(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Modules in the form of a part's option: PEFT reads one text that is no plain name as a pattern."""
-    if len(names) == 1 and names[0] != ALL_LINEAR and not names[0].replace("_", "").replace(".", "").isalnum():
-        return (PATTERN + names[0],)
-    return tuple(sorted(names))
+def read_targets(section: Section, key: str) -> tuple[str, ...] | None:
+    """Modules of a key as a part's option has them: a list of names, or one text that PEFT takes as a pattern."""
+    given = section.raw(key)
+    if isinstance(given, str) and _PATTERN.search(given):
+        return (PATTERN + str(section.text(key)),)
+    names = section.names(key)
+    return None if names is None else tuple(sorted(names))
 
 
 def to_method(adapter: Adapter | None, quantized: dict[str, Any] | None, model_type: str, narrow: bool) -> Method:

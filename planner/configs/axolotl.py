@@ -6,7 +6,7 @@ checkpointing), loaders/model.py and loaders/adapter.py (dtypes, LoRA), core/bui
 
 from typing import Any
 
-from tuneplan.planner.configs.adapter_keys import Adapter, note_adapter
+from tuneplan.planner.configs.adapter_keys import Adapter, note_adapter, read_targets
 from tuneplan.planner.configs.axolotl_keys import AXOLOTL
 from tuneplan.planner.configs.facts import Facts
 from tuneplan.planner.configs.optimizer_names import read_optimizer
@@ -172,7 +172,7 @@ def _method(section: Section) -> None:
         if facts.get("attention") != "flash" and facts.get("load_dtype") != "fp32":
             facts.warn("axolotl keeps norms and embeddings in fp32 here; figures have them in 16 bits")
         return
-    targets = section.names("lora_target_modules")
+    targets = read_targets(section, "lora_target_modules")
     if section.flag("lora_target_linear"):
         targets = ("all-linear",)
     layers_chosen = section.raw("peft_layers_to_transform")

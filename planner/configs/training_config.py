@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tuneplan.planner.configs.accounting import IRRELEVANT, NOT_MODELLED, USED, Entry
+from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.method import Method
 
 
@@ -63,6 +64,13 @@ class ConfigUse:
 
     config: TrainingConfig
     overridden: Mapping[str, object]
+
+    def located(self, error: InputError) -> InputError:
+        """An error about an option, with the place of the file that gave it in front."""
+        for name, source in self.config.sources.items():
+            if name not in self.overridden and str(error).startswith(f"{name.replace('_', '-')} "):
+                return InputError(f"{source}: {error}")
+        return error
 
     def to_json(self) -> dict[str, Any]:
         """As reports have it."""

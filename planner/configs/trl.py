@@ -6,7 +6,7 @@ Keys and defaults are those of trl 1.16 (trainer/*_config.py, trainer/model_conf
 from typing import Any
 
 from tuneplan.planner.configs import training_arguments as hf
-from tuneplan.planner.configs.adapter_keys import Adapter, note_adapter
+from tuneplan.planner.configs.adapter_keys import Adapter, note_adapter, read_targets
 from tuneplan.planner.configs.facts import Facts
 from tuneplan.planner.configs.section import Section
 from tuneplan.planner.configs.table import Table, defaults, joined, version, words
@@ -263,7 +263,7 @@ def _method(section: Section, name: str) -> None:
             "use_dora": section.flag("use_dora"),
             "autocast_adapter_dtype": quantized is None,
         },
-        targets=section.names("lora_target_modules"),
+        targets=read_targets(section, "lora_target_modules"),
         modules_to_save=section.names("lora_modules_to_save") or (),
     )
     note_adapter(section, adapter, "use_peft")

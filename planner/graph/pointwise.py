@@ -75,7 +75,7 @@ def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     The gradient of a factor that was broadcast or widened is a full-size product that is summed or cast when both gradients are
     there (`validate_outputs` of torch/csrc/autograd/engine.cpp).
     """
-    shape = a.shape if len(a.shape) >= len(b.shape) else b.shape
+    shape = _joint(a.shape, b.shape)
     dtype = a.dtype if a.dtype in {b.dtype, "fp32"} else b.dtype
     out = tape.fresh(shape, dtype, a.requires_grad or b.requires_grad)
     full = round_block(out.nbytes)
@@ -90,6 +90,13 @@ def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
         workspace = sum([full - round_block(this.nbytes) for this in needing])
     saved = ((a,) if b.requires_grad else ()) + ((b,) if a.requires_grad else ())
     return tape.record("mul", (a, b), out, saved=saved, gradients=tuple(gradients), workspace=workspace, late=late)
+
+
+def _joint(a: tuple[Size, ...], b: tuple[Size, ...]) -> tuple[Size, ...]:
+    """The shape of two that are broadcast: the longer, or the columns of the one that has more than one."""
+    if len(a) != len(b):
+        return a if len(a) > len(b) else b
+    return tuple([y if isinstance(x, int) and x == 1 else x for x, y in zip(a, b, strict=True)])
 
 
 def activation(tape: Tape, x: Tensor, kind: str) -> Tensor:

@@ -78,7 +78,7 @@ def read_spec(id: str, config: ConfigReader, task: str = "") -> ModelSpec:
         InputError: an unknown family, impossible dimensions, a quantized checkpoint, a task that the family does not mirror.
     """
     config, note = described(config)
-    module = family(config.text("model_type"), config.origin)
+    module = _mirrored(config)
     chosen = tasks.chosen(task, getattr(module, "TASKS", (CAUSAL_LM,)), config)
     spec: ModelSpec = module.read(id, config)
     refuse_foreign(config.mapping, config.asked, config.origin)
@@ -86,6 +86,21 @@ def read_spec(id: str, config: ConfigReader, task: str = "") -> ModelSpec:
     if (chosen, labels, note) == (spec.task, spec.num_labels, spec.note):
         return spec
     return replace(spec, task=chosen, num_labels=labels, note=note)
+
+
+def _mirrored(config: ConfigReader) -> ModuleType:
+    """The family of a config. Raises NotModelledError, with the number of weights where that is known."""
+    try:
+        return family(config.text("model_type"), config.origin)
+    except NotModelledError as error:
+        from tuneplan.planner.models.counted import parameters
+
+        count = parameters(config)
+        if count is None:
+            raise
+        raise NotModelledError(
+            f"{error.reason} ({count:,} parameters, which it does know)", str(error)[len(error.reason) :]
+        ) from None
 
 
 def described(config: ConfigReader) -> tuple[ConfigReader, str]:

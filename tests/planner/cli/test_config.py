@@ -139,3 +139,22 @@ def test_explain_takes_files_too(plan: Any) -> None:
     """Every command with a step's options has --config."""
     outcome = plan("explain", "peak", "--config", SFT, "--json")
     assert 1024 == json.loads(outcome.out)["request"]["seq_len"]
+
+
+def test_a_value_that_no_step_can_have_is_located(plan: Any, tmp_path: Path) -> None:
+    """A length that the file gives and the planner refuses is refused with the file's line."""
+    file = tmp_path / "train.yaml"
+    file.write_text("model_name_or_path: Qwen/Qwen2.5-0.5B\nmax_length: 2000000000\n")
+    outcome = plan("estimate", "--config", str(file))
+    assert 2 == outcome.code
+    assert "train.yaml' line 2 (max_length): seq-len 2000000000" in outcome.err
+
+
+def test_a_pattern_of_modules(plan: Any, tmp_path: Path) -> None:
+    """One text with the signs of a pattern is one for PEFT; other texts are names."""
+    file = tmp_path / "train.yaml"
+    file.write_text("base_model: Qwen/Qwen2.5-0.5B\nadapter: lora\nlora_r: 8\nlora_target_modules: '.*\\.[qk]_proj'\n")
+    body = plan("estimate", "--config", str(file), "--json").json()
+    assert "target_modules=re:.*\\.[qk]_proj" in body["request"]["method_in_full"]
+    ours = plan("estimate", "--config", str(file), "--target-modules", "q_proj,k_proj", "--json").json()
+    assert ours["components"] == body["components"]

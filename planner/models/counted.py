@@ -1,0 +1,331 @@
+"""Weights of architectures whose ops no family mirrors yet: the name and the shape of each, from the config.
+
+So that a report can give their exact size. Mirrors the modules' constructors in transformers 5.23 (models/<model_type>); layers
+for the prediction of further tokens are not built there, and so are not listed. Vision towers are not.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import TypeAlias
+
+from tuneplan.planner.errors import InputError
+from tuneplan.planner.models.config import ConfigReader
+from tuneplan.planner.models.registry import described
+
+Shapes: TypeAlias = dict[str, tuple[int, ...]]
+
+
+def weight_shapes(config: ConfigReader) -> Shapes | None:
+    """Every weight by its name in the state dict, or None for a model type that is not listed here.
+
+    Raises InputError where dimensions are missing, and for a checkpoint in a format that training does not start from.
+    """
+    inner, _ = described(config)
+    layer = LAYERS.get(inner.text("model_type"))
+    if layer is None:
+        return None
+    make, embedding, norm = layer
+    hidden, vocabulary = inner.integer("hidden_size"), inner.integer("vocab_size")
+    found: Shapes = {f"model.{embedding}.weight": (vocabulary, hidden)}
+    for index in range(_depth(inner)):
+        found |= {f"model.layers.{index}.{name}": shape for name, shape in make(inner, index).items()}
+    found[f"model.{norm}.weight"] = (hidden,)
+    found |= _beside(inner)
+    if not inner.boolean("tie_word_embeddings", False):
+        found["lm_head.weight"] = (vocabulary, hidden)
+    return found
+
+
+def parameters(config: ConfigReader) -> int | None:
+    """How many there are, or None for a model type that is not listed here; see `weight_shapes`."""
+    shapes = weight_shapes(config)
+    return None if shapes is None else sum(prod(shape) for shape in shapes.values())
+
+
+def _depth(c: ConfigReader) -> int:
+    pattern = c.mapping.get("layers_block_type") or c.mapping.get("hybrid_override_pattern")
+    return len(pattern) if isinstance(pattern, Sequence) else c.integer("num_hidden_layers", maximum=2**12)
+
+
+def _beside(c: ConfigReader) -> Shapes:
+    if c.text("model_type") != "deepseek_v4":
+        return {}
+    streams, hidden = c.integer("hc_mult", 4, maximum=2**8), c.integer("hidden_size")
+    return {
+        "model.hc_head.hc_fn": (streams, streams * hidden),
+        "model.hc_head.hc_base": (streams,),
+        "model.hc_head.hc_scale": (1,),
+    }
+
+
+def _at(c: ConfigReader, key: str, index: int) -> object:
+    """The entry of a layer in a list of the config. Raises InputError where the list is missing or too short."""
+    given = c.mapping.get(key)
+    if not isinstance(given, list | str) or index >= len(given):
+        raise InputError(f"{c.origin}: {key!r} must have an entry for each layer. Use the config.json published with the model.")
+    return given[index]
+
+
+def _norms(c: ConfigReader) -> Shapes:
+    hidden = c.integer("hidden_size")
+    return {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
+
+
+def _linears(prefix: str, sizes: Mapping[str, tuple[int, int]]) -> Shapes:
+    return {f"{prefix}.{name}.weight": shape for name, shape in sizes.items()}
+
+
+def _mlp(prefix: str, hidden: int, width: int, gated: bool = True) -> Shapes:
+    gate = {"gate_proj": (width, hidden)} if gated else {}
+    return _linears(prefix, {**gate, "up_proj": (width, hidden), "down_proj": (hidden, width)})
+
+
+def _heads(c: ConfigReader) -> int:
+    return c.integer("head_dim", c.integer("hidden_size") // c.integer("num_attention_heads"), maximum=2**14)
+
+
+def _attention(c: ConfigReader, queries: int = 1) -> Shapes:
+    """q, k, v and o; `queries`: projections of queries in one (a gate beside them is another)."""
+    hidden, head = c.integer("hidden_size"), _heads(c)
+    q, kv = c.integer("num_attention_heads") * head, c.integer("num_key_value_heads") * head
+    return _linears(
+        "self_attn", {"q_proj": (queries * q, hidden), "k_proj": (kv, hidden), "v_proj": (kv, hidden), "o_proj": (hidden, q)}
+    )
+
+
+def _experts(prefix: str, count: int, hidden: int, width: int, transposed: bool = False) -> Shapes:
+    up, down = (2 * width, hidden), (hidden, width)
+    return {
+        f"{prefix}.experts.gate_up_proj": (count, *(up[::-1] if transposed else up)),
+        f"{prefix}.experts.down_proj": (count, *(down[::-1] if transposed else down)),
+    }
+
+
+def _deepseek_mlp(c: ConfigReader, dense: bool) -> Shapes:
+    hidden = c.integer("hidden_size")
+    if dense:
+        return _mlp("mlp", hidden, c.integer("intermediate_size"))
+    count, width = c.integer("n_routed_experts"), c.integer("moe_intermediate_size")
+    shared = c.integer("n_shared_experts", 1, minimum=0) if c.has("n_shared_experts") else 0
+    found = {"mlp.gate.weight": (count, hidden), **_experts("mlp", count, hidden, width)}
+    return {**found, **_mlp("mlp.shared_experts", hidden, width * shared)} if shared else found
+
+
+def _sparse_latent(c: ConfigReader, index: int) -> Shapes:
+    """DeepSeek V3.2 and GLM-5: latent attention with an indexer in the layers that choose tokens themselves."""
+    hidden, heads, q_rank = c.integer("hidden_size"), c.integer("num_attention_heads"), c.integer("q_lora_rank")
+    rank, rope = c.integer("kv_lora_rank"), c.integer("qk_rope_head_dim")
+    nope, value = c.integer("qk_nope_head_dim"), c.integer("v_head_dim")
+    found = _linears(
+        "self_attn",
+        {
+            "q_a_proj": (q_rank, hidden),
+            "q_b_proj": (heads * (nope + rope), q_rank),
+            "kv_a_proj_with_mqa": (rank + rope, hidden),
+            "kv_b_proj": (heads * (nope + value), rank),
+            "o_proj": (hidden, heads * value),
+        },
+    )
+    found |= {"self_attn.q_a_layernorm.weight": (q_rank,), "self_attn.kv_a_layernorm.weight": (rank,)}
+    if not c.has("indexer_types") or _at(c, "indexer_types", index) == "full":
+        columns, lookers = c.integer("index_head_dim", 128), c.integer("index_n_heads", 64)
+        found |= _linears(
+            "self_attn.indexer",
+            {"wq_b": (lookers * columns, q_rank), "wk": (columns, hidden), "weights_proj": (lookers, hidden)},
+        )
+        found |= {"self_attn.indexer.k_norm.weight": (columns,), "self_attn.indexer.k_norm.bias": (columns,)}
+    if c.has("mlp_layer_types"):
+        dense = _at(c, "mlp_layer_types", index) == "dense"
+    else:
+        dense = index < c.integer("first_k_dense_replace", 3, minimum=0)
+    return {**found, **_deepseek_mlp(c, dense), **_norms(c)}
+
+
+def _deepseek_v4(c: ConfigReader, index: int) -> Shapes:
+    """DeepSeek V4: compressed attention with sinks, and several residual streams."""
+    hidden, heads, head = c.integer("hidden_size"), c.integer("num_attention_heads"), c.integer("head_dim")
+    q_rank, groups, o_rank = c.integer("q_lora_rank"), c.integer("o_groups"), c.integer("o_lora_rank")
+    found: Shapes = {
+        "self_attn.sinks": (heads,),
+        "self_attn.q_a_norm.weight": (q_rank,),
+        "self_attn.kv_norm.weight": (head,),
+        **_linears(
+            "self_attn",
+            {
+                "q_a_proj": (q_rank, hidden),
+                "q_b_proj": (heads * head, q_rank),
+                "kv_proj": (head, hidden),
+                "o_a_proj": (groups * o_rank, heads * head // groups),
+                "o_b_proj": (hidden, groups * o_rank),
+            },
+        ),
+    }
+    ratio = _at(c, "compress_ratios", index)
+    if ratio:
+        found |= _compressor("self_attn.compressor", c, int(str(ratio)), head)
+    if ratio == _FINE:
+        columns, lookers = c.integer("index_head_dim"), c.integer("index_n_heads")
+        found |= _compressor("self_attn.compressor.indexer", c, _FINE, columns)
+        found |= {
+            "self_attn.compressor.indexer.q_b_proj.weight": (lookers * columns, q_rank),
+            "self_attn.compressor.indexer.scorer.weights_proj.weight": (lookers, hidden),
+        }
+    streams = c.integer("hc_mult", 4, maximum=2**8)
+    for name in ("attn_hc", "ffn_hc"):
+        mixed = (2 + streams) * streams
+        found |= {f"{name}.fn": (mixed, streams * hidden), f"{name}.base": (mixed,), f"{name}.scale": (3,)}
+    return {**found, **_deepseek_mlp(c, dense=False), **_norms(c)}
+
+
+_FINE = 4
+"""The ratio at which DeepSeek V4 compresses with an overlap, and looks for tokens."""
+
+
+def _compressor(prefix: str, c: ConfigReader, ratio: int, columns: int) -> Shapes:
+    wide = columns * (2 if ratio == _FINE else 1)
+    linears = _linears(prefix, {"kv_proj": (wide, c.integer("hidden_size")), "gate_proj": (wide, c.integer("hidden_size"))})
+    return {f"{prefix}.position_bias": (ratio, wide), f"{prefix}.kv_norm.weight": (columns,), **linears}
+
+
+def _llama4(c: ConfigReader, index: int) -> Shapes:
+    """Llama 4: every `interleave_moe_layer_step`-th layer has experts and a shared one."""
+    hidden = c.integer("hidden_size")
+    step = c.integer("interleave_moe_layer_step", 1)
+    chosen = c.mapping.get("moe_layers")
+    moe = index in chosen if isinstance(chosen, list) and chosen else (index + 1) % step == 0
+    if not moe:
+        return {**_attention(c), **_mlp("feed_forward", hidden, c.integer("intermediate_size_mlp", 16384)), **_norms(c)}
+    count, width = c.integer("num_local_experts"), c.integer("intermediate_size")
+    return {
+        **_attention(c),
+        "feed_forward.router.weight": (count, hidden),
+        **_experts("feed_forward", count, hidden, width, transposed=True),
+        **_mlp("feed_forward.shared_expert", hidden, width),
+        **_norms(c),
+    }
+
+
+def _qwen3_5(c: ConfigReader, index: int) -> Shapes:
+    """Qwen3.5: gated delta nets, and in some layers attention whose output is gated."""
+    hidden = c.integer("hidden_size")
+    if _at(c, "layer_types", index) == "full_attention":
+        found = {**_attention(c, queries=2), "self_attn.q_norm.weight": (_heads(c),), "self_attn.k_norm.weight": (_heads(c),)}
+    else:
+        value_heads, value_dim = c.integer("linear_num_value_heads"), c.integer("linear_value_head_dim")
+        keys, values = c.integer("linear_num_key_heads") * c.integer("linear_key_head_dim"), value_heads * value_dim
+        found = {
+            "linear_attn.dt_bias": (value_heads,),
+            "linear_attn.A_log": (value_heads,),
+            "linear_attn.conv1d.weight": (2 * keys + values, 1, c.integer("linear_conv_kernel_dim", 4)),
+            "linear_attn.norm.weight": (value_dim,),
+            **_linears(
+                "linear_attn",
+                {
+                    "out_proj": (hidden, values),
+                    "in_proj_qkv": (2 * keys + values, hidden),
+                    "in_proj_z": (values, hidden),
+                    "in_proj_b": (value_heads, hidden),
+                    "in_proj_a": (value_heads, hidden),
+                },
+            ),
+        }
+    if c.text("model_type") == "qwen3_5_text":
+        return {**found, **_mlp("mlp", hidden, c.integer("intermediate_size")), **_norms(c)}
+    count = c.integer("num_experts")
+    return {
+        **found,
+        "mlp.gate.weight": (count, hidden),
+        **_experts("mlp", count, hidden, c.integer("moe_intermediate_size")),
+        **_mlp("mlp.shared_expert", hidden, c.integer("shared_expert_intermediate_size")),
+        "mlp.shared_expert_gate.weight": (1, hidden),
+        **_norms(c),
+    }
+
+
+def _minimax_m2(c: ConfigReader, index: int) -> Shapes:
+    hidden, head = c.integer("hidden_size"), _heads(c)
+    count = c.integer("num_local_experts")
+    return {
+        **_attention(c),
+        "self_attn.q_norm.weight": (c.integer("num_attention_heads") * head,),
+        "self_attn.k_norm.weight": (c.integer("num_key_value_heads") * head,),
+        "mlp.gate.weight": (count, hidden),
+        **_experts("mlp", count, hidden, c.integer("intermediate_size")),
+        **_norms(c),
+    }
+
+
+def _mimo_v2_flash(c: ConfigReader, index: int) -> Shapes:
+    """MiMo V2: layers with a window have heads and sinks of their own."""
+    hidden, windowed = c.integer("hidden_size"), _at(c, "hybrid_layer_pattern", index) == 1
+    own = "swa_" if windowed else ""
+    heads, keys = c.integer(f"{own}num_attention_heads"), c.integer(f"{own}num_key_value_heads")
+    head, value = c.integer(f"{own}head_dim"), c.integer(f"{own}v_head_dim")
+    sizes = {
+        "q_proj": (heads * head, hidden),
+        "k_proj": (keys * head, hidden),
+        "v_proj": (keys * value, hidden),
+        "o_proj": (hidden, heads * value),
+    }
+    sinks = c.boolean("add_swa_attention_sink_bias" if windowed else "add_full_attention_sink_bias", False)
+    found = {**_linears("self_attn", sizes), **({"self_attn.sinks": (heads,)} if sinks else {})}
+    return {**found, **_deepseek_mlp(c, dense=_at(c, "moe_layer_freq", index) == 0), **_norms(c)}
+
+
+def _nemotron_h(c: ConfigReader, index: int) -> Shapes:
+    """Nemotron-H: a layer is a Mamba 2 mixer, attention, an MLP or experts."""
+    hidden = c.integer("hidden_size")
+    key = "layers_block_type" if c.has("layers_block_type") else "hybrid_override_pattern"
+    kind = _MIXERS.get(str(_at(c, key, index)), "")
+    found: Shapes = {"norm.weight": (hidden,)}
+    if kind == "attention":
+        return found | {name.replace("self_attn", "mixer"): shape for name, shape in _attention(c).items()}
+    if kind == "mlp":
+        return found | _mlp("mixer", hidden, c.integer("intermediate_size"), gated=False)
+    if kind == "moe":
+        return found | _nemotron_experts(c, hidden)
+    if kind != "mamba":
+        raise InputError(
+            f"{c.origin}: {key!r} has {_at(c, key, index)!r}, which is no kind of layer of nemotron_h. Correct the file."
+        )
+    heads, inner = c.integer("mamba_num_heads"), c.integer("mamba_num_heads") * c.integer("mamba_head_dim")
+    mixed = inner + 2 * c.integer("n_groups") * c.integer("ssm_state_size")
+    bias = {"mixer.conv1d.bias": (mixed,)} if c.boolean("use_conv_bias", True) else {}
+    return found | {
+        **{f"mixer.{name}": (heads,) for name in ("dt_bias", "A_log", "D")},
+        "mixer.conv1d.weight": (mixed, 1, c.integer("conv_kernel", 4)),
+        **bias,
+        "mixer.norm.weight": (inner,),
+        **_linears("mixer", {"in_proj": (inner + mixed + heads, hidden), "out_proj": (hidden, inner)}),
+    }
+
+
+_MIXERS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"} | {k: k for k in ("mamba", "attention", "mlp", "moe")}
+
+
+def _nemotron_experts(c: ConfigReader, hidden: int) -> Shapes:
+    count, width = c.integer("n_routed_experts"), c.integer("moe_intermediate_size")
+    inside = c.integer("moe_latent_size", hidden)
+    found: Shapes = {
+        "mixer.experts.up_proj": (count, width, inside),
+        "mixer.experts.down_proj": (count, inside, width),
+        "mixer.gate.weight": (count, hidden),
+        **_mlp("mixer.shared_experts", hidden, c.integer("moe_shared_expert_intermediate_size"), gated=False),
+    }
+    if c.has("moe_latent_size"):
+        found |= _linears("mixer", {"fc1_latent_proj": (inside, hidden), "fc2_latent_proj": (hidden, inside)})
+    return found
+
+
+LAYERS: dict[str, tuple[Callable[[ConfigReader, int], Shapes], str, str]] = {
+    "deepseek_v32": (_sparse_latent, "embed_tokens", "norm"),
+    "deepseek_v4": (_deepseek_v4, "embed_tokens", "norm"),
+    "glm_moe_dsa": (_sparse_latent, "embed_tokens", "norm"),
+    "llama4_text": (_llama4, "embed_tokens", "norm"),
+    "mimo_v2_flash": (_mimo_v2_flash, "embed_tokens", "norm"),
+    "minimax_m2": (_minimax_m2, "embed_tokens", "norm"),
+    "nemotron_h": (_nemotron_h, "embeddings", "norm_f"),
+    "qwen3_5_moe_text": (_qwen3_5, "embed_tokens", "norm"),
+    "qwen3_5_text": (_qwen3_5, "embed_tokens", "norm"),
+}
+"""By model type: the weights of a layer, and the names of the embedding and of the last norm."""

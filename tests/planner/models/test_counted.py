@@ -1,0 +1,68 @@
+"""Weights by name and shape of published configs against transformers on the meta device, where the configs are at hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneplan.planner.errors import InputError
+from tuneplan.planner.methods.compose import parse
+from tuneplan.planner.models.config import ConfigReader
+from tuneplan.planner.models.counted import LAYERS, parameters, weight_shapes
+from tuneplan.planner.models.network import build
+from tuneplan.planner.models.registry import read_spec
+from tuneplan.planner.training.settings import Settings
+
+CONFIGS = Path(__file__).parents[4] / "shared" / "data" / "model_configs"
+PUBLISHED = sorted(path.stem for path in CONFIGS.glob("*.json"))
+NOT_IN_TRANSFORMERS = {"kimi_k2", "kimi_k3", "mimo", "minimax_m3", "nemotron-nas"}
+WITH_IMAGES = {"gemma4", "kimi_k25", "qwen3_vl", "qwen3_vl_moe", "step3p7"}
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """A published config."""
+    content: dict[str, Any] = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
+def ours(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """From the list of weights where there is one, else from the family's ops."""
+    reader = ConfigReader(config, "config.json")
+    return weight_shapes(reader) or build(read_spec("x", reader), parse("full"), Settings()).shapes()
+
+
+@pytest.mark.traced
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs(name: str) -> None:
+    """Each weight that transformers builds has our name and shape."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from tuneplan.profiling.build import transformers_model
+
+    config = config_of(name)
+    if config["model_type"] in NOT_IN_TRANSFORMERS | WITH_IMAGES:
+        pytest.skip(f"transformers builds no text model of {config['model_type']}")
+    model = transformers_model(config, "causal-lm", "eager", torch.bfloat16, "meta")
+    assert {key: tuple(parameter.shape) for key, parameter in model.named_parameters()} == ours(config)
+
+
+def test_a_list_of_layers_that_is_too_short() -> None:
+    """What the config does not say of a layer is an error that names the key."""
+    config = {
+        "model_type": "mimo_v2_flash",
+        "hidden_size": 64,
+        "vocab_size": 100,
+        "num_hidden_layers": 2,
+        "hybrid_layer_pattern": [],
+    }
+    with pytest.raises(InputError, match="'hybrid_layer_pattern' must have an entry for each layer"):
+        weight_shapes(ConfigReader(config, "config.json"))
+
+
+def test_counted_types_have_no_family() -> None:
+    """An architecture is in the list of weights or mirrored by a family, not both; others are in neither."""
+    from tuneplan.planner.models.registry import FAMILIES
+
+    assert not set(LAYERS) & {model_type for types in FAMILIES.values() for model_type in types}
+    assert parameters(ConfigReader({"model_type": "llama"}, "config.json")) is None
