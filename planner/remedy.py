@@ -60,11 +60,12 @@ def _activations(search: "Search", plan: "Plan") -> Iterator[tuple[str, "Plan"]]
     settings = request.settings
     sharding = request.sharding
     method = request.method
-    if settings.gradient_checkpointing == "off":
-        changed = replace(settings, gradient_checkpointing="non-reentrant")
+    changed = replace(settings, gradient_checkpointing="non-reentrant")
+    if settings.gradient_checkpointing == "off" and method.allows(changed):
         yield "turn gradient checkpointing on", _try(search, plan, method, changed, sharding)
-    if settings.loss == "eager":
-        yield "use --loss liger", _try(search, plan, method, replace(settings, loss="liger"), sharding)
+    fused = replace(settings, loss="liger")
+    if settings.loss == "eager" and method.allows(fused):
+        yield "use --loss liger", _try(search, plan, method, fused, sharding)
     if settings.attention == "sdpa" and flash_runs(settings):
         yield "use --attention flash", _try(search, plan, method, replace(settings, attention="flash"), sharding)
     narrow = narrow_adapters(method, settings)

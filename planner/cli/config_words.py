@@ -10,6 +10,8 @@ from click.core import ParameterSource
 from tuneplan.planner.configs.training_config import ConfigUse
 from tuneplan.planner.errors import InputError
 
+OF_DATA = ("packing", "packing_strategy")
+"""Options that say something where lengths of data are given."""
 ELSEWHERE = {"reentrant", "gradient_accumulation_steps", "data_parallel", "empty_cache_steps", "engine", "reduce_bucket_size"}
 """Options of `plan estimate` that `plan` has no word for, because it searches them or they do not change its answer."""
 
@@ -40,6 +42,8 @@ def with_configs(given: Mapping[str, Any], typed: Collection[str] | None = None)
     if "training" in chosen:
         chosen |= {"reference", "completion_length", "num_generations"}
     found = {**config.options, "model": config.model, "method": config.method}
+    if not (words.get("dataset") or words.get("lengths")):
+        found = {name: value for name, value in found.items() if name not in OF_DATA}
     for name, value in found.items():
         if name not in words or value is None:
             continue
@@ -49,7 +53,7 @@ def with_configs(given: Mapping[str, Any], typed: Collection[str] | None = None)
             overridden[name] = getattr(value, "name", value)
         elif not (name == "reentrant" and chosen & {"gradient_checkpointing"}):
             words[name] = value
-    missing = sorted({n for n in config.options if n not in words} - ELSEWHERE)
+    missing = sorted({n for n in found if n not in words} - ELSEWHERE)
     if missing:
         told = [
             f"{config.sources.get(n, n)}: {n.replace('_', ' ')} is not modelled here; figures are without it" for n in missing

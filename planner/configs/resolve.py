@@ -54,6 +54,11 @@ def resolve(facts: Facts, formats: dict[str, str], model: str | None = None, giv
     _loss(facts, options, sources)
     if facts.get("padded") and options.get("micro_batch_size", 1) > 1:
         options["padded"], sources["padded"] = True, facts.source("padded")
+    if facts.get("packing"):
+        options["packing"], sources["packing"] = True, facts.source("packing")
+        strategy = facts.get("packing_strategy")
+        if strategy in ("bfd", "wrapped"):
+            options["packing_strategy"], sources["packing_strategy"] = strategy, facts.source("packing_strategy")
     if "seq_len" not in options and "seq_len" not in given:
         facts.warn("no file says how long sequences are; give --seq-len")
     objective = facts.get("objective", "sft")
@@ -168,6 +173,8 @@ def _precision(
         if mixed == "no":
             precision = "pure"
         elif engine in ("deepspeed", "fsdp"):
+            if engine == "fsdp" and loaded == "fp32" and facts.get("adapter") is not None:
+                facts.warn(f"{sources['dtype']}: FSDP keeps the frozen weights in fp32 then; figures have them in {mixed}")
             loaded, precision = mixed, "master-weights"
             sources["dtype"] = facts.source("mixed_precision")
         else:

@@ -229,6 +229,7 @@ def _lengths(section: Section, kind: str, name: str) -> None:
     flat = section.flag("padding_free") or (packed and strategy != "wrapped")
     key = "packing" if packed else "padding_free"
     facts.set("padded", not (packed or flat), section.source(key) if packed or flat else f"default of {name}", packed or flat)
+    facts.set("packing_strategy", strategy, section.source("packing_strategy"), "packing_strategy" in section)
     facts.set("packing", packed, section.source("packing") if packed else f"default of {name}", packed)
     if flat and facts.get("attention") != "flash":
         facts.warn(

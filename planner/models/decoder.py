@@ -127,6 +127,7 @@ def positions(model: Assembly, weight: str, rows: int, length: Size, batch: Size
     out = embedding(tape, (batch, length), table)
     if table.requires_grad:
         tape.save(ids)
+    tape.hold(ids)
     return out
 
 

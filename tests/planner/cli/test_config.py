@@ -158,3 +158,12 @@ def test_a_pattern_of_modules(plan: Any, tmp_path: Path) -> None:
     assert "target_modules=re:.*\\.[qk]_proj" in body["request"]["method_in_full"]
     ours = plan("estimate", "--config", str(file), "--target-modules", "q_proj,k_proj", "--json").json()
     assert ours["components"] == body["components"]
+
+
+def test_packing_counts_where_lengths_are_given(plan: Any) -> None:
+    """A file's packing shapes the batches of --lengths; without lengths it says that nothing is padded."""
+    file = str(EXAMPLES / "trl_sft_qlora.yaml")
+    plain = plan("estimate", "--config", file, "--json").json()
+    packed = plan("estimate", "--config", file, "--lengths", "lognormal(mean=600, p99=4000)", "--json").json()
+    assert (False, 4096) == (plain["request"]["padded"], packed["request"]["seq_len"])
+    assert "packing" in json.dumps({key: value for key, value in packed.items() if key != "config"})

@@ -7,7 +7,11 @@ reason. Each cell of (model, method, checkpointing) is run at one of three (batc
 import families
 import pytest
 
+from tuneplan.planner.errors import InputError
 from tuneplan.planner.models.registry import FAMILIES
+from tuneplan.planner.replay import replay
+from tuneplan.planner.training.optimizers import OPTIMIZERS
+from tuneplan.planner.training.settings import Settings
 from tuneplan.profiling import family_matrix, small_models
 
 NAMES = small_models.names()
@@ -38,6 +42,20 @@ def test_the_sample_covers_every_point() -> None:
         drawn = list(family_matrix.sample(name))
         assert family_matrix.cells(name) == [cell for cell, _ in drawn]
         assert set(small_models.load(name).points) == {point for _, point in drawn}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_can_be_replayed(name: str) -> None:
+    """Every birth of the ledger has its death, so that the allocator can play them."""
+    model = small_models.load(name)
+    for method in ("full", "lora", "qlora"):
+        for checkpointing in ("off", "non-reentrant"):
+            settings = Settings(micro_batch_size=2, seq_len=64, gradient_checkpointing=checkpointing)
+            try:
+                network, memory = family_matrix.estimated(model, method, settings)
+            except InputError:
+                continue
+            assert replay(network, settings, OPTIMIZERS["adamw"]).reserved_bytes >= memory.phases["backward"].peak_bytes
 
 
 @pytest.mark.traced
