@@ -11,7 +11,7 @@ from tuneplan.planner.errors import DataFileError, InputError, UnknownNameError
 from tuneplan.planner.models import lookup
 
 INDEX = json.loads(lookup.INDEX.read_text("utf-8"))
-FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "granite"}
+FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "granite", "mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss"}
 
 
 def distinct_configs() -> list[object]:
