@@ -1,8 +1,11 @@
 """Laws that every method with a name keeps, whatever it is made of."""
 
+from datetime import date
+
 import pytest
 
 from tuneplan.planner.errors import InputError
+from tuneplan.planner.job import Job
 from tuneplan.planner.memory import step_memory
 from tuneplan.planner.methods.compose import parse, standing_alone
 from tuneplan.planner.methods.inference import inference
@@ -10,6 +13,8 @@ from tuneplan.planner.models.lookup import load
 from tuneplan.planner.models.network import build
 from tuneplan.planner.models.registry import read_spec
 from tuneplan.planner.replay import replay
+from tuneplan.planner.search import find
+from tuneplan.planner.target import targets
 from tuneplan.planner.training.optimizers import OPTIMIZERS
 from tuneplan.planner.training.settings import Settings
 
@@ -33,6 +38,14 @@ def test_a_step_leaves_what_it_found(method: str) -> None:
     served = inference(spec, parse(wanted))
     assert served.weight_bytes > 0
     assert (served.merged is None) == (not parse(wanted).mergeable)
+
+
+@pytest.mark.parametrize("method", ["lst", "ipa", "meft", "prefix_tuning", "longlora"])
+def test_what_a_method_cannot_have_is_not_proposed(method: str) -> None:
+    """On a card that is far too small, the changes that are tried are those that the method can run with."""
+    job = Job(SPEC, (parse(method),), tuple(targets(["t4"], (1,))), 10**6, 8, Settings(seq_len=1024), micro_batch_sizes=(8,))
+    answer = find(job, date(2026, 11, 1))
+    assert answer.plans or answer.rejected
 
 
 @pytest.mark.parametrize("method", sorted(NO_DECODER))
