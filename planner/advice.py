@@ -8,6 +8,7 @@ from tuneplan.planner.memory import step_memory, walk
 from tuneplan.planner.methods.full import Full
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import build
+from tuneplan.planner.models.registry import has_flash
 from tuneplan.planner.parallel.step import joined
 from tuneplan.planner.request import Request
 from tuneplan.planner.switches import flash_runs, narrow_adapters
@@ -88,10 +89,10 @@ def _kernel(estimate: Estimate) -> list[str]:
     request, notes = estimate.request, estimate.network.notes
     if request.settings.attention != "sdpa" or notes.get("attention_kernel") == "flash":
         return []
-    runs = flash_runs(request.settings)
+    runs = flash_runs(request.settings) and has_flash(request.spec)
     saved = estimate.allocated_bytes - peak_of(_with(request, attention="flash")) if runs else 0
     cost = f" FlashAttention-2 would save {format_gib(saved)}." if saved > WORTH_SAYING else ""
-    kernel = {"math": "unfused math", "efficient": "memory-efficient"}[notes["attention_kernel"]]
+    kernel = {"math": "unfused math", "efficient": "memory-efficient", "eager": "written-out"}[notes["attention_kernel"]]
     return [f"sdpa runs its {kernel} kernel here, because {notes['attention_kernel_reason']}.{cost}"]
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tuneplan.planner.device_memory import RuntimeMemory, checkpoint_bytes, runtime_of
+from tuneplan.planner.errors import InputError
 from tuneplan.planner.fragmentation import allowance, moving_bytes
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.host_memory import HostMemory, host_memory
@@ -182,6 +183,10 @@ def estimate(request: Request, advice: bool = True) -> Estimate:
     request = replace(request, settings=settings)
     network = build(request.spec, request.method, settings)
     sharding = request.sharding
+    if network.fused_update and sharding.engine_used == "deepspeed":
+        raise InputError(
+            f"DeepSpeed updates flat partitions after the backward, which {request.method.name} is not; use engine fsdp"
+        )
     rank = rank_memory(
         request.spec, request.method, settings, request.optimizer, sharding, network, request.gradient_accumulation_steps
     )

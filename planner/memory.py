@@ -147,6 +147,8 @@ def _rank_step(network: Network, settings: Settings, optimizer: AnyOptimizer, sh
     master = settings.precision == "master-weights"
     if sharding.engine_used == "fsdp":
         fresh = _other(network, settings, walked, accumulating=False)
+        if network.fused_update:  # the update waits for the reduced gradients of a unit
+            fresh = walk(replace(network, fused_update=False), replace(settings, accumulating=False))
         return fsdp.step(network, fresh, optimizer, sharding, master, settings.accumulating)
     if sharding.engine_used == "deepspeed":
         absorbed = _other(network, settings, walked, accumulating=True)

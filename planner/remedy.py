@@ -8,6 +8,7 @@ from tuneplan.planner.graph.tensor import GRADIENTS, OPTIMIZER_STATES, WEIGHTS
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.methods.lora import Lora
 from tuneplan.planner.methods.method import Method
+from tuneplan.planner.models.registry import has_flash
 from tuneplan.planner.switches import NARROW_ADAPTERS, SHORTEST, flash_runs, narrow_adapters
 from tuneplan.planner.target import NODE_COUNTS
 from tuneplan.planner.training.optimizers import OPTIMIZERS
@@ -66,7 +67,7 @@ def _activations(search: "Search", plan: "Plan") -> Iterator[tuple[str, "Plan"]]
     fused = replace(settings, loss="liger")
     if settings.loss == "eager" and method.allows(fused):
         yield "use --loss liger", _try(search, plan, method, fused, sharding)
-    if settings.attention == "sdpa" and flash_runs(settings):
+    if settings.attention == "sdpa" and flash_runs(settings) and has_flash(request.spec):
         yield "use --attention flash", _try(search, plan, method, replace(settings, attention="flash"), sharding)
     narrow = narrow_adapters(method, settings)
     if narrow is not None:

@@ -55,7 +55,7 @@ class Outcome:
 
 def subject_of(asked: Asked, task: str) -> Subject:
     """The real step that was asked for. Raises InputError for what a single process cannot run, and a broken PEFT config."""
-    if asked.sharding.data_parallel > 1 or asked.sharding.zero_stage:
+    if asked.sharding.gpu_count > 1 or asked.sharding.zero_stage or asked.sharding.offload:
         raise InputError(f"{asked.sharding.label} cannot be traced in one process; trace one GPU's step, without sharding")
     method, adapter = asked.method, None
     if asked.peft_config is not None:

@@ -50,6 +50,10 @@ def from_environment() -> Ranks:
 
 def check(ranks: Ranks, sharding: Sharding, subject: Subject) -> None:
     """Raise InputError for a layout that was not started, or that the real engines cannot run."""
+    if sharding.splits_model:
+        raise InputError(f"{sharding.label} is not measured; measure data parallelism, and use plan estimate for the rest")
+    if sharding.offload:
+        raise InputError(f"--offload {','.join(sharding.offload)} is not measured; measure without, and use plan estimate")
     asked = sharding.data_parallel
     if asked != ranks.count:
         if ranks.count == 1:

@@ -65,7 +65,7 @@ def resolve(facts: Facts, formats: dict[str, str], model: str | None = None, giv
     _objective(facts, objective, options, sources)
     method = _method(facts, config)
     if not facts.has("adapter") and facts.source("adapter") in ("", TRAINER) and not {"method", "peft_config"} & set(given):
-        now = "lora" if method is None else method.name
+        now = "the default of --method" if method is None else method.name
         facts.warn(f"no file says what is trained; give --method, or an adapter_config.json (now {now})")
     return TrainingConfig(
         formats=formats,

@@ -306,7 +306,7 @@ def _to_parameter(gradient: Gradient, new: _Pending, shared: Shared, meter: Mete
 def _leave(grad: _Pending, meter: Meter) -> None:
     grad.users -= 1
     if grad.users == 0:
-        for _ in range(grad.pieces):
+        for _ in range(grad.pieces if grad.beside is None else 0):
             meter.drop(grad.nbytes // grad.pieces, grad.category)
         for other in grad.beside or ():
             _leave(other, meter)

@@ -118,8 +118,15 @@ def rotary_width(config: ConfigReader, head_dim: int, default: float = 1.0, key:
 def positions(model: Assembly, weight: str, rows: int, length: Size, batch: Size = 1) -> Tensor:
     """Learned embeddings of the positions 0 to `length` - 1: `(batch, length, hidden)`.
 
-    `weight`: its name; `rows`: of the table; `batch`: 1 where all sequences share them.
+    `weight`: its name; `rows`: of the table; `batch`: 1 where all sequences share them. Raises InputError for longer sequences.
     """
+    longest: Any = length if isinstance(length, int) else int(length.max())
+    most = model.spec.max_position_embeddings
+    if longest > most:
+        raise InputError(
+            f"{model.spec.id} has learned positions for {most} tokens, so that sequences of {longest} (virtual tokens included) "
+            f"fail; use --seq-len {most} or less"
+        )
     tape = model.tape
     ids = tape.fresh((batch, length), "int64", False)
     tape.record("position_ids", (), ids)

@@ -66,6 +66,11 @@ def family(model_type: str, origin: str = "") -> ModuleType:
     )
 
 
+def has_flash(spec: ModelSpec) -> bool:
+    """Whether transformers has FlashAttention for the architecture (a family says `EAGER_ONLY` where it does not)."""
+    return not getattr(family(spec.model_type), "EAGER_ONLY", False)
+
+
 def read_spec(id: str, config: ConfigReader, task: str = "") -> ModelSpec:
     """The spec of a config.json.
 

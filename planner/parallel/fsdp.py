@@ -72,7 +72,8 @@ def step(
     root = unit(root_parameters(network), ranks, wide, reduce)
     parts = [split(p, ranks, wide) for p in network.parameters]
     kept = root.kept_bytes + sum(u.kept_bytes * run.count for u, run in zip(layers, network.runs, strict=True))
-    states = state_bytes(optimizer, parts, False)
+    updated = [] if network.fused_update else parts
+    states = state_bytes(optimizer, updated, False)
     base = EMPTY.copy()
     base[WEIGHTS] = weight_bytes(parts)
     host = HostBytes(states=states.host)
@@ -85,15 +86,17 @@ def step(
         kept = 0
     else:
         base[OPTIMIZER_STATES] = states.device
+    if network.fused_update:  # each unit's gradients are used and freed when they are reduced
+        kept = 0
     base[GRADIENTS] = kept if accumulating else 0
-    frame = _Frame(layers, root, sharding.zero_stage == 3, accumulating, sharding.replicas > 1)
+    frame = _Frame(layers, root, sharding.zero_stage == 3, accumulating or network.fused_update, sharding.replicas > 1)
     key = ("fsdp", ranks, sharding.zero_stage, wide, reduce, accumulating, frame.replicated, offloads)
     if key not in walked.joined:
         walked.joined[key] = sequence(_forward(network, walked, frame)), sequence(_backward(network, walked, frame))
     forward, backward = walked.joined[key]
     held = base.copy()
     held[GRADIENTS] = kept
-    return RankStep(base, forward, backward, held, NOTHING if offloads else update(parts, optimizer, False), host)
+    return RankStep(base, forward, backward, held, NOTHING if offloads else update(updated, optimizer, False), host)
 
 
 def _forward(network: Network, walked: Walked, frame: _Frame) -> list[Piece]:

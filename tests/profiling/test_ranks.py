@@ -86,6 +86,8 @@ def test_a_broken_environment(monkeypatch: pytest.MonkeyPatch, values: dict[str,
         (TWO, Sharding(2, 1), "lora", "DeepSpeed"),
         (ALONE, Sharding(1, 3), "lora", "--data-parallel"),
         (TWO, Sharding(2, 3), "qlora", "packed"),
+        (TWO, Sharding(tensor_parallel=2), "lora", "TP x 2 is not measured"),
+        (TWO, Sharding(2, 3, offload=("parameters", "optimizer")), "lora", "--offload"),
     ],
 )
 def test_layouts_that_cannot_run(ranks: Ranks, sharding: Sharding, method: str, words: str) -> None:

@@ -9,6 +9,8 @@ import traced
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.registry import read_spec
+from tuneplan.planner.replay import replay
+from tuneplan.planner.training.optimizers import OPTIMIZERS
 from tuneplan.planner.training.settings import Settings
 from tuneplan.profiling import small_models
 
@@ -41,6 +43,26 @@ def test_configs_that_cannot_be(name: str, changes: dict[str, Any], message: str
     """What the families do not plan is refused by key."""
     with pytest.raises(InputError, match=message):
         read_spec("x", ConfigReader(small_models.config(name, **changes), "config.json"))
+
+
+@pytest.mark.parametrize("name", ["phi", "gpt2", "opt", "gpt_neox", "cohere2", "olmo", "bloom", "mpt", "gpt_bigcode", "glm4"])
+@pytest.mark.parametrize("method", ["full", "qlora"])
+def test_every_birth_has_one_death(name: str, method: str) -> None:
+    """The allocator's replay finds each block that is freed."""
+    for checkpointing in ("off", "non-reentrant"):
+        settings = Settings(micro_batch_size=2, seq_len=256, gradient_checkpointing=checkpointing)
+        network, memory = traced.estimated(traced.Case(small_models.config(name), method, settings))
+        replayed = replay(network, settings, OPTIMIZERS["adamw"])
+        assert replayed.reserved_bytes >= memory.peak.peak_bytes
+
+
+@pytest.mark.parametrize(("name", "most"), [("gpt2", 1024), ("opt", 2048), ("gpt_bigcode", 1024)])
+def test_sequences_beyond_learned_positions_are_refused(name: str, most: int) -> None:
+    """The table of positions has no row for them, so that the real code fails too."""
+    case = traced.Case(small_models.config(name), settings=Settings(seq_len=most + 1))
+    with pytest.raises(InputError, match=f"use --seq-len {most} or less"):
+        traced.estimated(case)
+    traced.estimated(traced.with_settings(case, seq_len=most))
 
 
 @pytest.mark.parametrize("name", ["bloom", "mpt"])
