@@ -84,8 +84,8 @@ class _Recorder(Meter):
         events.append((_BIRTH, size_bytes, category))
 
     def touch(self, size_bytes: int) -> None:
-        """Scratch memory of one op."""
-        if size_bytes:
+        """Scratch memory of one op; none where what it frees first is larger."""
+        if size_bytes > 0:
             self.events.append((_SCRATCH, size_bytes, 0))
 
     def drop(self, size_bytes: int, category: int) -> None:

@@ -22,9 +22,11 @@ ENGINES = ("ddp", "fsdp", "deepspeed")
 @click.option("--choice", type=int, default=1, show_default=True, metavar="N", help="Which of the plans, 1 for the best.")
 @click.option("--engine", metavar="NAME", help=f"{', '.join(ENGINES)}, instead of what the plan suggests.")
 @click.option("--skypilot", is_flag=True, help="Also a SkyPilot task that rents the machine.")
-@click.option("--dataset", metavar="NAME", help="Hub data set, or a file of JSON lines.  [default: a public one]")
 @click.option(
-    "--dataset-format", "style", default="text", show_default=True, metavar="text|chat", help="A column text, or messages."
+    "--train-data", metavar="NAME", help="Hub data set, or a file of JSON lines.  [default: --dataset, or a public one]"
+)
+@click.option(
+    "--train-data-format", "style", default="text", show_default=True, metavar="text|chat", help="A column text, or messages."
 )
 @click.option("--force", is_flag=True, help="Write over files that exist.")
 @method_option
@@ -40,7 +42,7 @@ def command(
     choice: int,
     engine: str | None,
     skypilot: bool,
-    dataset: str | None,
+    train_data: str | None,
     style: str,
     force: bool,
     as_json: bool,
@@ -51,7 +53,7 @@ def command(
     \b
     Examples:
       plan export --model 8b --gpu a100-80g --method lora --out run
-      plan export --model 70b --gpu a100-80g --gpus 8 --format axolotl --skypilot --out run
+      plan export --model 70b --gpu a100-80g --gpus 8 --precision autocast --format axolotl --skypilot --out run
       plan export --plan plan.json --choice 2 --format llama-factory --out run
     """  # noqa: D301 (click reads the escape)
     from tuneplan.planner.export.bundle import bundle
@@ -63,7 +65,7 @@ def command(
 
     if engine is not None and engine not in ENGINES:
         raise UnknownNameError("engine", engine, ENGINES, "plan export --help")
-    data = data_of(dataset, style)
+    data = data_of(train_data or given.get("dataset"), style)
     today = date.today()
     notes: tuple[str, ...] = ()
     if plan_file is not None:

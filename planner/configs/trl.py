@@ -66,6 +66,10 @@ MODEL_USED = {
     "loss_type": "loss of the objective",
     "precompute_ref_log_probs": "whether the reference model stays",
     "max_prompt_length": "tokens of a prompt",
+    "model_loss": "the loss of transformers' model (exported scripts)",
+    "prepare_kbit": "PEFT's preparation of a quantized base (exported scripts)",
+    "autocast_adapter_dtype": "adapters in fp32 (exported scripts)",
+    "adapter_config": "PEFT's own file, which is read when it is given too (exported scripts)",
 }
 MODEL_IRRELEVANT = {
     "which data": words(
@@ -163,6 +167,8 @@ def read(file: YamlFile, facts: Facts, kind: str) -> None:
         if "use_liger_kernel" in section and section.flag("use_liger_kernel"):
             facts.found.pop("loss")  # the trainer switches Liger's own loss off and keeps its fused head
             facts.set("loss", "trl", f"default of {name}", explicit=False)
+        if section.flag("model_loss"):
+            facts.set("loss", "eager", section.source("model_loss"))
     section.finish()
 
 
@@ -243,10 +249,10 @@ def _method(section: Section, name: str) -> None:
         quantized = {
             "quant_type": section.choice("bnb_4bit_quant_type", ("nf4", "fp4"), "nf4"),
             "double_quant": section.flag("use_bnb_nested_quant"),
-            "prepare_kbit": False,
+            "prepare_kbit": section.flag("prepare_kbit"),
         }
     elif section.flag("load_in_8bit"):
-        quantized = {"quant_type": "int8", "prepare_kbit": False}
+        quantized = {"quant_type": "int8", "prepare_kbit": section.flag("prepare_kbit")}
     if quantized is not None:
         key = "load_in_4bit" if section.flag("load_in_4bit") else "load_in_8bit"
         section.facts.set("quantized", quantized, section.source(key))
@@ -262,7 +268,7 @@ def _method(section: Section, name: str) -> None:
             "lora_dropout": section.number("lora_dropout", 0.05),
             "use_rslora": section.flag("use_rslora"),
             "use_dora": section.flag("use_dora"),
-            "autocast_adapter_dtype": quantized is None,
+            "autocast_adapter_dtype": section.flag("autocast_adapter_dtype", quantized is None),
         },
         targets=read_targets(section, "lora_target_modules"),
         modules_to_save=section.names("lora_modules_to_save") or (),

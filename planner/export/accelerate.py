@@ -25,24 +25,27 @@ def engine_of(job: ExportJob, asked: str | None = None) -> str:
     stage, settings = job.sharding.zero_stage, job.settings
     quantized = any(isinstance(part, QuantizedBase) for part in job.method.parts)
     master = settings.precision == "master-weights"
-    if master or stage == 1:
+    planned = job.sharding.engine_used
+    chosen = ALONE if job.gpus == 1 else planned
+    if stage == 1 or (master and chosen in (ALONE, DDP)):
         chosen = DEEPSPEED
-    elif stage >= 2:
-        chosen = FSDP
-    else:
-        chosen = DDP if job.gpus > 1 else ALONE
     if asked is not None:
         if asked in (ALONE, DDP) and (stage or asked == ALONE) and job.gpus > 1:
             raise InputError(f"engine {asked} splits nothing, and the plan is {job.sharding.label}; use fsdp or deepspeed")
         if asked == FSDP and (stage == 1 or job.gpus == 1):
             raise InputError(f"FSDP2 has no {job.sharding.label}; use another engine, or a plan with --zero-stage 2 or 3")
-        if asked != DEEPSPEED and master:
+        if asked in (ALONE, DDP) and master:
             raise InputError(
                 f"engine {asked} keeps no fp32 master weights beside 16-bit weights; use deepspeed, or --precision pure"
             )
         chosen = asked
     if chosen == DEEPSPEED:
         _check_deepspeed(job, master, quantized)
+    if chosen == FSDP and settings.precision == "autocast":
+        raise InputError(
+            f"accelerate keeps trained weights in fp32 where FSDP2 mixes precisions, and the plan keeps them in {settings.dtype} "
+            "(precision autocast); export a plan with --precision pure, or with --zero-stage 0"
+        )
     if chosen == FSDP and quantized:
         raise InputError(
             "FSDP2 cannot split bitsandbytes' packed weights, and the plan is "
@@ -88,7 +91,7 @@ def accelerate_config(job: ExportJob, engine: str) -> dict[str, Any]:
             "zero3_init_flag": job.sharding.zero_stage == 3,
         }
         return values
-    values["mixed_precision"] = mixed_precision(job)
+    values["mixed_precision"] = mixed_precision(job, engine)
     if engine == FSDP:
         values["fsdp_config"] = {
             "fsdp_version": 2,
@@ -102,8 +105,10 @@ def accelerate_config(job: ExportJob, engine: str) -> dict[str, Any]:
     return values
 
 
-def mixed_precision(job: ExportJob) -> str:
-    """Of accelerate: "no" where the plan has no autocast."""
+def mixed_precision(job: ExportJob, engine: str) -> str:
+    """Of accelerate: "no" where the plan has no autocast; FSDP2 keeps fp32 master weights by mixing precisions."""
+    if engine == FSDP and job.settings.precision == "master-weights":
+        return job.settings.dtype
     return job.settings.autocast or "no"
 
 
@@ -112,7 +117,7 @@ def torchrun_environment(job: ExportJob, engine: str) -> dict[str, str]:
     if engine == FSDP:
         return {
             "ACCELERATE_USE_FSDP": "true",
-            "ACCELERATE_MIXED_PRECISION": mixed_precision(job),
+            "ACCELERATE_MIXED_PRECISION": mixed_precision(job, engine),
             "FSDP_VERSION": "2",
             "FSDP_RESHARD_AFTER_FORWARD": str(job.sharding.zero_stage == 3).lower(),
             "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
@@ -157,7 +162,7 @@ def deepspeed_text(job: ExportJob) -> str:
 
 def gaps_of(job: ExportJob, engine: str) -> tuple[str, ...]:
     """What an engine does otherwise than the plan says."""
-    if engine == DEEPSPEED:
+    if engine == DEEPSPEED and job.sharding.engine_used != DEEPSPEED:
         return (
             "DeepSpeed holds buckets beside its states (reduce_bucket_size and allgather_bucket_size, 5e8 elements each by "
             "default) that the plan does not count",

@@ -50,7 +50,7 @@ def _config(job: ExportJob, adapters: Adapters, engine: str) -> dict[str, Any]:
         "output_dir": job.output_dir,
         "sequence_len": int(settings.seq_len),
         "sample_packing": Commented(not settings.padded, "The plan counts full batches." if not settings.padded else "Padded."),
-        "pad_to_sequence_len": True,
+        "pad_to_sequence_len": not settings.padded,
         "attn_implementation": hf_words.ATTENTIONS[settings.attention],
         "micro_batch_size": int(settings.micro_batch_size),
         "gradient_accumulation_steps": job.accumulation,
@@ -96,22 +96,24 @@ def _dataset(job: ExportJob) -> dict[str, Any]:
 
 
 def _precision(job: ExportJob, engine: str) -> dict[str, Any]:
-    """`bf16` turns autocast on and loads in 16 bits; `bfloat16` only loads so."""
+    """`bf16` and `bfloat16` both turn autocast on and load in 16 bits; `float16` and `float32` only load so.
+
+    Mirrors `_configure_precision_settings` of core/builders/base.py and utils/config/__init__.py.
+    """
     settings = job.settings
-    if engine == DEEPSPEED or settings.autocast:
+    master = settings.precision == "master-weights"
+    if engine != DEEPSPEED and settings.precision == "pure" and settings.dtype == "bf16":
+        raise InputError(
+            f"{NAME} runs under autocast wherever it is told bf16, and the plan's precision is pure; use --precision autocast"
+        )
+    if engine == DEEPSPEED or settings.autocast or master:
         if settings.autocast and settings.dtype == "fp32":
             raise InputError(
                 f"{NAME} loads the weights in 16 bits where it runs under autocast, and the plan keeps them in fp32; export a "
                 "plan with --dtype bf16 --precision autocast"
             )
         return {"bf16": settings.dtype == "bf16", "fp16": settings.dtype == "fp16"}
-    return {
-        "bf16": False,
-        "fp16": False,
-        "bfloat16": settings.dtype == "bf16",
-        "float16": settings.dtype == "fp16",
-        "float32": settings.dtype == "fp32",
-    }
+    return {"bf16": False, "fp16": False, "float16": settings.dtype == "fp16", "float32": settings.dtype == "fp32"}
 
 
 def _adapter(job: ExportJob, adapters: Adapters) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from tuneplan.planner.errors import InputError
+from tuneplan.planner.export.accelerate import mixed_precision
 from tuneplan.planner.export.job import ExportJob
 
 OPTIMIZERS = {
@@ -42,9 +43,10 @@ def optimizer(job: ExportJob, tool: str) -> str:
     return OPTIMIZERS[name]
 
 
-def mixed(job: ExportJob) -> dict[str, bool]:
-    """`bf16` and `fp16`, which turn autocast on."""
-    return {"bf16": job.settings.autocast == "bf16", "fp16": job.settings.autocast == "fp16"}
+def mixed(job: ExportJob, engine: str) -> dict[str, bool]:
+    """`bf16` and `fp16`, which turn autocast on, or FSDP2's mixed precision."""
+    chosen = mixed_precision(job, engine)
+    return {"bf16": chosen == "bf16", "fp16": chosen == "fp16"}
 
 
 def checkpointing(job: ExportJob) -> dict[str, Any]:

@@ -210,19 +210,19 @@ def data_of(name: str | None, style: str) -> Data:
         UnknownNameError: a style that is none.
     """
     if style not in STYLES:
-        raise UnknownNameError("dataset format", style, STYLES, "plan export --help")
+        raise UnknownNameError("train data format", style, STYLES, "plan export --help")
     if name is None:
         if style != "text":
-            raise InputError(f"--dataset-format {style} says how your data look; name them with --dataset")
+            raise InputError(f"--train-data-format {style} says how your data look; name them with --train-data")
         return Data()
     if not name.strip() or "\n" in name or "\0" in name:
-        raise InputError("--dataset is no name; name a data set of the hub, or a file of JSON lines")
+        raise InputError("--train-data is no name; name a data set of the hub, or a file of JSON lines")
     data = Data(name, style)
     if not data.local:
         return data
     path = Path(name).expanduser()
     if not path.is_file():
-        raise InputError(f"--dataset {name!r} is no file; name a file of JSON lines, or a data set of the hub")
+        raise InputError(f"--train-data {name!r} is no file; name a file of JSON lines, or a data set of the hub")
     return Data(str(path.resolve()), style)
 
 

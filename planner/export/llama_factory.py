@@ -134,7 +134,7 @@ def _precision(job: ExportJob, adapters: Adapters, engine: str) -> dict[str, Any
         raise InputError(
             f"{NAME} keeps adapters in fp32, and the plan has autocast_adapter_dtype=false; export a plan without that option"
         )
-    if engine == DEEPSPEED:
+    if engine == DEEPSPEED or settings.precision == "master-weights":
         return {"bf16": settings.dtype == "bf16", "fp16": settings.dtype == "fp16"}
     if settings.autocast:
         if adapters.part is None and settings.dtype != "fp32":

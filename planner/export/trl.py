@@ -40,7 +40,7 @@ def write(job: ExportJob, engine: str | None = None) -> Export:
     own = adapters.part is not None and not _in_model_config(adapters)
     files = {
         "train.py": SCRIPT,
-        CONFIG: document(_config(job, adapters, own), job.head("TRL's SFTTrainer", CONFIG)),
+        CONFIG: document(_config(job, adapters, own, chosen), job.head("TRL's SFTTrainer", CONFIG)),
         ACCELERATE_FILE: document(accelerate_config(job, chosen), job.head("accelerate", ACCELERATE_FILE)),
         "launch.sh": _launch(job, chosen),
         "requirements.txt": _requirements(adapters, chosen),
@@ -61,7 +61,7 @@ def _in_model_config(adapters: Adapters) -> bool:
     return plain == lora and not lora.target_modules[0].startswith("re:")
 
 
-def _config(job: ExportJob, adapters: Adapters, own: bool) -> dict[str, Any]:
+def _config(job: ExportJob, adapters: Adapters, own: bool, engine: str) -> dict[str, Any]:
     """train.yaml: TRL's ScriptArguments, SFTConfig and ModelConfig, and the script's PlanConfig."""
     settings = job.settings
     values: dict[str, Any] = {
@@ -86,7 +86,7 @@ def _config(job: ExportJob, adapters: Adapters, own: bool) -> dict[str, Any]:
         "learning_rate": Commented(job.learning_rate, "A value to begin with; no plan depends on it."),
         "optim": hf_words.optimizer(job, NAME),
         "max_grad_norm": settings.max_grad_norm,
-        **hf_words.mixed(job),
+        **hf_words.mixed(job, engine),
         **hf_words.checkpointing(job),
     }
     values |= {"model_loss": LOSSES[settings.loss], "logging_steps": 10, "save_total_limit": 2, "report_to": "none"}

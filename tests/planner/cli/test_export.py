@@ -52,7 +52,7 @@ def test_accelerate_follows_the_sharding(plan: Any, tmp_path: Path) -> None:
         "ddp": ("--zero-stage", "0", "--method", "lora"),
         "two": ("--zero-stage", "2", "--method", "lora"),
         "three": ("--zero-stage", "3", "--method", "lora"),
-        "master": ("--zero-stage", "2", "--method", "full"),
+        "master": ("--zero-stage", "1", "--method", "full"),
     }.items():
         export(plan, tmp_path / name, *MODEL[:4], "--gpus", "8", *words)
         kinds[name] = yaml.safe_load((tmp_path / name / "accelerate.yaml").read_text())
@@ -60,7 +60,7 @@ def test_accelerate_follows_the_sharding(plan: Any, tmp_path: Path) -> None:
     assert ["MULTI_GPU", "FSDP", "FSDP", "DEEPSPEED"] == [kind["distributed_type"] for kind in kinds.values()]
     assert [False, True] == [kinds[name]["fsdp_config"]["fsdp_reshard_after_forward"] for name in ("two", "three")]
     deepspeed = json.loads((tmp_path / "master" / "deepspeed.json").read_text())
-    assert (2, True) == (deepspeed["zero_optimization"]["stage"], deepspeed["bf16"]["enabled"])
+    assert (1, True) == (deepspeed["zero_optimization"]["stage"], deepspeed["bf16"]["enabled"])
     assert "FSDP_RESHARD_AFTER_FORWARD=true" in (tmp_path / "three" / "launch.sh").read_text()
 
 
@@ -75,7 +75,7 @@ def test_other_methods_of_peft(plan: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["axolotl", "llama-factory", "torchtune"])
 def test_qlora_elsewhere(plan: Any, tmp_path: Path, name: str) -> None:
     """Each tool's words for a 4-bit base with LoRA; what it does otherwise is said on stderr and kept in plan.json."""
-    loss = ("--loss", "chunked") if name == "torchtune" else ()
+    loss = {"torchtune": ("--loss", "chunked"), "axolotl": ("--precision", "autocast")}.get(name, ())
     out = tmp_path / "run"
     config = export(plan, out, *MODEL, "--method", "qlora(r=16)", "--format", name, "--attention", "flash", *loss)
     said = {
@@ -140,24 +140,25 @@ REFUSED = [
     ((), "name a model"),
     ((*MODEL, "--method", "lora", "--choice", "9"), "--choice 9"),
     ((*MODEL, "--method", "lora", "--choice", "0"), "--choice 0"),
-    ((*MODEL, "--method", "lora", "--dataset", "./missing.jsonl"), "missing.jsonl"),
-    ((*MODEL, "--method", "lora", "--dataset", " "), "--dataset"),
-    ((*MODEL, "--method", "lora", "--dataset-format", "chat"), "--dataset"),
-    ((*MODEL, "--method", "lora", "--dataset-format", "csv", "--dataset", "a/b"), "csv"),
+    ((*MODEL, "--method", "lora", "--train-data", "./missing.jsonl"), "missing.jsonl"),
+    ((*MODEL, "--method", "lora", "--train-data", " "), "--train-data"),
+    ((*MODEL, "--method", "lora", "--train-data-format", "chat"), "--train-data"),
+    ((*MODEL, "--method", "lora", "--train-data-format", "csv", "--train-data", "a/b"), "csv"),
     ((*MODEL, "--method", "lora", "--loss", "liger"), "liger"),
     ((*MODEL, "--method", "lora", "--keep-outputs"), "--keep-outputs"),
     ((*MODEL, "--method", "lora", "--training", "dpo"), "--training dpo"),
     ((*MODEL, "--method", "bottleneck_adapter"), "bottleneck_adapter"),
     ((*MODEL, "--method", "lora(freeze_a=true)"), "freeze_a"),
     ((*MODEL, "--method", "lora", "--optimizer", "sgd_momentum"), "sgd_momentum"),
-    ((*MODEL, "--method", "ia3", "--format", "axolotl"), "ia3"),
+    ((*MODEL, "--method", "ia3", "--format", "axolotl", "--precision", "autocast"), "ia3"),
+    ((*MODEL, "--method", "lora", "--format", "axolotl"), "--precision autocast"),
     ((*MODEL, "--method", "lora(bias=all)", "--format", "llama-factory"), "lora(bias=all)"),
     ((*MODEL, "--method", "lora", "--format", "torchtune", "--loss", "liger"), "liger"),
     ((*MODEL, "--method", "lora", "--format", "torchtune", "--precision", "autocast"), "autocast"),
     ((*MODEL, "--method", "lora", "--engine", "fsdp"), "single GPU"),
     ((*MODEL[:4], "--gpus", "8", "--method", "lora", "--zero-stage", "1"), "ZeRO-1"),
     ((*MODEL[:4], "--gpus", "8", "--method", "qlora", "--zero-stage", "3"), "--zero-stage 0"),
-    ((*MODEL[:4], "--gpus", "8", "--method", "full", "--zero-stage", "2", "--engine", "fsdp"), "master weights"),
+    ((*MODEL[:4], "--gpus", "8", "--method", "lora", "--zero-stage", "2", "--precision", "autocast"), "autocast"),
     (("--model", "8b", "--gpu-memory", "80GiB", "--method", "lora", "--skypilot"), "SkyPilot"),
     (("--model", "405b", "--gpu", "l4", "--gpus", "1", "--method", "lora"), "no plan fits"),
 ]

@@ -34,7 +34,7 @@ RANKS = 0.08
 def export(made: tuple[str, str], out: Path, *words: str) -> dict[str, Any]:
     """Export a plan for a card of 24 GiB; gives the plan."""
     model, texts = made
-    fixed = ["--model", model, "--dataset", texts, "--out", str(out), "--gpu-memory", "24GiB", "--seq-len", "128"]
+    fixed = ["--model", model, "--train-data", texts, "--out", str(out), "--gpu-memory", "24GiB", "--seq-len", "128"]
     assert 0 == run(["export", *fixed, "--tokens", "4096", "--precision", "pure", *words])
     plan: dict[str, Any] = json.loads((out / "plan.json").read_text())
     return plan
