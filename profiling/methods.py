@@ -28,6 +28,11 @@ _REWRITES = (
 """What a part can change beyond choosing the weights that are trained."""
 TASK_TYPES = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM", "sequence-classification": "SEQ_CLS"}
 """PEFT's name of a task; the others have none."""
+NEEDS = {
+    "XLORA": ("adapters", "folders of trained LoRA adapters by name, which it mixes, and hidden_size of the model"),
+    "CARTRIDGE": ("num_virtual_tokens", "how many keys and values each layer gets, such as 16"),
+}
+"""Keys without which PEFT fails later and says something else."""
 _KINDS = (
     ("bias", "bias"),
     ("norm", "norm"),
@@ -75,6 +80,9 @@ def with_adapter(model: nn.Module, config: Mapping[str, Any], autocast_adapter_d
     ignored = {"peft_type", "auto_mapping", "base_model_name_or_path", "revision", "peft_version"}
     given = {k: v for k, v in config.items() if k not in ignored}
     unknown = sorted(k for k in given if k not in taken)
+    key, what = NEEDS.get(name, ("", ""))
+    if key and not given.get(key):
+        raise InputError(f"{name} needs {key} in the file: {what}")
     if unknown:
         raise InputError(f"{name} of peft {peft.__version__} has no option {', '.join(unknown)}; remove it or check its name")
     try:

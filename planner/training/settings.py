@@ -8,7 +8,7 @@ from tuneplan.planner.training.objective import SFT, Objective
 DTYPES = ("bf16", "fp16", "fp32")
 PRECISIONS = ("pure", "master-weights", "autocast")
 ATTENTIONS = ("eager", "sdpa", "flash")
-EXPERTS = ("grouped_mm", "batched_mm", "eager")
+EXPERTS = ("grouped_mm", "batched_mm")
 ROUTINGS = ("even", "worst")
 CHECKPOINTING = ("off", "non-reentrant", "reentrant")
 
