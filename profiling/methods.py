@@ -130,7 +130,7 @@ def _select(model: Any, method: Method, also: bool = False) -> None:
     """Train the weights that the parts train, and no others; `also`: beside those that are trained already."""
     for path, parameter in model.named_parameters():
         name = path.removeprefix("base_model.model.").replace(".base_layer.", ".")
-        if not parameter.is_floating_point() or (also and parameter.requires_grad):
+        if not parameter.is_floating_point() or (also and (parameter.requires_grad or "original_module" in path)):
             continue
         module = re.sub(r"^model\.layers\.\d+\.", "", name.rpartition(".")[0])
         layer = re.search(r"layers\.(\d+)\.", name)

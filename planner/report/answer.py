@@ -9,6 +9,7 @@ from rich.text import Text
 from tuneplan.planner.cost import Price
 from tuneplan.planner.job import AUTO, Job
 from tuneplan.planner.methods.compose import explicit
+from tuneplan.planner.models.tasks import described
 from tuneplan.planner.report.config_account import account, config_rows, config_warnings
 from tuneplan.planner.report.terminal import breakdown, facts, plan_levels, savings_lines
 from tuneplan.planner.savings import Saving, best
@@ -76,6 +77,7 @@ def header(job: Job, asked: str, methods: str | None = None) -> Table:
         [
             ("model", arrow),
             ("methods", methods or "; ".join(explicit(method, ", ") for method in job.methods)),
+            *described(job.spec, s.target_length),
             ("GPUs", f"{targets if len(targets) < 200 else f'{len(job.targets)} kinds'} x {counts}"),
             (
                 "training",

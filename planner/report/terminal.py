@@ -11,6 +11,7 @@ from rich.text import Text
 
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.methods.compose import explicit
+from tuneplan.planner.models.tasks import described
 from tuneplan.planner.report.config_account import account, config_rows
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.units import format_count, format_gib, format_seconds
@@ -82,6 +83,7 @@ def estimate_report(estimate: "Estimate") -> RenderableType:
     kernel = network.notes["attention_kernel"]
     header = [
         ("model", f"{request.spec.id} ({format_count(network.total_parameters)} parameters)"),
+        *described(request.spec, s.target_length),
         ("method", explicit(request.method, ", ")),
         ("trained", f"{network.trainable_parameters:,} parameters ({100 * trained:.3g} %)"),
         ("batch", f"{s.micro_batch_size} x {s.seq_len} tokens, {steps} micro-batch{'es' if steps > 1 else ''} a step"),
