@@ -90,6 +90,7 @@ def read_spec(id: str, config: ConfigReader, task: str = "") -> ModelSpec:
     spec: ModelSpec = module.read(id, config)
     refuse_foreign(config.mapping, config.asked, config.origin)
     labels = tasks.labels_of(config) if chosen in tasks.CLASSIFIES else tasks.DEFAULT_LABELS
+    note = "; ".join([text for text in (note, spec.note) if text])
     if (chosen, labels, note) == (spec.task, spec.num_labels, spec.note):
         return spec
     return replace(spec, task=chosen, num_labels=labels, note=note)
