@@ -16,7 +16,8 @@ from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
 
 if TYPE_CHECKING:
-    from tuneplan.planner.search import Plan, Search
+    from tuneplan.planner.plan import Plan
+    from tuneplan.planner.search import Search
 
 
 def smallest_change(search: "Search", plan: "Plan") -> str:
