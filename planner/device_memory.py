@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from tuneplan.hardware_profiles.records import Gpu
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph.tensor import BITS, elements
-from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network
+from tuneplan.planner.models.parameter import Parameter
 from tuneplan.planner.units import GIGA, KIB, MIB
 
 DEFAULT_OOM_CHANCE = 0.05

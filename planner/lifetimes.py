@@ -50,7 +50,7 @@ def lifetimes(network: Network) -> Lifetimes:
         for place, storage in enumerate(run.block.carried):
             batch = place < run.block.batch
             if batch or id(storage) in arguments or id(storage) in saved:
-                spent[0 if batch else _start(runs, index)].append(storage)
+                spent[0 if batch or _leaf(run, storage) else _last_reader(runs, index)].append(storage)
                 held.add(id(storage))
             elif storage not in run.block.outputs:
                 over.append(storage)
@@ -66,6 +66,17 @@ def lifetimes(network: Network) -> Lifetimes:
     rebuilt = [run.block.entry for run in runs if run.reversible]
     spent[0] += [entry.storage for entry in rebuilt[:1] if entry is not None]
     return Lifetimes(reborn, ended, released, spent, frozenset(held))
+
+
+def _leaf(run: Run, storage: Storage) -> bool:
+    """Whether autograd holds it as a leaf, to the end."""
+    return any(op.allocates is storage and op.output is not None and op.output.crosses and not op.reads for op in run.block.ops)
+
+
+def _last_reader(runs: list[Run], index: int) -> int:
+    """The run whose backward is the last that needs what a run shares; a checkpointed layer makes it anew for itself."""
+    run = runs[index]
+    return min(index + 1, len(runs) - 1) if run.layered and run.checkpointed else _start(runs, index)
 
 
 def _start(runs: list[Run], index: int) -> int:

@@ -7,8 +7,8 @@ from tuneplan.planner.graph.ledger import Shared, Walk
 from tuneplan.planner.graph.meter import Levels, Meter, Segment, join
 from tuneplan.planner.graph.tensor import ACTIVATIONS, KV_CACHE, LOGITS, TEMPORARY, WEIGHTS, Size, Storage, elements, round_block
 from tuneplan.planner.lifetimes import gradient_uses, kept_outputs, lifetimes
-from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network, Run
+from tuneplan.planner.models.parameter import Parameter
 from tuneplan.planner.objective_memory import with_objective
 from tuneplan.planner.parallel import deepspeed, fsdp, replicated
 from tuneplan.planner.parallel.step import EMPTY, HostBytes, Piece, RankStep, Walked

@@ -16,8 +16,8 @@ from tuneplan.planner.graph.tensor import BITS, GRADIENTS, Storage, elements, ro
 from tuneplan.planner.lifetimes import gradient_uses, lifetimes
 from tuneplan.planner.memory import step_memory
 from tuneplan.planner.methods.formats import BLOCK_FORMATS, QUANTIZED
-from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network
+from tuneplan.planner.models.parameter import Parameter
 from tuneplan.planner.training.optimizers import Optimizer, state_bytes, step_scratch
 from tuneplan.planner.training.settings import Settings
 

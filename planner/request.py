@@ -10,6 +10,7 @@ from tuneplan.planner.host_memory import GPUS_OF_A_NODE, USUAL, Checkpoints
 from tuneplan.planner.methods.compose import explicit
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.spec import ModelSpec
+from tuneplan.planner.models.tasks import CLASSIFIES, SEQ2SEQ
 from tuneplan.planner.training.attention_kernel import AMPERE
 from tuneplan.planner.training.optimizers import Optimizer
 from tuneplan.planner.training.settings import ATTENTIONS, CHECKPOINTING, DTYPES, PRECISIONS, Settings
@@ -64,7 +65,10 @@ class Request:
             "model": self.spec.id,
             "method": self.method.name,
             "method_in_full": explicit(self.method),
+            "task": self.spec.task,
+            "num_labels": self.spec.num_labels if self.spec.task in CLASSIFIES else None,
             "seq_len": s.seq_len,
+            "target_len": s.target_length if self.spec.task == SEQ2SEQ else None,
             "micro_batch_size": s.micro_batch_size,
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
             "dtype": s.dtype,

@@ -95,7 +95,9 @@ def parse_yaml(text: str, name: str, version: str = "1.2") -> YamlFile:
     try:
         import yaml
     except ImportError:
-        raise InputError("reading YAML needs PyYAML: pip install pyyaml, or pip install 'tuneplan[capacity]'") from None
+        raise InputError(
+            "reading YAML needs PyYAML: pip install 'tuneplan[configs]'; plan capacity needs pip install 'tuneplan[capacity]'"
+        ) from None
     fast: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         _refuse_early(yaml, fast, text, name)

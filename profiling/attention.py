@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, use_gqa_in_sdpa
+from transformers.integrations.sdpa_attention import create_position_bias_mask, repeat_kv, use_gqa_in_sdpa
 from transformers.masking_utils import sdpa_mask
 
 from tuneplan.planner.training.attention_kernel import AMPERE, FLASH_MAX_HEAD_DIM
@@ -122,7 +122,11 @@ class EfficientMemory(torch.autograd.Function):
         if q_BHSD.dtype is not torch.float32:
             scratch.append(torch.empty((B, H, S, D), dtype=torch.float32, device=dq.device))
         del scratch
-        return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None
+        dbias = None
+        if ctx.needs_input_grad[3]:  # rows rounded to 16
+            T = k_BHSD.shape[2]
+            dbias = torch.empty((B, H, S, _round_up(T, 16)), dtype=q_BHSD.dtype, device=dq.device)[..., :T]
+        return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), dbias
 
 
 def _lower(module: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -160,6 +164,7 @@ def _sdpa(
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
+    position_bias: torch.Tensor | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """`sdpa_attention_forward` with the kernel that PyTorch would choose on CUDA."""
@@ -172,6 +177,10 @@ def _sdpa(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     products.causal = bool(causal)
     causal = bool(causal) and mask is None and query.shape[2] > 1
+    if position_bias is not None:
+        mask = create_position_bias_mask(position_bias, mask, causal, query, key)
+        mask = mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+        causal = False
     dims = {t.shape[-1] for t in (query, key, value)}
     plain = mask is None and len(dims) == 1 and max(dims) <= FLASH_MAX_HEAD_DIM
     if plain and query.dtype is not torch.float32 and card.compute_capability >= AMPERE:

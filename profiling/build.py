@@ -209,7 +209,8 @@ def batch_of(subject: Subject, model: nn.Module, device: str) -> dict[str, torch
         batch["attention_mask"] = torch.ones(shape, dtype=torch.long, device=device)
     if subject.peft_config is not None and subject.peft_config.get("peft_type") in _BY_TASK:
         batch["task_ids"] = torch.zeros(s.micro_batch_size, dtype=torch.long, device=device)
-    batch["labels"] = integers(shape[:1], 2) if task == "sequence-classification" else integers(shape, highest)
+    target = (s.micro_batch_size, s.target_length) if task == "seq2seq-lm" else shape
+    batch["labels"] = integers(shape[:1], 2) if task == "sequence-classification" else integers(target, highest)
     return batch
 
 

@@ -53,7 +53,7 @@ class Outcome:
         return Group(*parts)
 
 
-def subject_of(asked: Asked, task: str) -> Subject:
+def subject_of(asked: Asked) -> Subject:
     """The real step that was asked for. Raises InputError for what a single process cannot run, and a broken PEFT config."""
     if asked.sharding.gpu_count > 1 or asked.sharding.zero_stage or asked.sharding.offload:
         raise InputError(f"{asked.sharding.label} cannot be traced in one process; trace one GPU's step, without sharding")
@@ -70,19 +70,18 @@ def subject_of(asked: Asked, task: str) -> Subject:
         settings=replace(asked.settings, accumulating=asked.gradient_accumulation_steps > 1),
         optimizer=asked.optimizer,
         gradient_accumulation_steps=min(asked.gradient_accumulation_steps, 2),
-        task=task,
+        task=asked.real_task,
         expandable_segments=asked.expandable_segments,
         batch_lengths=asked.batch_lengths,
         empty_cache_steps=asked.empty_cache_steps,
     )
 
 
-def run_trace(asked: Asked, task: str, side_by_side: bool, timeline: Path | None, snapshot: Path | None) -> Outcome:
+def run_trace(asked: Asked, side_by_side: bool, timeline: Path | None, snapshot: Path | None) -> Outcome:
     """Trace what was asked for.
 
     Args:
         asked: the configuration.
-        task: as in `Subject`.
         side_by_side: also estimate it, and compare.
         timeline: where to write live bytes over the step (.png, .svg or .pickle).
         snapshot: of a real run, to lay beside the timeline.
@@ -96,9 +95,7 @@ def run_trace(asked: Asked, task: str, side_by_side: bool, timeline: Path | None
         from tuneplan.profiling.plot import writer
 
         write = writer(timeline, snapshot)
-    if side_by_side and task not in ("", "causal-lm"):
-        raise InputError(f"--verify compares with an estimate, which is of causal language models; leave --task {task} out")
-    subject = subject_of(asked, task)
+    subject = subject_of(asked)
     estimated = estimate(asked.request(), advice=False) if side_by_side else None
     gpu = asked.gpu
     traced = trace(subject, gpu.compute_capability if gpu else None, gpu.vendor if gpu else "nvidia")

@@ -28,6 +28,11 @@ _REWRITES = (
 """What a part can change beyond choosing the weights that are trained."""
 TASK_TYPES = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM", "sequence-classification": "SEQ_CLS"}
 """PEFT's name of a task; the others have none."""
+NEEDS = {
+    "XLORA": ("adapters", "folders of trained LoRA adapters by name, which it mixes, and hidden_size of the model"),
+    "CARTRIDGE": ("num_virtual_tokens", "how many keys and values each layer gets, such as 16"),
+}
+"""Keys without which PEFT fails later and says something else."""
 _KINDS = (
     ("bias", "bias"),
     ("norm", "norm"),
@@ -75,6 +80,9 @@ def with_adapter(model: nn.Module, config: Mapping[str, Any], autocast_adapter_d
     ignored = {"peft_type", "auto_mapping", "base_model_name_or_path", "revision", "peft_version"}
     given = {k: v for k, v in config.items() if k not in ignored}
     unknown = sorted(k for k in given if k not in taken)
+    key, what = NEEDS.get(name, ("", ""))
+    if key and not given.get(key):
+        raise InputError(f"{name} needs {key} in the file: {what}")
     if unknown:
         raise InputError(f"{name} of peft {peft.__version__} has no option {', '.join(unknown)}; remove it or check its name")
     try:
@@ -122,7 +130,7 @@ def _select(model: Any, method: Method, also: bool = False) -> None:
     """Train the weights that the parts train, and no others; `also`: beside those that are trained already."""
     for path, parameter in model.named_parameters():
         name = path.removeprefix("base_model.model.").replace(".base_layer.", ".")
-        if not parameter.is_floating_point() or (also and parameter.requires_grad):
+        if not parameter.is_floating_point() or (also and (parameter.requires_grad or "original_module" in path)):
             continue
         module = re.sub(r"^model\.layers\.\d+\.", "", name.rpartition(".")[0])
         layer = re.search(r"layers\.(\d+)\.", name)

@@ -70,7 +70,7 @@ class Outcome:
         return measured_report(self.measured, self.origin)
 
 
-def run_profile(asked: Asked, device: str, warmup_steps: int, steps: int, task: str, out: Path | None) -> Outcome:
+def run_profile(asked: Asked, device: str, warmup_steps: int, steps: int, out: Path | None) -> Outcome:
     """Measure what was asked for.
 
     Args:
@@ -78,7 +78,6 @@ def run_profile(asked: Asked, device: str, warmup_steps: int, steps: int, task: 
         device: auto, cuda or cpu.
         warmup_steps: before anything is timed.
         steps: timed.
-        task: as in `Subject`.
         out: file for the JSON document.
 
     Raises:
@@ -89,12 +88,12 @@ def run_profile(asked: Asked, device: str, warmup_steps: int, steps: int, task: 
         check_writable(out)
     ranks = from_environment()
     chosen = devices.choose(device, ranks)
-    subject = subject_of(replace(asked, sharding=SINGLE), task)
+    subject = subject_of(replace(asked, sharding=SINGLE))
     subject = replace(subject, gradient_accumulation_steps=asked.gradient_accumulation_steps)
     if chosen.type == "cuda":
         card = torch.cuda.get_device_capability(chosen)
         asked = replace(asked, settings=replace(asked.settings, compute_capability=card))
-    known = None if task not in ("", "causal-lm") else beside(asked)
+    known = beside(asked)
     if chosen.type == "cpu":
         needed = known["peak"]["allocated_bytes"] if known is not None else weight_bytes(subject)
         refuse_what_cannot_fit(needed * ranks.count)

@@ -42,9 +42,10 @@ def quantize_4bit(
     """
     import bitsandbytes as bnb
 
+    kept = {*HEADS, *(getattr(model, "_keep_in_fp32_modules", None) or ())}
     for path, module in list(model.named_modules()):
         for child_name, child in list(module.named_children()):
-            if not isinstance(child, (nn.Linear, Conv1D)) or {*path.split("."), child_name} & set(HEADS):
+            if not isinstance(child, (nn.Linear, Conv1D)) or {*path.split("."), child_name} & kept:
                 continue
             rows, columns = (child.nf, child.nx) if isinstance(child, Conv1D) else (child.out_features, child.in_features)
             layer = bnb.nn.Linear4bit(

@@ -7,10 +7,11 @@ from typing import Any
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.compose import explicit, parse
 from tuneplan.planner.methods.method import Method
+from tuneplan.planner.models import tasks
 from tuneplan.planner.training.optimizers import Optimizer, find
 from tuneplan.planner.training.settings import Settings
 
-TASKS = ("causal-lm", "seq2seq-lm", "masked-lm", "sequence-classification", "image-classification", "image-text-to-text")
+TASKS = tasks.TASKS
 FULL = parse("full")
 ADAMW = find("adamw")
 DEFAULT = Settings()

@@ -72,7 +72,7 @@ def _traced(step: Asked, error: NotModelledError, as_json: bool) -> int:
     except InputError as missing:
         raise InputError(f"{error}; {missing}") from missing
     try:
-        result = estimate_traced(step, "", f"{error.reason}; this is a trace of the real code")
+        result = estimate_traced(step, f"{error.reason}; this is a trace of the real code")
     except InputError as refused:
         raise InputError(f"{error.reason}; its real code cannot be traced either: {refused}") from refused
     if as_json:

@@ -12,14 +12,17 @@ from tuneplan.planner.device_memory import DEFAULT_OOM_CHANCE
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.compose import override, parse
 from tuneplan.planner.methods.method import Method
+from tuneplan.planner.models import tasks
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.lookup import load
 from tuneplan.planner.models.registry import read_spec
 from tuneplan.planner.models.spec import ModelSpec
+from tuneplan.planner.request import LONGEST_SEQUENCE
 from tuneplan.planner.training.objective import Objective, objective_of
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.units import parse_bytes
 
+DEFAULT_LENGTH = 2048
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -73,7 +76,24 @@ peft_config_option = click.option(
 )
 
 step_options = stack(
-    click.option("--seq-len", type=int, default=2048, show_default=True, help="Tokens of a sequence."),
+    click.option(
+        "--task",
+        default="",
+        metavar="TASK",
+        help=f"{', '.join(tasks.SHORT)} or their long forms.  [default: what the architecture is for]",
+    ),
+    click.option(
+        "--num-labels", type=int, default=None, metavar="N", help="Classes of a classification.  [default: the config's]"
+    ),
+    click.option(
+        "--seq-len",
+        type=int,
+        default=None,
+        help=f"Tokens of a sequence.  [default: {DEFAULT_LENGTH}, or as many as the model has positions]",
+    ),
+    click.option(
+        "--target-len", type=int, default=None, help="Tokens of a target, for encoder-decoders.  [default: those of a sequence]"
+    ),
     click.option("--attention", default="sdpa", show_default=True, metavar="eager|sdpa|flash", help="Attention implementation."),
     click.option(
         "--loss",
@@ -122,7 +142,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 class Step:
     """The values of `step_options`."""
 
-    seq_len: int
+    seq_len: int | None
+    target_len: int | None
     attention: str
     loss: str
     attention_dropout: float | None
@@ -136,24 +157,27 @@ class Step:
     num_generations: int | None
     vllm_memory: str | None
 
-    def objective(self) -> Objective:
+    def objective(self, length: int) -> Objective:
         """What is trained towards. Raises InputError."""
-        found = objective_of(self.training, self.reference, self.completion_length, self.num_generations, self.seq_len)
+        found = objective_of(self.training, self.reference, self.completion_length, self.num_generations, length)
         if self.vllm_memory is None:
             return found
         if self.training != "grpo":
             raise InputError(f"--training {self.training} generates nothing; leave --vllm-memory out")
         return replace(found, vllm_bytes=parse_bytes(self.vllm_memory))
 
-    def settings(self) -> Settings:
-        """As settings of a run. Raises InputError for a dropout that is not a probability."""
+    def settings(self, length: int) -> Settings:
+        """As settings of a run, `length` tokens long. Raises InputError for a dropout that is not a probability."""
+        if self.target_len is not None and not 2 <= self.target_len <= LONGEST_SEQUENCE:
+            raise InputError(f"target-len {self.target_len} is not a length to train on; use 2 to {LONGEST_SEQUENCE} tokens")
         if self.attention_dropout is not None and not 0 <= self.attention_dropout < 1:
             raise InputError(f"attention-dropout {self.attention_dropout} is not a probability below 1; use such as 0.1")
         if self.training != "sft" and self.loss not in ("eager", "trl"):
             raise InputError(f"--training {self.training} has TRL's own loss, not {self.loss}; leave --loss out")
         return Settings(
-            objective=self.objective(),
-            seq_len=self.seq_len,
+            objective=self.objective(length),
+            seq_len=length,
+            target_len=self.target_len,
             attention=self.attention,
             loss=self.loss if self.training == "sft" else "trl",
             attention_dropout=self.attention_dropout,
@@ -187,18 +211,37 @@ def calibrated(gpu: Gpu, path: str | None) -> Gpu:
     return replace(gpu, calibration=found)
 
 
-def load_model(name: str | None) -> tuple[str, ConfigReader]:
-    """The name and the config of `--model`. Raises InputError."""
+def load_model(name: str | None, num_labels: int | None = None) -> tuple[str, ConfigReader]:
+    """The name and the config of `--model`, with the classes of `--num-labels`. Raises InputError."""
     if name is None:
         raise InputError("Missing option '--model': name one such as 70b, or give a training config that does with --config")
     if not name.strip():
         raise InputError("--model is empty; name one such as 70b, or a path to a config.json")
-    return load(name)
+    id, config = load(name)
+    return (id, config) if num_labels is None else (id, tasks.with_labels(config, num_labels))
 
 
-def read_model(name: str) -> ModelSpec:
-    """The spec of `--model`. Raises InputError."""
-    return read_spec(*load_model(name))
+def read_model(name: str, task: str = "", num_labels: int | None = None) -> ModelSpec:
+    """The spec of `--model` for `--task`. Raises InputError."""
+    task = tasks.task_name(task)
+    spec = read_spec(*load_model(name, num_labels), task)
+    tasks.check_labels(spec, num_labels)
+    return spec
+
+
+def length_of(given: int | None, spec: ModelSpec | None) -> int:
+    """The length of `--seq-len`, by default 2048, or as long as the model's positions (or its images) are.
+
+    `spec`: None for a model that the planner does not know. Raises InputError for a length where images decide it.
+    """
+    if spec is not None and spec.fixed_length:
+        if given is not None and given != spec.fixed_length:
+            raise InputError(
+                f"--seq-len {given} cannot be: an image of {spec.id} is {spec.fixed_length} patches; leave --seq-len out"
+            )
+        return spec.fixed_length
+    longest = DEFAULT_LENGTH if spec is None or spec.longest is None else min(DEFAULT_LENGTH, spec.longest)
+    return longest if given is None else given
 
 
 def refuse_short_forms(own: bool, rank: int | None, target_modules: str | None) -> None:

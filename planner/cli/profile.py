@@ -8,7 +8,6 @@ import click
 from tuneplan.planner.cli.config_words import say_warnings
 from tuneplan.planner.cli.options import json_option, stack
 from tuneplan.planner.cli.step_words import asked, request_options
-from tuneplan.planner.cli.trace import task_option
 from tuneplan.planner.report import document
 
 run_options = stack(
@@ -21,7 +20,6 @@ run_options = stack(
 
 @click.command(name="profile")
 @request_options
-@task_option
 @run_options
 @json_option
 def command(
@@ -46,7 +44,7 @@ def command(
         from tuneplan.profiling.profile_command import run_profile
     step = asked(given)
     say_warnings(step.files)
-    outcome = run_profile(step, device, warmup_steps, steps, given["task"], out)
+    outcome = run_profile(step, device, warmup_steps, steps, out)
     if outcome.reports and as_json:
         click.echo(document.text(outcome.to_json()))
     elif outcome.reports:

@@ -19,6 +19,7 @@ from tuneplan.planner.cli.options import (
     calibration_option,
     config_options,
     json_option,
+    length_of,
     lora_options,
     margin_options,
     peft_config_option,
@@ -167,8 +168,9 @@ def plan(ctx: click.Context, /, **given: Any) -> int:
 def job_of(given: dict[str, Any]) -> Job:
     """The job of the command line's words and of its config files. Raises InputError and the loader's errors."""
     given, files = for_search(given)
-    spec = read_model(given["model"])
+    spec = read_model(given["model"], given["task"], given["num_labels"])
     step = Step(**{name: given[name] for name in Step.__slots__})
+    length = length_of(step.seq_len, spec)
     stages: tuple[int, ...] = (0, 1, 2, 3)
     if given["zero_stage"] is not None:
         if given["zero_stage"] not in stages:
@@ -195,9 +197,9 @@ def job_of(given: dict[str, Any]) -> Job:
         spec=spec,
         methods=methods,
         targets=tuple({target.label: target for target in _targets(given)}.values()),
-        tokens=_tokens(given, step.seq_len),
+        tokens=_tokens(given, length),
         global_batch_size=given["global_batch_size"],
-        settings=step.settings(),
+        settings=step.settings(length),
         precision=given["precision"],
         dtype=given["dtype"],
         checkpointing=checkpointing,

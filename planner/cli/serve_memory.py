@@ -5,9 +5,8 @@ from typing import Any
 
 import click
 
-from tuneplan.planner.cli.options import json_option, model_option, stack
+from tuneplan.planner.cli.options import json_option, load_model, model_option, stack
 from tuneplan.planner.errors import InputError
-from tuneplan.planner.models.lookup import load
 from tuneplan.planner.report import document
 from tuneplan.planner.serving.kv_cache import BLOCK_TOKENS, CACHE_FORMATS, find_cache_format
 from tuneplan.planner.serving.request import STUDY_MODELS, ServeRequest, served_model
@@ -77,14 +76,12 @@ def command(as_json: bool, **given: Any) -> int:
 
 def request_of(given: dict[str, Any]) -> ServeRequest:
     """The request of the command line's words. Raises InputError and the loader's errors."""
-    if not given["model"].strip():
-        raise InputError("--model is empty; name one such as 70b, or a path to a config.json")
     size = parse_bytes(given["weights_size"]) if given["weights_size"] is not None else None
     adapters = given["adapters"]
     if adapters is None:
         adapters = 1 if given["adapter"] is not None else 0
     return ServeRequest(
-        model=served_model(*load(given["model"]), size),
+        model=served_model(*load_model(given["model"]), size),
         target=_target(given),
         weights=find_format(given["weights"]),
         cache=find_cache_format(given["kv_dtype"]),
@@ -103,7 +100,7 @@ def request_of(given: dict[str, Any]) -> ServeRequest:
         adapters=adapters,
         merged=given["merged"],
         host_bytes=parse_bytes(given["host_memory"]) if given["host_memory"] is not None else None,
-        against=served_model(*load(given["against"])) if given["against"] is not None else None,
+        against=served_model(*load_model(given["against"])) if given["against"] is not None else None,
         copies=given["full_copies"],
         emulator_layers=given["emulator_layers"],
         purchase="spot" if given["spot"] else "on_demand",

@@ -21,6 +21,7 @@ from tuneplan.planner.cli.options import (
     calibrated,
     calibration_option,
     config_options,
+    length_of,
     load_model,
     lora_options,
     margin_options,
@@ -38,8 +39,10 @@ from tuneplan.planner.device_memory import usable_bytes
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.host_memory import GPUS_OF_A_NODE, USUAL, Checkpoints
 from tuneplan.planner.methods.method import Method
+from tuneplan.planner.models import tasks
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.registry import read_spec
+from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.request import Request, check_settings
 from tuneplan.planner.target import Target, of_memory, targets
 from tuneplan.planner.training.optimizers import OPTIMIZERS, Optimizer
@@ -105,6 +108,8 @@ class Asked:
 
     id: str
     config: ConfigReader
+    task: str
+    num_labels: int | None
     peft_config: str | None
     method: Method
     settings: Settings
@@ -121,9 +126,16 @@ class Asked:
     gpus_of_a_node: int = GPUS_OF_A_NODE
     network_bytes_per_second: float | None = None
 
+    @property
+    def real_task(self) -> str:
+        """The task of the real code: that of the estimate, as it was given where the planner does not know the model."""
+        spec = _known(self.id, self.config, self.task)
+        return self.task if spec is None else spec.task
+
     def request(self) -> Request:
         """The planner's request. Raises InputError for a config, or a PEFT config, that the planner cannot read."""
-        spec = read_spec(self.id, self.config)
+        spec = read_spec(self.id, self.config, self.task)
+        tasks.check_labels(spec, self.num_labels)
         return Request(
             spec=spec,
             method=self.method if self.peft_config is None else read_own_method(self.peft_config, spec),
@@ -159,7 +171,8 @@ def asked(given: dict[str, Any], typed: Collection[str] | None = None) -> Asked:
 
 def _asked(given: dict[str, Any], files: ConfigUse | None) -> Asked:
     """As `asked`, for words that those of the files are among."""
-    id, config = load_model(given["model"])
+    id, config = load_model(given["model"], given["num_labels"])
+    task = tasks.task_name(given["task"])
     own = given["peft_config"] is not None
     refuse_short_forms(own, given["rank"], given["target_modules"])
     method = read_method(given["method"], given["rank"], given["target_modules"])
@@ -173,7 +186,8 @@ def _asked(given: dict[str, Any], files: ConfigUse | None) -> Asked:
         raise InputError(
             f"empty-cache-steps {given['empty_cache_steps']} is not a number of steps; use 1 or more, or 0 for never"
         )
-    step = Step(**{name: given[name] for name in Step.__slots__}).settings()
+    words = Step(**{name: given[name] for name in Step.__slots__})
+    step = words.settings(length_of(words.seq_len, _known(id, config, task)))
     settings = replace(
         step,
         seq_len=max(lengths, default=step.seq_len),
@@ -200,6 +214,8 @@ def _asked(given: dict[str, Any], files: ConfigUse | None) -> Asked:
         network_bytes_per_second=read_network(given),
         id=id,
         config=config,
+        task=task,
+        num_labels=given["num_labels"],
         peft_config=given["peft_config"],
         method=method,
         settings=settings,
@@ -213,6 +229,14 @@ def _asked(given: dict[str, Any], files: ConfigUse | None) -> Asked:
         empty_cache_steps=given["empty_cache_steps"],
         files=files,
     )
+
+
+def _known(id: str, config: ConfigReader, task: str) -> ModelSpec | None:
+    """The spec, or None where the planner cannot read it: the real code may know the model all the same."""
+    try:
+        return read_spec(id, config, task)
+    except InputError:
+        return None
 
 
 def batch_lengths(text: str) -> tuple[int, ...]:

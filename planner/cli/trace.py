@@ -10,14 +10,9 @@ from tuneplan.planner.cli.options import json_option
 from tuneplan.planner.cli.step_words import asked, request_options
 from tuneplan.planner.report import document
 
-task_option = click.option(
-    "--task", default="", metavar="TASK", help="causal-lm, seq2seq-lm, masked-lm, sequence-classification, ..."
-)
-
 
 @click.command(name="trace")
 @request_options
-@task_option
 @click.option("--verify", "side_by_side", is_flag=True, help="Beside the estimate of the same step: the gap, piece by piece.")
 @click.option(
     "--timeline", type=click.Path(path_type=Path), default=None, help="Live bytes over the step: .png, .svg or .pickle."
@@ -38,7 +33,7 @@ def command(as_json: bool, side_by_side: bool, timeline: Path | None, snapshot: 
         from tuneplan.profiling.command import run_trace
     step = asked(given)
     say_warnings(step.files)
-    outcome = run_trace(step, given["task"], side_by_side, timeline, snapshot)
+    outcome = run_trace(step, side_by_side, timeline, snapshot)
     if as_json:
         click.echo(document.text(outcome.to_json()))
     else:

@@ -127,6 +127,38 @@ def efficient(tape: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None =
     return out
 
 
+def efficient_biased(tape: Tape, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, causal: bool, contiguous: bool) -> Tensor:
+    """The memory-efficient kernel with a bias `(1, heads, length, keys)` of the scores, as T5 has it.
+
+    Mirrors `create_position_bias_mask` of transformers 5.23 (every layer makes a copy of a bias that is not `contiguous`, and a
+    masked one where it is causal) and `_efficient_attention_backward`: a trained bias gets a gradient for every sequence, with
+    its rows rounded to 16, which is then summed.
+    """
+    batch, heads, length, head_dim = q.shape
+    keys = k.shape[2]
+    scratch = tensor_bytes((batch, heads, length), "fp32")
+    if q.dtype != "fp32":
+        scratch = scratch + tensor_bytes((batch, heads, length, head_dim), "fp32")
+    mask = bias
+    if causal:
+        seen = tape.fresh((1, 1, length, keys), "bool", False)
+        tape.record("causal_mask", (), seen)
+        mask = tape.fresh(bias.shape, bias.dtype, bias.requires_grad)
+        gradient = Gradient(bias, round_block(bias.nbytes))
+        tape.record("where", (bias, seen), mask, saved=(seen,), gradients=(gradient,))
+    own = mask
+    if not contiguous:
+        own = tape.fresh(bias.shape, bias.dtype, bias.requires_grad)
+        tape.record("contiguous", (mask,), own, gradients=(Gradient(mask, None),))
+    out = _fused(tape, "efficient_attention", q, k, v, _up(length, 32), scratch, own, causal)
+    if own.requires_grad:
+        wide = tensor_bytes((batch, heads, length, _up(keys, 16)), bias.dtype)
+        op = tape.ops[-1]
+        op.gradients = (*op.gradients, Gradient(own, round_block(own.nbytes), scratch=wide))
+    tape.hold(k, v)
+    return out
+
+
 def _fused(
     tape: Tape,
     kind: str,

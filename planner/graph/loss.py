@@ -60,6 +60,21 @@ def classification(tape: Tape, logits: Tensor) -> Tensor:
     return tape.record("nll_loss", (logs,), loss, saved=(logs,), gradients=(Gradient(logs, full, moved=logs.nbytes),), moved=0)
 
 
+def narrow(tape: Tape, hidden: Tensor, weight: Tensor, biased: bool = False) -> Tensor:
+    """`CrossEntropyLoss` of an encoder-decoder: log-softmax of the logits as they come, in the model's dtype.
+
+    `biased`: a constant is added to the logits (BART's `final_logits_bias`).
+    """
+    tape.category = LOGITS
+    logits = linear(tape, hidden, weight, None)
+    if biased:
+        logits = pw.shift(tape, logits)
+    loss = classification(tape, logits)
+    tape.outputs.append(logits.storage)
+    tape.hold(logits)
+    return loss
+
+
 def chunked(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, rescale: str = "") -> Tensor:
     """The head and the loss on an eighth of the tokens at a time; only one chunk's fp32 logits exist at once.
 

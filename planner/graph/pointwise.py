@@ -137,6 +137,13 @@ def sigmoid(tape: Tape, x: Tensor) -> Tensor:
     return tape.record("sigmoid", (x,), out, saved=(out,), gradients=(gradient,))
 
 
+def relu(tape: Tape, x: Tensor) -> Tensor:
+    """`relu(x)`: saves its output."""
+    out = tape.fresh(x.shape, x.dtype, x.requires_grad)
+    gradient = Gradient(x, round_block(x.nbytes), moved=3 * x.nbytes)
+    return tape.record("relu", (x,), out, saved=(out,), gradients=(gradient,))
+
+
 def gelu_new(tape: Tape, x: Tensor) -> Tensor:
     """`NewGELUActivation` of transformers 5.23: `0.5 x (1 + tanh(c (x + 0.044715 x^3)))`, written out."""
     full = round_block(x.nbytes)
@@ -159,6 +166,18 @@ def rms_norm(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
     normalized output.
     """
     return multiply(tape, weight, cast(tape, _normal(tape, x), x.dtype))
+
+
+def rms_norm_t5(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
+    """`T5LayerNorm.forward` of transformers 5.23: `x` over its fp32 root, cast to a 16-bit weight's dtype.
+
+    Not the input but its fp32 copy is squared; the input, in its own dtype, is multiplied by the fp32 root.
+    """
+    wide = cast(tape, x, "fp32")
+    root = _inverse_root(tape, _mean(tape, _square(tape, wide), (*wide.shape[:-1], 1)))
+    normal = multiply(tape, x, root)
+    narrow = normal if weight.dtype == "fp32" else cast(tape, normal, weight.dtype)
+    return multiply(tape, weight, narrow)
 
 
 def rms_norm_offset(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
-from tuneplan.planner.graph.tape import Gradient, Op
+from tuneplan.planner.graph.tape import Gradient
 from tuneplan.planner.graph.tensor import Size, Tensor, round_block
 from tuneplan.planner.methods.targeted import ALL_LINEAR, PATTERN, compiled
 
@@ -121,9 +121,8 @@ def wrap(
     weight_bytes = 2 * (left.nbytes + right.nbytes)
     flops: Size = 2 * experts * outs * ins * rank
     whole = inner()
-    tape.ops.append(
-        Op(f"{name}.check", (left.storage, right.storage), scratch=round_block(whole.nbytes), flops=flops, moved=2 * whole.nbytes)
-    )
+    check = tape.fresh(shape, dtype, False)
+    tape.record("check", (left, right), check, flops=flops, moved=2 * whole.nbytes)
 
     def adapted() -> Tensor:
         base = inner()
@@ -158,6 +157,6 @@ def _wrap_router(part: "Lora", model: "Assembly", name: str, rank: int, inner: W
     tape.record("delta", (a, b), product, saved=(a, b), gradients=gradients, flops=flops)
     delta = pw.cast(tape, pw.scale(tape, product), model.stored_dtype(name))
     base = inner()
-    tape.ops.append(Op(f"{name}.check", (delta.storage,), scratch=round_block(base.nbytes), moved=2 * base.nbytes))
+    tape.record("check", (delta,), tape.fresh(shape, delta.dtype, False), moved=2 * base.nbytes)
     model.wrapped.append(delta)
     return lambda: pw.add(tape, inner(), delta)

@@ -10,6 +10,7 @@ from tuneplan.planner.graph.tape import Gradient
 from tuneplan.planner.graph.tensor import Tensor, round_block
 from tuneplan.planner.methods.part import Part
 from tuneplan.planner.models.spec import CAUSAL_LM
+from tuneplan.planner.models.tasks import SEQ2SEQ
 
 if TYPE_CHECKING:
     from tuneplan.planner.models.assembly import Assembly
@@ -30,16 +31,21 @@ def check_tokens(label: str, count: int, spec: "ModelSpec", settings: "Settings"
         )
 
 
-def prepend(model: "Assembly", prompts: Tensor, hidden: Tensor) -> Tensor:
-    """The prompts before the tokens' embeddings, once a sequence; shapes `(1, n, hidden)` and `(batch, length, hidden)`."""
+def prepend(model: "Assembly", prompts: Tensor, hidden: Tensor, rows: int = 0) -> Tensor:
+    """The prompts before the tokens' embeddings, once a sequence; shapes `(1, n, hidden)` and `(batch, length, hidden)`.
+
+    `rows`: of them, where not all go there (an encoder-decoder's, of which peft makes as many for its decoder and leaves them).
+    """
     tape = model.tape
     batch, length, width = hidden.shape
     repeated = tape.fresh((batch, *prompts.shape[1:]), prompts.dtype, prompts.requires_grad)
     tape.record("repeat", (prompts,), repeated, gradients=(Gradient(prompts, round_block(prompts.nbytes)),))
-    narrow = pw.cast(tape, repeated, hidden.dtype)
-    out = tape.fresh((batch, length + prompts.shape[1], width), hidden.dtype, narrow.requires_grad or hidden.requires_grad)
+    narrow = whole = pw.cast(tape, repeated, hidden.dtype)
+    if rows and rows != prompts.shape[1]:
+        narrow = pw.narrow(tape, whole, (batch, rows, width))
+    out = tape.fresh((batch, length + narrow.shape[1], width), hidden.dtype, narrow.requires_grad or hidden.requires_grad)
     joined = tape.record("prompt", (narrow, hidden), out, gradients=(Gradient(narrow, None), Gradient(hidden, None)))
-    tape.outputs.append(narrow.storage)
+    tape.outputs.append(whole.storage)
     if model.spec.task == CAUSAL_LM:
         labels = tape.fresh(out.shape[:2], "int64", False)
         tape.record("labels", (), labels)
@@ -86,6 +92,6 @@ class PromptTuning(Part):
 
     def embedded(self, model: "Assembly", hidden: Tensor) -> Tensor:
         """Put the prompt before the embeddings."""
-        shape = (self.num_virtual_tokens, hidden.shape[-1])
-        table = model.common("prompt_encoder.embedding.weight", shape, "fp32")
-        return prepend(model, embedding(model.tape, (1, self.num_virtual_tokens), table), hidden)
+        rows = self.num_virtual_tokens * (2 if model.spec.task == SEQ2SEQ else 1)
+        table = model.common("prompt_encoder.embedding.weight", (rows, hidden.shape[-1]), "fp32")
+        return prepend(model, embedding(model.tape, (1, rows), table), hidden, self.num_virtual_tokens)

@@ -12,48 +12,9 @@ from tuneplan.planner.graph.tensor import WEIGHTS, Size, Storage, Tensor, elemen
 from tuneplan.planner.methods.formats import QUANTIZED, kernel, stored_bytes
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.methods.part import CLASSIFIER, Part, Weight, numbered
+from tuneplan.planner.models.parameter import Parameter
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.training.settings import Settings
-
-
-@dataclass(slots=True)
-class Parameter:
-    """A weight that the model or the method has, once for each of the layers alike.
-
-    Attributes:
-        name: name in the state dict, layers written as `*`.
-        shape: of one of them.
-        storage: format or dtype in which it is kept.
-        trainable: whether it gets a gradient.
-        adapter: whether the method brought it.
-        stored_bytes: device bytes of one of them.
-        count: how many layers have it.
-        tensor: the tensor of the graph.
-        saved: whether a checkpoint has it.
-        saved_bits: of an element in a checkpoint, where that is not what `storage` has; else 0.
-        buffer: it is no parameter of the model and not counted as one.
-        state_shape: of its optimizer states, where that is not its own.
-        state_beside: shape of one more tensor that the optimizer keeps for it.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    storage: str
-    trainable: bool
-    adapter: bool
-    stored_bytes: int
-    count: int
-    tensor: Tensor
-    saved: bool = True
-    buffer: bool = False
-    state_shape: tuple[int, ...] = ()
-    state_beside: tuple[int, ...] = ()
-    saved_bits: float = 0
-
-    @property
-    def numel(self) -> int:
-        """Elements of all of them."""
-        return elements(self.shape) * self.count
 
 
 @dataclass(slots=True)
@@ -289,16 +250,25 @@ class Assembly:
         return tensor
 
     def linear(
-        self, x: Tensor, module: str, out_features: int, bias: bool = False, kind: str = "linear", conv1d: bool = False
+        self,
+        x: Tensor,
+        module: str,
+        out_features: int,
+        bias: bool = False,
+        kind: str = "linear",
+        conv1d: bool = False,
+        kept: bool = False,
     ) -> Tensor:
         """A linear module, with whatever the method adds to it. Shapes: x `(..., in)` -> `(..., out_features)`.
 
         `conv1d`: transformers' `Conv1D`, which keeps its weight as `(in, out_features)` where it is not quantized.
+        `kept`: transformers never quantizes it (`_keep_in_fp32_modules`).
         """
         tape = self.tape
         outer = tape.scope
         tape.scope = module
-        weight = self.weight(module, (out_features, x.shape[-1]), kind)
+        dense = self.method.storage(Weight("", "norm", module), self.settings.dtype) if kept else ""
+        weight = self.weight(module, (out_features, x.shape[-1]), kind, stored=dense)
         own = kind if kind == CLASSIFIER else "bias"
         if conv1d:
             self.parameters[f"{self._prefix}{module}.weight"].shape = (x.shape[-1], out_features)

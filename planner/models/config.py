@@ -8,7 +8,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from tuneplan.planner.errors import InputError
@@ -103,13 +103,16 @@ class ConfigReader:
     Attributes:
         mapping: the object as read.
         origin: where it came from, such as a path or a hub id; it opens every error message.
+        asked: keys that were looked at so far.
     """
 
     mapping: Mapping[str, Any]
     origin: str
+    asked: set[str] = field(default_factory=set, compare=False, repr=False)
 
     def has(self, key: str) -> bool:
         """Whether the key is there with a value other than null."""
+        self.asked.add(key)
         return self.mapping.get(key) is not None
 
     def integer(self, key: str, default: int | None = None, *, minimum: int = 1, maximum: int = MAXIMUM_INTEGER) -> int:
@@ -121,6 +124,7 @@ class ConfigReader:
 
     def optional_integer(self, key: str, *, minimum: int = 1, maximum: int = MAXIMUM_INTEGER) -> int | None:
         """The integer at `key`, from `minimum` to `maximum`, or None when it is absent or null."""
+        self.asked.add(key)
         value = self.mapping.get(key)
         if value is None:
             return None
@@ -131,6 +135,7 @@ class ConfigReader:
 
     def number(self, key: str, default: float | None = None, *, minimum: float = 0.0, maximum: float = 1e12) -> float:
         """The finite number at `key`, from `minimum` to `maximum`; required when there is no default."""
+        self.asked.add(key)
         value = self.mapping.get(key)
         if value is None:
             return self._missing(key) if default is None else default
@@ -141,6 +146,7 @@ class ConfigReader:
 
     def boolean(self, key: str, default: bool | None = None) -> bool:
         """The true or false at `key`; required when there is no default."""
+        self.asked.add(key)
         value = self.mapping.get(key)
         if value is None:
             return self._missing(key) if default is None else default
@@ -150,6 +156,7 @@ class ConfigReader:
 
     def text(self, key: str, default: str | None = None) -> str:
         """The string at `key`; required when there is no default."""
+        self.asked.add(key)
         value = self.mapping.get(key)
         if value is None:
             return self._missing(key) if default is None else default
@@ -159,6 +166,7 @@ class ConfigReader:
 
     def section(self, key: str) -> "ConfigReader":
         """The object at `key`, such as `text_config`, with its own reader."""
+        self.asked.add(key)
         value = self.mapping.get(key)
         if value is None:
             self._missing(key)

@@ -34,6 +34,11 @@ class EncoderSpec(ModelSpec):
     attention_dropout: float
     classifier_dropout: float
 
+    @property
+    def longest(self) -> int | None:  # type: ignore[override]
+        """A table of learned positions ends."""
+        return self.max_position_embeddings
+
 
 def heads_of(config: ConfigReader, hidden: int, heads: int, keys: tuple[str, str]) -> int:
     """Size of a head. Raises InputError where the width is no multiple of the heads; `keys` name the two."""
@@ -56,6 +61,8 @@ def activate(model: Assembly, x: Tensor, kind: str) -> Tensor:
     tape = model.tape
     if kind == "quick_gelu":
         return pw.multiply(tape, x, pw.sigmoid(tape, pw.scale(tape, x)))
+    if kind == "relu":
+        return pw.relu(tape, x)
     return pw.gelu_new(tape, x) if kind == "gelu_new" else pw.activation(tape, x, kind)
 
 
@@ -82,6 +89,15 @@ def leaf(model: Assembly, hidden: Tensor) -> tuple[Storage, ...]:
         return ()
     hidden.requires_grad = True
     return (hidden.storage,)
+
+
+def embeddings_held(model: Assembly, words: Tensor, leaves: tuple[Storage, ...] = ()) -> None:
+    """Keep embeddings that a variable of the stack's code holds; peft holds those that it passes, for the whole forward."""
+    tape = model.tape
+    if model.method.virtual_tokens:
+        tape.outputs.append(words.storage)
+    elif words.storage not in leaves:
+        tape.held.append(words.storage)
 
 
 def check_length(model: Assembly, positions: int) -> None:
@@ -138,10 +154,11 @@ def both_ways(
     masks: tuple[Tensor, ...],
     dropout: float,
     prefixed: bool = True,
+    causal: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Attention over all tokens: its output `(batch, length, width)`, weights that the layer's code holds, what the module holds.
 
-    `prefixed`: a method may put keys and values before those of the layer.
+    `prefixed`: a method may put keys and values before those of the layer. `causal`: a decoder's own tokens.
     """
     tape = model.tape
     q, k, v = heads
@@ -153,10 +170,10 @@ def both_ways(
         out, scores = kernels.eager(tape, q, k, v, masks[0] if masks else None, dropout, wide=False)
         weights = (scores,)
     elif kernel.name == "efficient":
-        out = kernels.efficient(tape, q, k, v, masks[0] if masks else None, causal=False)
+        out = kernels.efficient(tape, q, k, v, masks[0] if masks else None, causal=causal)
     else:
         q, k, v = (pw.cast(tape, t, model.settings.autocast or model.settings.dtype) for t in (q, k, v))
-        out = kernels.flash(tape, q, k, v, causal=False)
+        out = kernels.flash(tape, q, k, v, causal=causal)
     out = tape.view("join_heads", out, (*out.shape[:2], spec.num_attention_heads * spec.head_dim))
     return out, weights, (q, k, v)
 
@@ -186,6 +203,15 @@ def ended(model: Assembly, entry: Tensor, loss: Tensor) -> Block:
         loss = part.loss(model, loss)
         part.finish(model)
     return close("head", model.tape, entry, None, entry_held=False)
+
+
+def refuse_prefixes(model: Assembly) -> None:
+    """Raise InputError for prefixes of an encoder-decoder."""
+    if model.method.prefix_length:
+        raise InputError(
+            f"prefixes before the keys and values of an encoder-decoder such as {model.spec.id} are not modelled; use "
+            "prompt_tuning or lora, or plan trace for what peft makes of it"
+        )
 
 
 def refuse_losses(model: Assembly) -> None:

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph import routing as rt
 from tuneplan.planner.graph.matmul import linear
 from tuneplan.planner.graph.tensor import Size, Tensor
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.expert_weights import Experts
+from tuneplan.planner.training.settings import EXPERTS
 
 Made: TypeAlias = tuple[Callable[[], Tensor], Callable[[], Tensor]]
 
@@ -118,7 +120,10 @@ def run_experts(model: Assembly, x: Tensor, routed: Routed, experts: Experts) ->
     elif settings.experts == "batched_mm":
         y = _batched(model, x, routed, experts, experts.weights(model))
     else:
-        raise NotImplementedError
+        raise InputError(
+            f"experts_implementation {settings.experts!r} is not modelled; choose one of {', '.join(EXPERTS)} "
+            "(transformers runs grouped_mm unless it is told otherwise)"
+        )
     tape.hold(*model.wrapped)
     model.wrapped = []
     tape.scope = outer

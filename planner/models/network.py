@@ -11,7 +11,8 @@ from tuneplan.planner.graph.tensor import Tensor
 from tuneplan.planner.methods.formats import QUANTIZED
 from tuneplan.planner.methods.full import Full
 from tuneplan.planner.methods.method import Method
-from tuneplan.planner.models.assembly import Assembly, Parameter
+from tuneplan.planner.models.assembly import Assembly
+from tuneplan.planner.models.parameter import Parameter
 from tuneplan.planner.models.registry import family
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.training.objective import PROMPT, REFERENCE

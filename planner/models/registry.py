@@ -7,6 +7,7 @@ from types import ModuleType
 from tuneplan.planner.errors import InputError, NotModelledError
 from tuneplan.planner.models import tasks
 from tuneplan.planner.models.config import ConfigReader
+from tuneplan.planner.models.foreign import refuse_foreign
 from tuneplan.planner.models.spec import CAUSAL_LM, ModelSpec
 
 FAMILIES = {
@@ -41,6 +42,8 @@ FAMILIES = {
     "stablelm": ("stablelm",),
     "starcoder2": ("starcoder2",),
     "mixtral": ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"),
+    "bart": ("bart",),
+    "t5": ("t5", "mt5"),
     "bert": ("bert", "roberta", "xlm-roberta", "electra"),
 }
 """Module names in `families/`, which are imported when they are needed, with the model types that each mirrors."""
@@ -66,8 +69,9 @@ def family(model_type: str, origin: str = "") -> ModuleType:
 
 
 def has_flash(spec: ModelSpec) -> bool:
-    """Whether transformers has FlashAttention for the architecture (a family says `EAGER_ONLY` where it does not)."""
-    return not getattr(family(spec.model_type), "EAGER_ONLY", False)
+    """Whether transformers has FlashAttention for the architecture (`EAGER_ONLY` or `NO_FLASH` of a family: it does not)."""
+    module = family(spec.model_type)
+    return not (getattr(module, "EAGER_ONLY", False) or getattr(module, "NO_FLASH", False))
 
 
 def read_spec(id: str, config: ConfigReader, task: str = "") -> ModelSpec:
@@ -85,6 +89,7 @@ def read_spec(id: str, config: ConfigReader, task: str = "") -> ModelSpec:
     module = _mirrored(config)
     chosen = tasks.chosen(task, getattr(module, "TASKS", (CAUSAL_LM,)), config)
     spec: ModelSpec = module.read(id, config)
+    refuse_foreign(config.mapping, config.asked, config.origin)
     labels = tasks.labels_of(config) if chosen in tasks.CLASSIFIES else tasks.DEFAULT_LABELS
     if (chosen, labels, note) == (spec.task, spec.num_labels, spec.note):
         return spec
@@ -112,6 +117,8 @@ def described(config: ConfigReader) -> tuple[ConfigReader, str]:
     Raises InputError for a checkpoint in a format that training does not start from.
     """
     notes = []
+    if config.has("auto_map"):
+        notes.append("the config points to code of its own (auto_map), which is never run; the model is read by its model_type")
     if config.has("quantization_config"):
         section = config.section("quantization_config")
         method = section.text("quant_method", "")

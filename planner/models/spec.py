@@ -1,6 +1,7 @@
 """What every family says about a model, whatever its architecture."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 CAUSAL_LM = "causal-lm"
 
@@ -23,6 +24,9 @@ class ModelSpec:
         task: what the model is trained for, one of tasks.TASKS.
         num_labels: classes of a classification.
         note: what was read otherwise than the config says, for the report.
+
+    `longest` is how many positions it has where it cannot do with more, `fixed_length` the tokens of an image where it reads
+    nothing else (0: it reads sequences).
     """
 
     id: str
@@ -35,6 +39,8 @@ class ModelSpec:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
+    longest: ClassVar[int | None] = None
+    fixed_length: ClassVar[int] = 0
     task: str = field(default=CAUSAL_LM, kw_only=True)
     num_labels: int = field(default=2, kw_only=True)
     note: str = field(default="", kw_only=True)

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from tuneplan.planner.errors import InputError, UnknownNameError
+from tuneplan.planner.errors import InputError, NotModelledError, UnknownNameError
 from tuneplan.planner.models.config import ConfigReader
-from tuneplan.planner.models.spec import CAUSAL_LM
+from tuneplan.planner.models.spec import CAUSAL_LM, ModelSpec
 
 SEQ_CLS = "sequence-classification"
 TOKEN_CLS = "token-classification"
@@ -39,11 +39,34 @@ def task_name(given: str) -> str:
 def chosen(given: str, known: Sequence[str], config: ConfigReader) -> str:
     """The task to plan for: as given, or the first that the family knows. Raises InputError for one that it does not."""
     if given and given not in known:
-        raise InputError(
-            f"{config.origin}: tuneplan does not know {config.text('model_type')} models for the task {given}; "
-            f"use --task {' or '.join(known)}"
+        raise NotModelledError(
+            f"{config.origin}: tuneplan does not know {config.text('model_type')} models for the task {given}",
+            f"; use --task {' or '.join(known)}",
         )
     return given or known[0]
+
+
+def described(spec: ModelSpec, target_len: int) -> list[tuple[str, str]]:
+    """A line for the head of a report; none for a causal language model."""
+    if spec.task == CAUSAL_LM:
+        return []
+    more = f", {spec.num_labels} classes" if spec.task in CLASSIFIES else ""
+    more = f", targets of {target_len} tokens" if spec.task == SEQ2SEQ else more
+    return [("task", f"{spec.task}{more}")]
+
+
+def with_labels(config: ConfigReader, count: int) -> ConfigReader:
+    """The config with another number of classes. Raises InputError for one that cannot be."""
+    if not 1 <= count <= MOST_LABELS:
+        raise InputError(f"num-labels {count} is not a number of classes; use 1 to {MOST_LABELS}")
+    kept = {k: v for k, v in config.mapping.items() if k not in ("id2label", "label2id")}
+    return ConfigReader({**kept, "num_labels": count}, config.origin)
+
+
+def check_labels(spec: ModelSpec, given: int | None) -> None:
+    """Raise InputError for a number of classes that is given where nothing is classified."""
+    if given is not None and spec.task not in CLASSIFIES:
+        raise InputError(f"--num-labels {given} is for a classification, and {spec.id} is planned for {spec.task}; leave it out")
 
 
 def labels_of(config: ConfigReader) -> int:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from tuneplan.planner.graph.meter import Meter, Segment
 from tuneplan.planner.graph.tensor import BITS, GRADIENTS, OPTIMIZER_STATES, TEMPORARY, WEIGHTS, elements, round_block
 from tuneplan.planner.methods.formats import QUANTIZED
-from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network
+from tuneplan.planner.models.parameter import Parameter
 from tuneplan.planner.parallel.shards import flat_part, layer_parameters, root_parameters, weight_bytes
 from tuneplan.planner.parallel.step import EMPTY, Events, HostBytes, Piece, RankStep, Walked, sequence
 from tuneplan.planner.training.optimizers import AnyOptimizer, state_bytes, step_scratch

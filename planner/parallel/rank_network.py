@@ -14,8 +14,8 @@ from tuneplan.planner.graph.block import Block
 from tuneplan.planner.graph.tensor import elements, round_block
 from tuneplan.planner.methods.formats import stored_bytes
 from tuneplan.planner.methods.method import Method
-from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network, Run, build
+from tuneplan.planner.models.parameter import Parameter
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding

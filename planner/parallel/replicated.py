@@ -2,8 +2,8 @@
 
 from tuneplan.planner.graph.meter import Meter, Segment
 from tuneplan.planner.graph.tensor import BITS, GRADIENTS, OPTIMIZER_STATES, WEIGHTS, round_block
-from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network
+from tuneplan.planner.models.parameter import Parameter
 from tuneplan.planner.parallel.shards import gradient_bytes, weight_bytes
 from tuneplan.planner.parallel.step import EMPTY, HostBytes, RankStep, Walked, joined
 from tuneplan.planner.training.optimizers import AnyOptimizer, state_bytes, step_scratch

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 from tuneplan.planner.graph.tensor import BITS, elements, round_block
 from tuneplan.planner.methods.formats import BLOCK_FORMATS, QUANTIZED, ROW_FORMATS
-from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network
+from tuneplan.planner.models.parameter import Parameter
 from tuneplan.planner.training.sharding import share
 
 

@@ -147,7 +147,7 @@ def _serving(rows: Sequence[Row]) -> Table:
             format_gib(row.served_bytes),
             _pair(row, lambda time: time.device_seconds),
             _pair(row, lambda time: time.eager_seconds),
-            "-" if row.overhead is None else f"+{100 * row.overhead:.0f} %",
+            _overhead(row.overhead),
             format_gib(row.estimate.checkpoint_bytes),
             f"{row.adapters_per_model:,}",
         )
@@ -236,3 +236,10 @@ def _guide(rows: Sequence[Row]) -> Table:
         more = f"; {advice.met - len(advice.methods)} more" if advice.met > len(advice.methods) else ""
         lines.append((advice.need, f"{advice.rule}: {named}{more}"))
     return facts(lines)
+
+
+def _overhead(share: float | None) -> str:
+    """How much longer a decoded token takes; from ten times on as a factor, which is shorter."""
+    if share is None:
+        return "-"
+    return f"+{100 * share:.0f} %" if share < 9 else f"x {1 + share:.0f}"

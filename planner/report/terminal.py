@@ -11,14 +11,15 @@ from rich.text import Text
 
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.methods.compose import explicit
+from tuneplan.planner.models.tasks import described
 from tuneplan.planner.report.config_account import account, config_rows
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.units import format_count, format_gib, format_seconds
 
 if TYPE_CHECKING:
     from tuneplan.planner.estimate import Estimate
+    from tuneplan.planner.plan import Plan
     from tuneplan.planner.savings import Saving
-    from tuneplan.planner.search import Plan
 
 BAR_WIDTH = 32
 NARROWEST = 100
@@ -82,6 +83,7 @@ def estimate_report(estimate: "Estimate") -> RenderableType:
     kernel = network.notes["attention_kernel"]
     header = [
         ("model", f"{request.spec.id} ({format_count(network.total_parameters)} parameters)"),
+        *described(request.spec, s.target_length),
         ("method", explicit(request.method, ", ")),
         ("trained", f"{network.trainable_parameters:,} parameters ({100 * trained:.3g} %)"),
         ("batch", f"{s.micro_batch_size} x {s.seq_len} tokens, {steps} micro-batch{'es' if steps > 1 else ''} a step"),

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.methods.formats import BLOCK_FORMATS
-from tuneplan.planner.models.assembly import Parameter
 from tuneplan.planner.models.network import Network, build
+from tuneplan.planner.models.parameter import Parameter
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.training.settings import Settings
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tuneplan.planner.graph.tensor import BITS, elements
-from tuneplan.planner.models.assembly import Parameter
+from tuneplan.planner.models.parameter import Parameter
 from tuneplan.planner.training.optimizers import Optimizer, state_bytes
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from tuneplan.planner.errors import UnknownNameError
 from tuneplan.planner.graph.tensor import BITS, Size, elements, round_block
-from tuneplan.planner.models.assembly import Parameter
+from tuneplan.planner.models.parameter import Parameter
 
 SMALL_8BIT = 4096
 PAGED_MINIMUM = 100_000

@@ -8,7 +8,7 @@ from tuneplan.planner.training.objective import SFT, Objective
 DTYPES = ("bf16", "fp16", "fp32")
 PRECISIONS = ("pure", "master-weights", "autocast")
 ATTENTIONS = ("eager", "sdpa", "flash")
-EXPERTS = ("grouped_mm", "batched_mm", "eager")
+EXPERTS = ("grouped_mm", "batched_mm")
 ROUTINGS = ("even", "worst")
 CHECKPOINTING = ("off", "non-reentrant", "reentrant")
 
@@ -35,6 +35,7 @@ class Settings:
         padded: sequences are padded, so attention gets a mask.
         keep_outputs: the training loop keeps the model's output (logits, cache) until the next forward is over, as a loop does
             that is written `outputs = model(...)`; transformers' Trainer does not.
+        target_len: tokens of each target of an encoder-decoder; None for as many as the sequence.
         use_cache: the model keeps keys and values in a cache, as it does by default; the Trainer turns it off, and so does
             gradient checkpointing.
         objective: what is trained towards; supervised fine-tuning unless said otherwise. A micro-batch of pairs has two sequences
@@ -60,6 +61,7 @@ class Settings:
     padded: bool = False
     keep_outputs: bool = False
     use_cache: bool = False
+    target_len: Size | None = None
     experts: str = "grouped_mm"
     routing: str = "even"
     gathered_cast: bool = False
@@ -69,6 +71,11 @@ class Settings:
     def sequences(self) -> Size:
         """Sequences of one forward: two for each pair of a preference."""
         return self.micro_batch_size * self.objective.sequences
+
+    @property
+    def target_length(self) -> Size:
+        """Tokens of each target of an encoder-decoder."""
+        return self.seq_len if self.target_len is None else self.target_len
 
     @property
     def autocast(self) -> str:

@@ -114,12 +114,11 @@ class TracedEstimate:
         return Group(trace_report(traced), Text(), facts(rows), Text(f"! {self.reason}", style="yellow"))
 
 
-def estimate_traced(asked: Asked, task: str, reason: str) -> TracedEstimate:
+def estimate_traced(asked: Asked, reason: str) -> TracedEstimate:
     """Estimate from the real code.
 
     Args:
         asked: the configuration.
-        task: as in `Subject`.
         reason: why the ledger has no estimate, for the report.
 
     Raises:
@@ -127,7 +126,7 @@ def estimate_traced(asked: Asked, task: str, reason: str) -> TracedEstimate:
     """
     quiet()
     start = time.perf_counter()
-    subject = subject_of(asked, task)
+    subject = subject_of(asked)
     gpu = asked.gpu
     capability, vendor = (gpu.compute_capability, gpu.vendor) if gpu else (None, "nvidia")
     found, kept = (None, "") if subject.batch_lengths else _program(subject)

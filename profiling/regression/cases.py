@@ -13,7 +13,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from tuneplan.hardware_profiles.errors import ProfileError
 from tuneplan.hardware_profiles.reading import read_text
 from tuneplan.planner.cli.step_words import Asked, asked, request_options
-from tuneplan.planner.cli.trace import task_option
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.units import parse_bytes
@@ -126,8 +125,8 @@ class Case:
         own = self.component_limits.get(component)
         return own if own is not None else self.limits.model_copy(update={"max_bytes": None})
 
-    def asked(self, root: Path) -> tuple[Asked, str]:
-        """The step and the task of a case with words. Raises InputError."""
+    def asked(self, root: Path) -> Asked:
+        """The step of a case with words. Raises InputError."""
         given: dict[str, Any] = {p.name: p.get_default(click.Context(_words)) for p in _words.params if p.name is not None}
         by_word = {_word(p): p for p in _words.params}
         for word, value in self.words.items():
@@ -145,7 +144,7 @@ class Case:
         if given["peft_config"] is not None:
             given["peft_config"] = str(root / given["peft_config"])
         try:
-            return asked(given, {str(by_word[word].name) for word in self.words}), given["task"]
+            return asked(given, {str(by_word[word].name) for word in self.words})
         except (InputError, ProfileError) as error:
             raise InputError(f"case {self.name}: {error}") from error
 
@@ -186,7 +185,6 @@ class Cases:
 
 @click.command()
 @request_options
-@task_option
 def _words(**_: Any) -> None:
     """The words that a case may use."""
 

@@ -35,7 +35,7 @@ def _planned(case: Case, root: Path) -> Reading:
     from tuneplan.profiling.trace import count, trace
 
     quiet()
-    subject = subject_of(*case.asked(root))
+    subject = subject_of(case.asked(root))
     if case.device == "gpu":
         return _on_gpu(subject)
     extended: Mapping[str, Any] = {}

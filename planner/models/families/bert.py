@@ -132,7 +132,7 @@ def _start(model: Assembly, spec: BertSpec, _: Tensor | None) -> tuple[Block, tu
     for part in model.method.parts:
         words = part.embedded(model, words)
     if model.method.virtual_tokens:
-        tape.held.append(words.storage)
+        encoder.embeddings_held(model, words)
     length = words.shape[1]
     count = rows if variant.counted else 1
     numbers = []

@@ -54,7 +54,7 @@ def test_the_study_s_count_and_offsite_tuning(plan: Any) -> None:
 
 def test_models_that_are_known_by_size(plan: Any, write_config: Any) -> None:
     """An architecture without an op list is served by the size of its weights: memory, but no time."""
-    config = write_config(model_type="deepseek_v3", kv_lora_rank=512, qk_rope_head_dim=64)
+    config = write_config(model_type="deepseek_v9", kv_lora_rank=512, qk_rope_head_dim=64)
     refuse(plan("serve-memory", "--model", config, "--gpu", "h200"), "--weights-size")
     body = plan("serve-memory", "--model", config, "--gpu", "h200", "--weights-size", "60GiB", "--json").json()
     assert {"latent": 2} == body["layers"]

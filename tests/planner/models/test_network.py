@@ -18,7 +18,7 @@ DISTINCT = list({entry.config_path.read_text(encoding="utf-8"): entry for entry 
 
 def network_of(name: str, method: str = "full") -> Network:
     """A catalogued model under a method."""
-    return build(read_spec(*load(name)), parse(method), Settings())
+    return build(read_spec(*load(name)), parse(method), Settings(seq_len=512))
 
 
 @pytest.mark.parametrize("entry", entries(), ids=lambda entry: entry.id)
@@ -47,8 +47,8 @@ def test_adapter_of_the_reference_study() -> None:
 
 def test_unknown_family_says_so() -> None:
     """An architecture without a family is refused by name, not guessed."""
-    config = ConfigReader({"model_type": "bloom", "hidden_size": 64}, "config.json")
-    with pytest.raises(InputError, match="model_type 'bloom' is an architecture that tuneplan does not know yet"):
+    config = ConfigReader({"model_type": "rwkv", "hidden_size": 64}, "config.json")
+    with pytest.raises(InputError, match="model_type 'rwkv' is an architecture that tuneplan does not know yet"):
         read_spec("x", config)
 
 

@@ -43,6 +43,10 @@ NOT_FOR_QWEN2 = ("adaption_prompt", "modules_to_save", "xattn")
 """Other families, a head or an encoder that Qwen2.5-0.5B does not have."""
 
 
+PRUNES = ("loraprune", "splora")
+"""The base that is left computes less than the whole one."""
+
+
 @pytest.mark.parametrize("method", [name for name in names() if name != "full"])
 def test_every_method_with_an_adapter(method: str) -> None:
     """Bytes are positive, and only methods that train the base alone have none."""
@@ -53,7 +57,7 @@ def test_every_method_with_an_adapter(method: str) -> None:
     else:
         refused = ""
         assert adapter.nbytes > 0
-        assert adapter.flops_per_token >= 0
+        assert adapter.flops_per_token >= 0 or method in PRUNES
     expected = method in NOT_FOR_QWEN2 or "has no adapter" in refused or "nothing by itself" in refused
     assert refused == "" or expected
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tuneplan.planner.graph.tensor import WEIGHTS, Storage, Tensor
-from tuneplan.planner.models.assembly import Parameter
+from tuneplan.planner.models.parameter import Parameter
 from tuneplan.planner.timing.optimizer_step import TRAFFIC, update_bytes
 from tuneplan.planner.training.optimizers import OPTIMIZERS, find
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tuneplan.planner.errors import UnknownNameError
 from tuneplan.planner.graph.tensor import BITS, WEIGHTS, Storage, Tensor, elements, round_block
-from tuneplan.planner.models.assembly import Parameter
+from tuneplan.planner.models.parameter import Parameter
 from tuneplan.planner.training.optimizers import ALIASES, OPTIMIZERS, find, state_bytes, step_scratch
 
 

@@ -42,14 +42,14 @@ def test_words_are_those_of_plan_trace(tmp_path: Path) -> None:
         '[cases.a]\nmodel = "7b"\nmethod = "lora"\nrank = 4\ntarget_modules = ["q_proj", "v_proj"]\nseq_len = 64\n'
         "micro_batch_size = 2\ngradient_checkpointing = true\n"
     )
-    asked, task = cases(tmp_path, text).cases["a"].asked(tmp_path)
+    asked = cases(tmp_path, text).cases["a"].asked(tmp_path)
 
     assert (64, 2, "non-reentrant") == (
         asked.settings.seq_len,
         asked.settings.micro_batch_size,
         asked.settings.gradient_checkpointing,
     )
-    assert (None, "") == (asked.peft_config, task)
+    assert (None, "") == (asked.peft_config, asked.task)
     assert "q_proj" in str(asked.method.parts[0])
 
 
