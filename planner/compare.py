@@ -20,8 +20,9 @@ from tuneplan.planner.methods.inference import BASE, Inference, inference
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.methods.part import EFFORTS
 from tuneplan.planner.models.network import build
+from tuneplan.planner.plan import Plan, Rejected
 from tuneplan.planner.request import Request, check_settings
-from tuneplan.planner.search import Plan, Rejected, find
+from tuneplan.planner.search import find
 from tuneplan.planner.timing.decoding import Decoding, decoding
 from tuneplan.planner.timing.work import network_work
 from tuneplan.planner.training.settings import Settings

@@ -58,6 +58,12 @@ class Request:
     network_bytes_per_second: float | None = None
     config: ConfigUse | None = None
 
+    @property
+    def replays(self) -> bool:
+        """Whether the step is replayed through the allocator: not where ranks split states or a model, nor with extra phases."""
+        plain = self.settings.objective.plain
+        return plain and not self.sharding.zero_stage and not self.sharding.splits_model
+
     def to_json(self) -> dict[str, object]:
         """Every option as it was used, defaults included."""
         s = self.settings

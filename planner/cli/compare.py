@@ -66,13 +66,12 @@ def command(as_json: bool, plot: str | None, **given: Any) -> int:
     everything = given["method"].strip().lower() == ALL
     if everything:
         given["method"] = ",".join(standing_alone())
-    usual = given["method"] == DEFAULT
     filters = Filters(given["mergeable"], given["max_inference_overhead"], given["unmerged"], given["min_quality"])
     job = job_of(given)
     if given["peft_config"] is not None:
         named = read_methods(method_names(given["method"]), None, None)
         job = replace(job, methods=tuple({method.name: method for method in (*job.methods, *named)}.values()))
-    found = compare(job, filters, date.today(), skip_misfits=everything or usual)
+    found = compare(job, filters, date.today(), skip_misfits=everything or given["method"] == DEFAULT)
     if plot is not None and found.rows:
         from tuneplan.planner.report.compare_plot import draw
 

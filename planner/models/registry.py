@@ -69,8 +69,9 @@ def family(model_type: str, origin: str = "") -> ModuleType:
 
 
 def has_flash(spec: ModelSpec) -> bool:
-    """Whether transformers has FlashAttention for the architecture (a family says `EAGER_ONLY` where it does not)."""
-    return not getattr(family(spec.model_type), "EAGER_ONLY", False)
+    """Whether transformers has FlashAttention for the architecture (`EAGER_ONLY` or `NO_FLASH` of a family: it does not)."""
+    module = family(spec.model_type)
+    return not (getattr(module, "EAGER_ONLY", False) or getattr(module, "NO_FLASH", False))
 
 
 def read_spec(id: str, config: ConfigReader, task: str = "") -> ModelSpec:

@@ -52,7 +52,7 @@ def local_network(spec: ModelSpec, method: Method, settings: Settings, sharding:
     if sharding.context_parallel > 1:
         _ring(network, sharding.context_parallel)
     if sharding.expert_parallel > 1:
-        split_experts(network, spec, settings, sharding.expert_parallel)
+        split_experts(network, spec, local_settings(settings, sharding), sharding.expert_parallel)
     return network
 
 

@@ -25,8 +25,9 @@ from tuneplan.planner.methods.compose import explicit, parse
 from tuneplan.planner.models.lookup import load
 from tuneplan.planner.models.network import build
 from tuneplan.planner.models.registry import read_spec
+from tuneplan.planner.plan import Plan
 from tuneplan.planner.request import Request
-from tuneplan.planner.search import Plan, find
+from tuneplan.planner.search import find
 from tuneplan.planner.target import of_memory
 from tuneplan.planner.training.optimizers import find as find_optimizer
 from tuneplan.planner.training.settings import Settings
