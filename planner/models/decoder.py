@@ -203,6 +203,8 @@ def start(
     for part in model.method.parts:
         hidden = part.embedded(model, hidden)
     if after:
+        if model.method.virtual_tokens:  # PEFT, which made them, holds what is multiplied
+            tape.outputs.append(hidden.storage)
         hidden = pw.scale(tape, hidden, after)
     locals: tuple[Tensor, ...] = ()
     if enter:
