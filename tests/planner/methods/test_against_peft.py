@@ -33,6 +33,7 @@ METHODS = (
     "lora(rank_pattern=layers.[01].*q_proj:16,lora_bias=true,exclude_modules=up_proj)",
     "adalora",
     f"adalora({QV},lora_dropout=0.1)",
+    "adalora(trains_ranknum=false)",
     "ia3",
     "ia3(target_modules=all-linear)",
     "vera(r=64)",
@@ -54,6 +55,7 @@ METHODS = (
     "trainable_tokens(token_indices=1,2,3)",
     "llm_int8",
     f"llm_int8({QV},prepare_kbit=false)",
+    "qlora(quant_type=fp4,double_quant=false)",
 )
 
 
