@@ -58,7 +58,8 @@ PATTERNS: dict[str, Pattern] = {
         "bottleneck_adapter(reduction_factor=8,sparsity=0.4)",
         "pruned",
         "He et al. 2022, SparseAdapter, section 2",
-        "the pass that scores the weights before training",
+        "the pass that scores the weights before training; trained weights are counted dense, as PyTorch has gradients and states "
+        "of what the mask keeps at zero, and the checkpoint sparse",
     ),
     "propetl": Pattern("propetl_adapter", "pruned", "Zeng, Zhang and Lu 2023, ProPETL, section 3"),
     "splora": Pattern(
