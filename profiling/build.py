@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.quantized_base import QuantizedBase
+from tuneplan.profiling import attention
 from tuneplan.profiling.methods import refuse_what_no_library_has, with_adapter, with_method
 from tuneplan.profiling.optimizers import make_optimizer
 from tuneplan.profiling.quantize import quantize
@@ -146,7 +147,8 @@ def transformers_model(
         )
     try:
         settings = AutoConfig.for_model(kind, **rest)
-        settings._attn_implementation = implementation
+        literal = implementation == attention.SDPA and kind in attention.CALL_TORCH
+        settings._attn_implementation = "sdpa" if literal else implementation
         settings.use_cache = use_cache
         auto = getattr(transformers, _AUTO[task])
         with torch.device(device):
@@ -154,6 +156,8 @@ def transformers_model(
     except Exception as error:  # whatever a config that makes no sense meets first
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"transformers {transformers.__version__} cannot build {kind!r} for {task}: {reason}") from error
+    if literal:
+        attention.intercept(model)
     model.train()
     return model
 

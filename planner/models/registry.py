@@ -14,6 +14,7 @@ FAMILIES = {
     "llama": ("llama", "mistral", "qwen2", "qwen3", "granite"),
     "bloom": ("bloom",),
     "cohere": ("cohere", "cohere2"),
+    "falcon": ("falcon",),
     "gemma": ("gemma", "gemma2", "gemma3_text"),
     "gpt2": ("gpt2", "gpt-sw3"),
     "gpt_bigcode": ("gpt_bigcode",),
@@ -69,8 +70,8 @@ def family(model_type: str, origin: str = "") -> ModuleType:
 
 
 def has_flash(spec: ModelSpec) -> bool:
-    """Whether transformers has FlashAttention for the architecture (a family says `EAGER_ONLY` where it does not)."""
-    return not getattr(family(spec.model_type), "EAGER_ONLY", False)
+    """Whether transformers has FlashAttention for the architecture (a family says `NO_FLASH` where it does not)."""
+    return not getattr(family(spec.model_type), "NO_FLASH", False)
 
 
 def read_spec(id: str, config: ConfigReader, task: str = "") -> ModelSpec:

@@ -19,7 +19,7 @@ from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.decoder import DecoderSpec
 
 LAYERS = "transformer.h.*."
-EAGER_ONLY = True
+NO_FLASH = True
 EMBEDDING = "transformer.word_embeddings"
 _KEYS = {
     "num_attention_heads": "n_head",
