@@ -22,6 +22,7 @@ FAMILIES = {
     "olmo": ("olmo",),
     "olmo2": ("olmo2", "olmo3"),
     "mpt": ("mpt",),
+    "nemotron": ("nemotron",),
     "opt": ("opt",),
     "phi": ("phi",),
     "phi3": ("phi3",),
