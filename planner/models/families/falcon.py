@@ -218,9 +218,8 @@ def _math(model: Assembly, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Ten
     weights = pw.softmax(tape, pw.add(tape, scores, bias))
     unused = tape.record("to", (weights,), tape.fresh(weights.shape, q.dtype, False))  # the second result, which nobody takes
     mixed = batched(tape, weights, _spread(model, wide[2], heads), (batch, heads, length, size), keys)
-    tape.hold(*wide, query, key, weights, bias)
     out = pw.cast(tape, mixed, q.dtype)
-    tape.hold(unused)
+    tape.hold(*wide, query, weights, bias, unused)
     joined = tape.fresh((batch, length, heads, size), q.dtype, out.requires_grad)
     return tape.record("reshape", (out,), joined, gradients=(Gradient(out, None),))
 
