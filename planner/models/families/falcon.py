@@ -1,7 +1,8 @@
 """Falcon: one head of keys and values for all of queries (7B), groups of heads (40B, 180B, 11B), or positions as biases (RW).
 
 Mirrors transformers 5.23 models/falcon/modeling_falcon.py, whose code calls torch's sdpa itself and always with a mask. Only that
-is modelled: not the attention that is written out, nor FlashAttention.
+is modelled: not the attention that is written out, nor FlashAttention. Of a single sequence the one head of values counts twice
+while the unfused kernel runs (0.4 % of a tiny model).
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Nemotron (3 8B, 4 15B and 340B, Minitron): layer norms around one, squared ReLU, heads rotated in part.
 
-Mirrors transformers 5.23 models/nemotron/modeling_nemotron.py. Not modelled: `NemotronLayerNorm1P` adds one to its weight, so that
-autograd keeps `hidden_size` further values for each norm (0.03 % of a tiny model).
+Mirrors transformers 5.23 models/nemotron/modeling_nemotron.py. Not modelled: `NemotronLayerNorm1P` adds one to its weight, so
+that autograd keeps `hidden_size` further values for each norm (0.03 % of a tiny model).
 """
 
 from dataclasses import dataclass
