@@ -65,12 +65,8 @@ def with_objective(phases: "dict[str, Phase]", network: Network, settings: Setti
 
 
 def inference(network: Network) -> tuple[Levels, str]:
-    """Levels at the peak of a forward without gradients, weights aside, and the op there.
-
-    A layer's input goes with the layer, but for the embeddings, which a variable of the model's forward holds.
-    """
+    """Levels at the peak of a forward without gradients, weights aside, and the op there; a layer frees its input."""
     level, best, where = _nothing(), _nothing(), ""
-    embeddings = network.runs[0].block.exit
     for run in network.runs:
         block = run.block
         segment = Walk(block).forward(keep=False)
@@ -79,7 +75,7 @@ def inference(network: Network) -> tuple[Levels, str]:
             if _first(sum(peak)) > _first(sum(best)):
                 best, where = peak, segment.peak_op
             level = [a + b for a, b in zip(level, segment.delta, strict=True)]
-            if block.entry is not None and block.entry is not embeddings and block.entry_held:
+            if block.entry is not None and block.entry_held:
                 level[block.entry.storage.category] = level[block.entry.storage.category] - block.entry.storage.nbytes
     return best, where
 

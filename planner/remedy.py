@@ -9,6 +9,7 @@ from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.methods.lora import Lora
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.registry import has_flash
+from tuneplan.planner.models.spec import CAUSAL_LM
 from tuneplan.planner.switches import NARROW_ADAPTERS, SHORTEST, flash_runs, narrow_adapters
 from tuneplan.planner.target import NODE_COUNTS
 from tuneplan.planner.training.optimizers import OPTIMIZERS
@@ -16,7 +17,8 @@ from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
 
 if TYPE_CHECKING:
-    from tuneplan.planner.search import Plan, Search
+    from tuneplan.planner.plan import Plan
+    from tuneplan.planner.search import Search
 
 
 def smallest_change(search: "Search", plan: "Plan") -> str:
@@ -65,7 +67,7 @@ def _activations(search: "Search", plan: "Plan") -> Iterator[tuple[str, "Plan"]]
     if settings.gradient_checkpointing == "off" and method.allows(changed):
         yield "turn gradient checkpointing on", _try(search, plan, method, changed, sharding)
     fused = replace(settings, loss="liger")
-    if settings.loss == "eager" and method.allows(fused):
+    if settings.loss == "eager" and request.spec.task == CAUSAL_LM and method.allows(fused):
         yield "use --loss liger", _try(search, plan, method, fused, sharding)
     if settings.attention == "sdpa" and flash_runs(settings) and has_flash(request.spec):
         yield "use --attention flash", _try(search, plan, method, replace(settings, attention="flash"), sharding)

@@ -16,7 +16,7 @@ from tuneplan.planner.timing.work import NetworkWork, network_work
 from tuneplan.planner.training.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
-    from tuneplan.planner.search import Plan
+    from tuneplan.planner.plan import Plan
 
 WORTH_NAMING = 0.001
 """A switch that gains less than this share of the peak and of the step's time together is not recommended; one that costs

@@ -1,32 +1,31 @@
 """From a job to plans: every method, count, sharding, checkpointing, optimizer and micro-batch that fits, the best first."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import date
-from decimal import Decimal
 from math import inf
 
 from tuneplan.hardware_profiles.loader import Gpu
-from tuneplan.planner.cost import SPOT, Price, cheapest, usd
+from tuneplan.planner.cost import SPOT, cheapest, usd
 from tuneplan.planner.device_memory import RuntimeMemory, checkpoint_bytes, runtime_of, usable_bytes
 from tuneplan.planner.fragmentation import allowance, moving_bytes
 from tuneplan.planner.graph.tensor import CATEGORIES, OPTIMIZER_STATES
 from tuneplan.planner.job import Job
-from tuneplan.planner.memory import StepMemory, step_memory, walk
+from tuneplan.planner.memory import step_memory, walk
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import Network, build
 from tuneplan.planner.parallel.step import Walked
+from tuneplan.planner.plan import Answer, Plan, Rejected, rank
 from tuneplan.planner.request import Request, check_settings
 from tuneplan.planner.target import Target
 from tuneplan.planner.timing.request_time import time_of
-from tuneplan.planner.timing.step_time import StepTime
 from tuneplan.planner.timing.work import NetworkWork, network_work
 from tuneplan.planner.training.objective import for_method
 from tuneplan.planner.training.optimizers import Optimizer
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
 from tuneplan.planner.units import SECONDS_PER_HOUR, format_gib
-from tuneplan.planner.wall_clock import WallClock, wall_clock
+from tuneplan.planner.wall_clock import wall_clock
 
 LARGE = 20_000
 """From so many candidates on, they are evaluated as arrays; below, that would cost more than it saves."""
@@ -36,90 +35,6 @@ GAIN = 0.02
 """An optimizer after the first of the job's must make the objective better by this share to be taken."""
 SMALL_STATES = 0.01
 """Below this share of the usable memory, optimizer states do not decide anything, and only the first optimizer is looked at."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A configuration on given GPUs.
-
-    Attributes:
-        request: the configuration.
-        target: the cards.
-        memory: allocated bytes by phase, one rank.
-        fragmentation_bytes: reserved above allocated.
-        replayed: whether that comes from a replay of the step through the allocator, or is the allowance.
-        runtime: memory outside the allocator.
-        usable_bytes: of the card, less the safety margin.
-        time: of a step, None for an unknown card.
-        clock: what the hours are spent on, None without a time.
-        hours: of the whole run, None without a time.
-        price: the offer, None where there is none.
-        usd: for all tokens, None without time or price.
-    """
-
-    request: Request
-    target: Target
-    memory: StepMemory
-    fragmentation_bytes: int
-    runtime: RuntimeMemory
-    usable_bytes: int
-    replayed: bool = False
-    time: StepTime | None = None
-    clock: WallClock | None = None
-    hours: float | None = None
-    price: Price | None = None
-    usd: Decimal | None = None
-
-    @property
-    def device_bytes(self) -> int:
-        """Peak that the driver sees on one card."""
-        return self.memory.peak.peak_bytes + self.fragmentation_bytes + self.runtime.total_bytes
-
-    @property
-    def short_by_bytes(self) -> int:
-        """How much the plan is above what the card can give; negative when it fits."""
-        return self.device_bytes - self.usable_bytes
-
-    @property
-    def gpu_count(self) -> int:
-        """Cards used."""
-        return self.request.sharding.data_parallel
-
-    @property
-    def largest_component(self) -> str:
-        """The category that takes most at the peak."""
-        levels = self.memory.peak.levels
-        return CATEGORIES[max(range(len(levels)), key=lambda i: levels[i])]
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """The configuration of a method on given GPUs that comes closest, and why it is not a plan."""
-
-    plan: Plan
-    reason: str
-    remedy: str
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Plans, the best first, one for each method on each number of each card; and what cannot be.
-
-    Attributes:
-        job: what was asked.
-        plans: those that fit.
-        rejected: the closest misses, and plans that break a limit.
-        evaluated: candidates that were looked at.
-        plans_left_out: of a large search, how many worse plans are not among `plans`.
-        rejected_left_out: the same for `rejected`.
-    """
-
-    job: Job
-    plans: tuple[Plan, ...]
-    rejected: tuple[Rejected, ...]
-    evaluated: int = 0
-    plans_left_out: int = 0
-    rejected_left_out: int = 0
 
 
 class Search:
@@ -178,7 +93,7 @@ class Search:
         while index < len(plans):
             plan = plans[index]
             index += 1
-            settled = plan.replayed or plan.request.sharding.zero_stage
+            settled = plan.replayed or not plan.request.replays
             if settled or (index > 1 and self._replay_key(plan) not in self._fragments):
                 continue
             checked = self.replayed(plan)
@@ -227,7 +142,7 @@ class Search:
     def replayed(self, plan: Plan) -> Plan:
         """The plan with its fragmentation replayed; sharded plans keep the allowance (their states are not single blocks)."""
         request = plan.request
-        if request.sharding.zero_stage or plan.replayed:
+        if not request.replays or plan.replayed:
             return plan
         key = self._replay_key(plan)
         if key not in self._fragments:
@@ -350,29 +265,6 @@ class Search:
 def accumulation(job: Job, settings: Settings, sharding: Sharding) -> int:
     """Micro-batches of one update."""
     return max(1, job.global_batch_size // (settings.micro_batch_size * sharding.data_parallel))
-
-
-def rank(plan: Plan, objective: str) -> tuple[float, ...]:
-    """Sort key: unknown figures last, then the objective, then the others as tie-breakers."""
-    unknown = float("inf")
-    hours = plan.hours if plan.hours is not None else unknown
-    cost = float(plan.usd) if plan.usd is not None else unknown
-    memory = float(plan.device_bytes * plan.gpu_count)
-    orders = {"cost": (cost, hours, memory), "time": (hours, cost, memory), "memory": (memory, cost, hours)}
-    return orders[objective]
-
-
-def front(plans: Sequence[Plan]) -> tuple[bool, ...]:
-    """For each plan, whether no other one is cheaper, faster and leaves more memory of a card free (or as much of each).
-
-    The Pareto front of cost, time and memory headroom; unknown figures are worse than any other.
-    """
-    keys = [(*rank(plan, "cost")[:2], float(plan.short_by_bytes)) for plan in plans]
-    return tuple(not any(_dominates(other, own) for other in keys) for own in keys)
-
-
-def _dominates(other: tuple[float, ...], own: tuple[float, ...]) -> bool:
-    return other != own and all(a <= b for a, b in zip(other, own, strict=True))
 
 
 def find(job: Job, today: date, told: Callable[[int], None] | None = None) -> Answer:

@@ -9,6 +9,7 @@ from tuneplan.planner.methods.method import Method
 from tuneplan.planner.methods.part import Part
 from tuneplan.planner.methods.targeted import ALL_LINEAR
 from tuneplan.planner.models.registry import has_flash
+from tuneplan.planner.models.spec import CAUSAL_LM
 from tuneplan.planner.request import Request
 from tuneplan.planner.training.attention_kernel import AMPERE
 from tuneplan.planner.training.optimizers import OPTIMIZERS
@@ -56,7 +57,7 @@ def switches(request: Request) -> Iterator[Switch]:
         )
     else:
         yield Switch("no_checkpointing", "turn gradient checkpointing off", SAME, _with(request, gradient_checkpointing="off"))
-    if settings.loss == "eager":
+    if settings.loss == "eager" and request.spec.task == CAUSAL_LM:
         yield Switch("fused_loss", f"use --loss {FUSED_LOSS}", SAME, _with(request, loss=FUSED_LOSS))
     if flash_runs(settings) and settings.attention != "flash" and has_flash(request.spec):
         yield Switch("flash_attention", "use --attention flash", SAME, _with(request, attention="flash"))

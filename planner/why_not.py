@@ -7,7 +7,8 @@ from datetime import date
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.job import Job
 from tuneplan.planner.methods.compose import parse
-from tuneplan.planner.search import Answer, Plan, Rejected, Search, rank
+from tuneplan.planner.plan import Answer, Plan, Rejected, rank
+from tuneplan.planner.search import Search
 from tuneplan.planner.target import targets
 from tuneplan.planner.training.optimizers import find as find_optimizer
 from tuneplan.planner.training.settings import CHECKPOINTING

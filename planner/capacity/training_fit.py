@@ -10,7 +10,8 @@ from tuneplan.planner.job import DEFAULT_METHODS, Job
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.models.lookup import load
 from tuneplan.planner.models.registry import read_spec
-from tuneplan.planner.search import Answer, find
+from tuneplan.planner.plan import Answer
+from tuneplan.planner.search import find
 from tuneplan.planner.target import Target
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.uncertainty import margin

@@ -71,7 +71,7 @@ def command(as_json: bool, plot: str | None, **given: Any) -> int:
     if given["peft_config"] is not None:
         named = read_methods(method_names(given["method"]), None, None)
         job = replace(job, methods=tuple({method.name: method for method in (*job.methods, *named)}.values()))
-    found = compare(job, filters, date.today(), skip_misfits=everything)
+    found = compare(job, filters, date.today(), skip_misfits=everything or given["method"] == DEFAULT)
     if plot is not None and found.rows:
         from tuneplan.planner.report.compare_plot import draw
 

@@ -55,8 +55,9 @@ def sweep_estimate(given: dict[str, Any], text: str, plot: str | None, as_json: 
 def sweep_search(given: dict[str, Any], text: str, plot: str | None, as_json: bool) -> int:
     """The recommended plan over an axis."""
     from tuneplan.planner.cli.search import job_of
+    from tuneplan.planner.plan import Answer
     from tuneplan.planner.report import sweep_report
-    from tuneplan.planner.search import Answer, find
+    from tuneplan.planner.search import find
     from tuneplan.planner.sweep import axis, sweep
 
     over = axis(text, OF_SEARCH)

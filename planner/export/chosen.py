@@ -14,8 +14,9 @@ from tuneplan.planner.job import Job
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.models.lookup import load
 from tuneplan.planner.models.registry import read_spec
+from tuneplan.planner.plan import Answer, Plan
 from tuneplan.planner.report.json_report import plan_json
-from tuneplan.planner.search import Answer, Plan, find
+from tuneplan.planner.search import find
 from tuneplan.planner.target import Target, targets
 from tuneplan.planner.training.objective import objective_of
 from tuneplan.planner.training.optimizers import find as find_optimizer

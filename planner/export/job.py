@@ -13,7 +13,7 @@ from tuneplan.planner.methods.method import Method
 from tuneplan.planner.methods.modules_to_save import ModulesToSave
 from tuneplan.planner.methods.part import Part
 from tuneplan.planner.methods.quantized_base import QuantizedBase
-from tuneplan.planner.search import Plan
+from tuneplan.planner.plan import Plan
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
 from tuneplan.planner.units import format_gib

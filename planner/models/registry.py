@@ -71,8 +71,9 @@ def family(model_type: str, origin: str = "") -> ModuleType:
 
 
 def has_flash(spec: ModelSpec) -> bool:
-    """Whether transformers has FlashAttention for the architecture (a family says `NO_FLASH` where it does not)."""
-    return not getattr(family(spec.model_type), "NO_FLASH", False)
+    """Whether transformers has FlashAttention for the architecture (`EAGER_ONLY` or `NO_FLASH` of a family: it does not)."""
+    module = family(spec.model_type)
+    return not (getattr(module, "EAGER_ONLY", False) or getattr(module, "NO_FLASH", False))
 
 
 def read_spec(id: str, config: ConfigReader, task: str = "") -> ModelSpec:
@@ -92,6 +93,7 @@ def read_spec(id: str, config: ConfigReader, task: str = "") -> ModelSpec:
     spec: ModelSpec = module.read(id, config)
     refuse_foreign(config.mapping, config.asked, config.origin)
     labels = tasks.labels_of(config) if chosen in tasks.CLASSIFIES else tasks.DEFAULT_LABELS
+    note = "; ".join([text for text in (note, spec.note) if text])
     if (chosen, labels, note) == (spec.task, spec.num_labels, spec.note):
         return spec
     return replace(spec, task=chosen, num_labels=labels, note=note)

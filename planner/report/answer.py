@@ -10,10 +10,10 @@ from tuneplan.planner.cost import Price
 from tuneplan.planner.job import AUTO, Job
 from tuneplan.planner.methods.compose import explicit
 from tuneplan.planner.models.tasks import described
+from tuneplan.planner.plan import Answer, Plan, Rejected, front
 from tuneplan.planner.report.config_account import account, config_rows, config_warnings
 from tuneplan.planner.report.terminal import breakdown, facts, plan_levels, savings_lines
 from tuneplan.planner.savings import Saving, best
-from tuneplan.planner.search import Answer, Plan, Rejected, front
 from tuneplan.planner.units import SECONDS_PER_HOUR, format_count, format_gib, format_seconds, format_usd
 from tuneplan.planner.why_not import WhyNot
 
@@ -169,7 +169,7 @@ def _age(price: Price) -> str:
 
 
 def _table(plans: tuple[Plan, ...], on_front: tuple[bool, ...]) -> Table:
-    """One line a plan; long names of methods and instances are folded, figures never. `on_front`: see `search.front`."""
+    """One line a plan; long names of methods and instances are folded, figures never. `on_front`: see `plan.front`."""
     names = ("method", "GPUs", "layout", "batch", "ckpt", "optimizer", "peak", "tokens/s", "time", "cost")
     rows = [(*_row(plan)[:-1], f"{_row(plan)[-1]}{'*' if best else ' '}") for plan, best in zip(plans, on_front, strict=True)]
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")

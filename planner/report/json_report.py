@@ -7,8 +7,8 @@ from tuneplan.planner.configs.training_config import ConfigUse
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.job import Job
 from tuneplan.planner.methods.compose import explicit
+from tuneplan.planner.plan import Answer, Plan, Rejected, front
 from tuneplan.planner.savings import Saving
-from tuneplan.planner.search import Answer, Plan, Rejected, front
 from tuneplan.planner.why_not import WhyNot
 
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.estimate import Estimate
+from tuneplan.planner.plan import Answer
 from tuneplan.planner.report.terminal import plan_levels
-from tuneplan.planner.search import Answer
 from tuneplan.planner.sweep import Axis, Point
 from tuneplan.planner.units import GIB
 

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tuneplan.planner.estimate import Estimate
+from tuneplan.planner.plan import Answer, Plan
 from tuneplan.planner.report.json_report import plan_json
-from tuneplan.planner.search import Answer, Plan
 from tuneplan.planner.sweep import Axis, Limits, Point, fits
 from tuneplan.planner.units import SECONDS_PER_HOUR, format_gib, format_seconds, format_usd
 

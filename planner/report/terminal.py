@@ -18,8 +18,8 @@ from tuneplan.planner.units import format_count, format_gib, format_seconds
 
 if TYPE_CHECKING:
     from tuneplan.planner.estimate import Estimate
+    from tuneplan.planner.plan import Plan
     from tuneplan.planner.savings import Saving
-    from tuneplan.planner.search import Plan
 
 BAR_WIDTH = 32
 NARROWEST = 100

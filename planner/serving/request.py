@@ -6,7 +6,7 @@ from tuneplan.planner.errors import InputError
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.network import Network
 from tuneplan.planner.models.registry import read_spec
-from tuneplan.planner.models.spec import ModelSpec
+from tuneplan.planner.models.spec import CAUSAL_LM, ModelSpec
 from tuneplan.planner.serving.kv_cache import CacheFormat, KvCache
 from tuneplan.planner.serving.read_kv import heads_of, language_part, read_kv
 from tuneplan.planner.serving.server_memory import Server, Shape
@@ -73,6 +73,11 @@ def served_model(id: str, config: ConfigReader, weights_bytes: int | None = None
             raise InputError(
                 f"{error}. plan serve-memory can take the size of the deployed checkpoint instead: --weights-size 84GiB"
             ) from None
+        if spec.task != CAUSAL_LM:
+            raise InputError(
+                f"{id} is no decoder but a model for {spec.task}; serve-memory plans the caches of decoders, and plan estimate "
+                "has the size of its weights"
+            )
     part = language_part(config)
     heads = part.integer("num_attention_heads", 0, minimum=0, maximum=2**16) or part.integer("n_head", 0, minimum=0)
     shape = Shape(

@@ -18,7 +18,8 @@ from tuneplan.planner.job import Job
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.models.lookup import load
 from tuneplan.planner.models.registry import read_spec
-from tuneplan.planner.search import Plan, Rejected, Search, find, front
+from tuneplan.planner.plan import Plan, Rejected, front, rank
+from tuneplan.planner.search import Search, find
 from tuneplan.planner.target import targets
 from tuneplan.planner.training.optimizers import OPTIMIZERS
 from tuneplan.planner.training.settings import Settings
@@ -63,7 +64,7 @@ def test_the_same_is_taken(name: str) -> None:
         )
         assert (choice.fits, choice.short_by_bytes) == (isinstance(found, Plan), plan.short_by_bytes)
         if choice.fits or choice.over:
-            assert searching.rank(plan, job.objective) == pytest.approx(choice.key, rel=1e-9)
+            assert rank(plan, job.objective) == pytest.approx(choice.key, rel=1e-9)
         if choice.over:
             assert isinstance(found, Rejected)
             assert found.reason

@@ -21,8 +21,9 @@ from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.models.lookup import load
 from tuneplan.planner.models.network import build
 from tuneplan.planner.models.registry import read_spec
+from tuneplan.planner.plan import Answer
 from tuneplan.planner.request import Request
-from tuneplan.planner.search import Answer, find
+from tuneplan.planner.search import find
 from tuneplan.planner.target import targets
 from tuneplan.planner.training.optimizers import OPTIMIZERS
 from tuneplan.planner.training.settings import Settings

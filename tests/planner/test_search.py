@@ -15,7 +15,8 @@ from tuneplan.planner.job import Job
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.models.lookup import load
 from tuneplan.planner.models.registry import read_spec
-from tuneplan.planner.search import Answer, Plan, find, rank
+from tuneplan.planner.plan import Answer, Plan, rank
+from tuneplan.planner.search import find
 from tuneplan.planner.target import Target, of_gpu, of_memory, targets
 from tuneplan.planner.training.optimizers import OPTIMIZERS
 from tuneplan.planner.training.settings import Settings

@@ -11,7 +11,8 @@ from tuneplan.planner.job import Job
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.models.lookup import load
 from tuneplan.planner.models.registry import read_spec
-from tuneplan.planner.search import Answer, find
+from tuneplan.planner.plan import Answer
+from tuneplan.planner.search import find
 from tuneplan.planner.target import targets
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.why_not import why_not

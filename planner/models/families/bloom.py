@@ -19,7 +19,7 @@ from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.decoder import DecoderSpec
 
 LAYERS = "transformer.h.*."
-NO_FLASH = True
+EAGER_ONLY = True
 EMBEDDING = "transformer.word_embeddings"
 _KEYS = {
     "num_attention_heads": "n_head",

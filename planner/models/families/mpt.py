@@ -17,7 +17,7 @@ from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.decoder import DecoderSpec
 
 LAYERS = "transformer.blocks.*."
-NO_FLASH = True
+EAGER_ONLY = True
 EMBEDDING = "transformer.wte"
 _KEYS = {
     "hidden_size": "d_model",

@@ -21,6 +21,8 @@ from tuneplan.planner.models.encoder import EncoderSpec
 from tuneplan.planner.models.network import Stack
 
 TASKS = (tasks.SEQ2SEQ,)
+NO_FLASH = True
+"""FlashAttention takes no bias of the scores."""
 GATED = "gated-"
 NO_LIMIT = 2**30
 
