@@ -1,9 +1,9 @@
 """What was asked: one configuration of one training step, with every default filled in and checked."""
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from tuneplan.hardware_profiles.loader import Gpu
-from tuneplan.planner.configs.training_config import ConfigUse
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.graph.loss import LOSSES
 from tuneplan.planner.host_memory import GPUS_OF_A_NODE, USUAL, Checkpoints
@@ -15,6 +15,9 @@ from tuneplan.planner.training.attention_kernel import AMPERE
 from tuneplan.planner.training.optimizers import Optimizer
 from tuneplan.planner.training.settings import ATTENTIONS, CHECKPOINTING, DTYPES, EXPERTS, PRECISIONS, ROUTINGS, Settings
 from tuneplan.planner.training.sharding import SINGLE, Sharding
+
+if TYPE_CHECKING:
+    from tuneplan.planner.configs.training_config import ConfigUse
 
 MAXIMUM_TOKENS_OF_A_STEP = 2**31
 LONGEST_SEQUENCE = 2**24
@@ -56,7 +59,7 @@ class Request:
     checkpoints: Checkpoints = USUAL
     gpus_of_a_node: int = GPUS_OF_A_NODE
     network_bytes_per_second: float | None = None
-    config: ConfigUse | None = None
+    config: "ConfigUse | None" = None
 
     @property
     def replays(self) -> bool:
