@@ -1,9 +1,9 @@
 """PEFT's published comparison of methods: one common length of the longest batch explains the memory of all that are modelled.
 
 Llama-3.2-3B in bf16, batch 4, AdamW, no checkpointing, an L40S (huggingface/peft, method_comparison/MetaMathQA, read in the
-revision b8bf407 of 2026). Its run.py keeps `outputs` until the next step's replace them, leaves `use_cache` on and pads each
-batch; every ten steps, and so after every evaluation, it empties the allocator's cache, and what it logs is `memory_reserved` at
-the end of a training step. Batches are bucketed by length, at most 768 tokens; the longest is not stated. LONGEST is the one
+revision b8bf407 of 2026). Its run.py keeps `outputs` until the next step's replace them, leaves `use_cache` on, pads each batch
+and empties the allocator's cache every ten steps; the figure is `max_memory_reserved` of the whole run, evaluations included,
+which are not modelled. Batches are bucketed by length, at most 768 tokens; the longest is not stated. LONGEST is the one
 length under which the median of the errors is nearest to zero; nothing else is fitted.
 """
 
