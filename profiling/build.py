@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.quantized_base import QuantizedBase
+from tuneplan.profiling import attention
 from tuneplan.profiling.methods import refuse_what_no_library_has, with_adapter, with_method
 from tuneplan.profiling.optimizers import make_optimizer
 from tuneplan.profiling.quantize import quantize
@@ -156,7 +157,8 @@ def transformers_model(
         )
     try:
         settings = AutoConfig.for_model(kind, **rest)
-        settings._attn_implementation = implementation
+        literal = implementation == attention.SDPA and kind in attention.CALL_TORCH
+        settings._attn_implementation = "sdpa" if literal else implementation
         settings.use_cache = use_cache
         if experts != USUAL_EXPERTS:
             settings._experts_implementation = experts
@@ -170,6 +172,8 @@ def transformers_model(
         raise InputError(
             f"{kind} of transformers {transformers.__version__} has no experts to run by {experts}; leave --experts out"
         )
+    if literal:
+        attention.intercept(model)
     model.train()
     return model
 
