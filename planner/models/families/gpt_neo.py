@@ -49,7 +49,8 @@ def read(id: str, config: ConfigReader) -> GptNeoSpec:
     kinds = _kinds(config)
     if len(kinds) != fields["num_hidden_layers"]:
         raise InputError(
-            f"{config.origin}: attention_types are of {len(kinds)} layers and num_layers={fields['num_hidden_layers']}; check the config"
+            f"{config.origin}: attention_types are of {len(kinds)} layers and num_layers={fields['num_hidden_layers']}; "
+            "check the config"
         )
     return GptNeoSpec(
         **fields,

@@ -5,6 +5,7 @@ FlashAttention is not modelled.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
@@ -79,6 +80,13 @@ def read(id: str, config: ConfigReader) -> GptJSpec:
 def start(model: Assembly, spec: GptJSpec) -> tuple[Block, tuple[Tensor, ...]]:
     """Token ids, embeddings and the mask; returns what layers share."""
     run_written_out(model, {"gptj": "GPT-J", "codegen": "CodeGen"}[spec.model_type])
+    tokens: Any = model.settings.seq_len + model.method.virtual_tokens + model.method.prefix_length
+    longest, most = tokens if isinstance(tokens, int) else int(tokens.max()), spec.max_position_embeddings
+    if longest > most:
+        raise InputError(
+            f"{spec.id} has a table of {most} positions, so that sequences of {longest} (virtual tokens and a prefix included) "
+            f"fail; use --seq-len {most} or less"
+        )
     drops = bool(spec.embd_pdrop)
 
     def enter(hidden: Tensor) -> tuple[Tensor, ...]:

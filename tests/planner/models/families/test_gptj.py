@@ -35,11 +35,18 @@ def test_configs_that_cannot_be(name: str, changes: dict[str, Any], message: str
 @pytest.mark.parametrize("name", NAMES)
 def test_sdpa_is_written_out_and_flash_refused(name: str) -> None:
     """The report says what runs where sdpa is asked; FlashAttention is not modelled."""
-    network, _ = traced.estimated(traced.Case(small_models.config(name)))
+    network, _ = traced.estimated(traced.Case(small_models.config(name), settings=Settings(seq_len=512)))
     assert network.notes["attention_kernel"] == "eager"
     assert "transformers has no sdpa for" in network.notes["attention_kernel_reason"]
     with pytest.raises(InputError, match="attention=flash: tuneplan has only the written-out attention"):
-        traced.estimated(traced.Case(small_models.config(name), settings=Settings(attention="flash")))
+        traced.estimated(traced.Case(small_models.config(name), settings=Settings(seq_len=512, attention="flash")))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sequences_beyond_the_positions_are_refused(name: str) -> None:
+    """Tables of positions end, be they learned or not."""
+    with pytest.raises(InputError, match="use --seq-len 512 or less"):
+        traced.estimated(traced.Case(small_models.config(name), settings=Settings(seq_len=513)))
 
 
 @pytest.mark.traced
