@@ -47,6 +47,17 @@ class Counts:
         """Host memory at most: one file of the checkpoint while loading, or the checkpoint that is gathered and saved."""
         return max(min(self.weight_bytes, LOADING_SHARD_BYTES), self.checkpoint_bytes)
 
+    def saving(self) -> dict[str, int | None]:
+        """Host memory around the step, of one process; null is what a trace of a step does not know."""
+        return {
+            "host_bytes": self.checkpoint_bytes,
+            "host_training_bytes": None,
+            "host_loading_bytes": min(self.weight_bytes, LOADING_SHARD_BYTES),
+            "ranks_per_node": 1,
+            "disk_bytes": None,
+            "kept_disk_bytes": None,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Traced:
@@ -124,7 +135,7 @@ class Traced:
             },
             "phases": {
                 **{n: {"peak_bytes": p.peak_bytes, "end_bytes": p.end_bytes, "op": p.op} for n, p in self.phases.items()},
-                "save": {"host_bytes": self.counts.checkpoint_bytes},
+                "save": self.counts.saving(),
             },
             "components": {
                 **dict(zip(CATEGORIES, peak.levels, strict=True)),
