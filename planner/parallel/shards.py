@@ -156,3 +156,25 @@ def layer_parameters(network: Network) -> list[list[Parameter]]:
 def root_parameters(network: Network) -> list[Parameter]:
     """The weights outside the layers: embeddings, last norm, head, and what a method shares between layers."""
     return [p for p in network.parameters if "*" not in p.name]
+
+
+def accelerate_units(network: Network) -> tuple[list[list[Parameter]], list[Parameter], tuple[int, int]]:
+    """The weights of each run's unit, those of the root, and the runs of the tail (see `fsdp.step`), as accelerate 1.15 has them.
+
+    `fsdp2_prepare_model` (accelerate/utils/fsdp_utils.py) carves out the input embedding and a tail of last norm and head, which
+    has the embedding too where they are tied. It looks for the norm among the children of the base model, and finds none under
+    PEFT's wrapper: there the norm is the root's.
+    """
+    members, root = layer_parameters(network), root_parameters(network)
+    end = len(network.runs) - 1
+    matrices = [(p, i) for i, run in enumerate(network.runs[:end]) for p in root if p.name in run.block.parameters]
+    embedding, start = max(((p, i) for p, i in matrices if len(p.shape) == 2), key=lambda pair: pair[0].numel)
+    last = [p for p in root if p.name in network.runs[end].block.parameters]
+    if any(p.adapter for p in network.parameters):
+        last = [p for p in last if len(p.shape) > 1]
+    tied = any(p is embedding for p in last)
+    members[end] = last
+    if not tied:
+        members[start] = [embedding]
+    taken = {embedding.name, *(p.name for p in last)}
+    return members, [p for p in root if p.name not in taken], (start if tied else end, end)
