@@ -49,6 +49,11 @@ def _experts(estimate: Estimate) -> list[str]:
             f"The experts stay dense and take {format_gib(size)}{widened if stacked[0].storage == 'fp32' else ''}: transformers "
             "keeps all experts of a layer in one parameter, and bitsandbytes quantizes linear modules alone."
         )
+    if estimate.request.settings.routing == "worst" and estimate.request.sharding.expert_parallel == 1:
+        texts.append(
+            "routing worst is even here: without --expert-parallel every rank has all experts, and computes as many rows "
+            "whichever they choose."
+        )
     if any(p.adapter and ".experts." in p.name for p in estimate.network.parameters):
         texts.append(
             "LoRA on experts makes the adapted weights of all experts of a layer dense in every forward (PEFT's wrapper of "

@@ -206,7 +206,7 @@ def compare(job: Job, filters: Filters, today: date, skip_misfits: bool = False)
         skip_misfits: leave out, with its reason, a method that does not fit the model or the settings.
 
     Raises:
-        InputError: a method does not fit the model; several targets; limits that make no sense.
+        InputError: a method does not fit the model, or none does; several targets; limits that make no sense.
     """
     if len(job.targets) != 1:
         raise InputError(f"plan compare holds methods side by side on one card, not on {len(job.targets)}; name one")
@@ -215,6 +215,7 @@ def compare(job: Job, filters: Filters, today: date, skip_misfits: bool = False)
     left_out: list[tuple[str, str]] = []
     estimates: dict[str, Estimate] = {}
     fitting: list[Method] = []
+    misfit: InputError | None = None
     for method in job.methods:
         found = _estimate(job, method)
         if isinstance(found, Estimate):
@@ -222,8 +223,11 @@ def compare(job: Job, filters: Filters, today: date, skip_misfits: bool = False)
             fitting.append(method)
         elif skip_misfits:
             left_out.append((method.name, str(found)))
+            misfit = misfit or found
         else:
             raise found
+    if misfit is not None and not fitting:
+        raise misfit
     plans, refused = _plans(replace(job, methods=tuple(fitting)), today) if fitting else ({}, {})
     rows = []
     for method in fitting:

@@ -138,9 +138,9 @@ class Estimate:
             "stack": STACK,
             "parameters": "counted",
             "allocated_bytes": "counted: ops and autograd's rules of the stack, checked against a trace of the real code",
-            "reserved_bytes": "modelled: an allowance for fragmentation"
-            if self.request.sharding.zero_stage or self.request.sharding.splits_model
-            else "modelled: the caching allocator's rules replayed over the step",
+            "reserved_bytes": "modelled: the caching allocator's rules replayed over the step"
+            if self.request.replays
+            else "modelled: an allowance for fragmentation",
             "runtime": self.runtime.basis,
             "host_bytes": "modelled: the fullest node's loading, offloading and saving; not the data set",
             "step_seconds": self._clock_basis(),
@@ -191,8 +191,10 @@ def estimate(request: Request, advice: bool = True) -> Estimate:
         request.spec, request.method, settings, request.optimizer, sharding, network, request.gradient_accumulation_steps
     )
     memory = rank.memory
-    sharded = sharding.zero_stage > 0 or sharding.splits_model
-    fragmentation = allowance(moving_bytes(memory.peak.levels)) if sharded else _replayed(request, network).fragmentation_bytes
+    if request.replays:
+        fragmentation = _replayed(request, network).fragmentation_bytes
+    else:
+        fragmentation = allowance(moving_bytes(memory.peak.levels))
     gpu = request.gpu
     runtime = runtime_of(gpu, sharding.gpu_count, network.quantized)
     result = Estimate(
@@ -219,5 +221,5 @@ def estimate(request: Request, advice: bool = True) -> Estimate:
     from tuneplan.planner.advice import warnings
     from tuneplan.planner.savings import savings
 
-    found = savings(request, fragmentation, replayed=not sharded) if not sharding.splits_model else ()
+    found = savings(request, fragmentation, replayed=request.replays) if not sharding.splits_model else ()
     return replace(result, warnings=warnings(result), savings=found)

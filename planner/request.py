@@ -1,9 +1,9 @@
 """What was asked: one configuration of one training step, with every default filled in and checked."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from tuneplan.hardware_profiles.loader import Gpu
-from tuneplan.planner.configs.training_config import ConfigUse
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.graph.loss import LOSSES
 from tuneplan.planner.host_memory import GPUS_OF_A_NODE, USUAL, Checkpoints
@@ -13,8 +13,11 @@ from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.models.tasks import CLASSIFIES, SEQ2SEQ
 from tuneplan.planner.training.attention_kernel import AMPERE
 from tuneplan.planner.training.optimizers import Optimizer
-from tuneplan.planner.training.settings import ATTENTIONS, CHECKPOINTING, DTYPES, PRECISIONS, Settings
+from tuneplan.planner.training.settings import ATTENTIONS, CHECKPOINTING, DTYPES, EXPERTS, PRECISIONS, ROUTINGS, Settings
 from tuneplan.planner.training.sharding import SINGLE, Sharding
+
+if TYPE_CHECKING:
+    from tuneplan.planner.configs.training_config import ConfigUse
 
 MAXIMUM_TOKENS_OF_A_STEP = 2**31
 LONGEST_SEQUENCE = 2**24
@@ -56,7 +59,13 @@ class Request:
     checkpoints: Checkpoints = USUAL
     gpus_of_a_node: int = GPUS_OF_A_NODE
     network_bytes_per_second: float | None = None
-    config: ConfigUse | None = None
+    config: "ConfigUse | None" = None
+
+    @property
+    def replays(self) -> bool:
+        """Whether the step is replayed through the allocator: not where ranks split states or a model, nor with extra phases."""
+        plain = self.settings.objective.plain
+        return plain and not self.sharding.zero_stage and not self.sharding.splits_model
 
     def to_json(self) -> dict[str, object]:
         """Every option as it was used, defaults included."""
@@ -80,6 +89,8 @@ class Request:
             "keep_outputs": s.keep_outputs,
             "use_cache": s.use_cache and s.gradient_checkpointing == "off",
             "loss": s.loss,
+            "experts": s.experts if self.spec.is_mixture else None,
+            "routing": s.routing if self.spec.is_mixture else None,
             "max_grad_norm": s.max_grad_norm,
             "training": s.objective.to_json(),
             "data_parallel": self.sharding.data_parallel,
@@ -100,6 +111,8 @@ def check_settings(settings: Settings) -> None:
         ("precision", settings.precision, PRECISIONS),
         ("attention", settings.attention, ATTENTIONS),
         ("loss", settings.loss, tuple(LOSSES)),
+        ("experts", settings.experts, EXPERTS),
+        ("routing", settings.routing, ROUTINGS),
         ("gradient-checkpointing", settings.gradient_checkpointing, CHECKPOINTING),
     ):
         if value not in known:
@@ -121,3 +134,21 @@ def check_settings(settings: Settings) -> None:
         raise InputError("FlashAttention-2 needs an Ampere card (compute capability 8.0) or later; use attention sdpa")
     if settings.attention == "flash" and settings.dtype == "fp32" and not settings.autocast:
         raise InputError("FlashAttention has no fp32 kernel; use dtype bf16 or fp16, or attention sdpa")
+
+
+def with_experts(settings: Settings, experts: str | None, routing: str | None, spec: ModelSpec | None) -> Settings:
+    """Settings with the words of `--experts` and `--routing`, None where they were not given.
+
+    `spec`: None for a model that the planner does not know. Raises InputError (or UnknownNameError) for words that are not
+    known, and for a model without experts.
+    """
+    given = [option for option, value in (("experts", experts), ("routing", routing)) if value is not None]
+    if given and spec is not None and not spec.is_mixture:
+        raise InputError(f"--{given[0]} is of a mixture of experts, which {spec.id} is not; leave it out")
+    if experts == "eager":
+        raise InputError(
+            "experts eager, a loop over the experts that have tokens, is not modelled: its memory depends on the routing; "
+            f"choose one of {', '.join(EXPERTS)} (transformers runs grouped_mm unless it is told otherwise)"
+        )
+    experts = settings.experts if experts is None else experts
+    return replace(settings, experts=experts, routing=settings.routing if routing is None else routing)

@@ -93,7 +93,7 @@ class Search:
         while index < len(plans):
             plan = plans[index]
             index += 1
-            settled = plan.replayed or plan.request.sharding.zero_stage
+            settled = plan.replayed or not plan.request.replays
             if settled or (index > 1 and self._replay_key(plan) not in self._fragments):
                 continue
             checked = self.replayed(plan)
@@ -142,7 +142,7 @@ class Search:
     def replayed(self, plan: Plan) -> Plan:
         """The plan with its fragmentation replayed; sharded plans keep the allowance (their states are not single blocks)."""
         request = plan.request
-        if request.sharding.zero_stage or plan.replayed:
+        if not request.replays or plan.replayed:
             return plan
         key = self._replay_key(plan)
         if key not in self._fragments:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import create_position_bias_mask, repeat_kv, use_gqa_in_sdpa
 from transformers.masking_utils import sdpa_mask
@@ -197,6 +198,43 @@ def _sdpa(
             query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=causal, enable_gqa=True
         )
     return out.transpose(1, 2).contiguous(), None
+
+
+class TorchSdpa(TorchFunctionMode):
+    """Inside, torch's own `scaled_dot_product_attention` runs the kernel that it would choose on CUDA.
+
+    For models whose code calls it instead of transformers' interface. It refuses to broadcast heads in its fused kernels
+    (`check_batch_size_and_num_heads_dense` of sdp_utils_cpp.h), so such calls stay what the meta device runs, the unfused one.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not nn.functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        query, key, value = args
+        if query.shape[1] != key.shape[1]:
+            return func(*args, **(kwargs or {}))
+        with torch._C.DisableTorchFunction():
+            options = {"mask": kwargs["attn_mask"], "dropout": kwargs["dropout_p"], "is_causal": kwargs["is_causal"]}
+            return _sdpa(None, query, key, value, **options)[0].transpose(1, 2)
+
+
+CALL_TORCH = {"falcon": "FalconAttention"}
+"""Model types with a module that calls torch's attention itself, where the config's implementation is "sdpa" by that name."""
+
+
+def intercept(model: nn.Module) -> None:
+    """Make modules that call torch's attention run what CUDA would."""
+    for module in model.modules():
+        if type(module).__name__ in CALL_TORCH.values():
+            module.forward = _within(module.forward)
+
+
+def _within(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with TorchSdpa():
+            return forward(*args, **kwargs)
+
+    return run
 
 
 def _math_with_dropout(

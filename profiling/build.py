@@ -13,11 +13,14 @@ from transformers import AutoConfig
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.quantized_base import QuantizedBase
+from tuneplan.profiling import attention
 from tuneplan.profiling.methods import refuse_what_no_library_has, with_adapter, with_method
 from tuneplan.profiling.optimizers import make_optimizer
 from tuneplan.profiling.quantize import quantize
 from tuneplan.profiling.subject import Subject
 
+USUAL_EXPERTS = "grouped_mm"
+"""What transformers runs unless it is told otherwise, and where a model has no experts."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _AUTO = {
     "causal-lm": "AutoModelForCausalLM",
@@ -74,11 +77,11 @@ def build(subject: Subject, implementation: str, device: str, adapt: Callable[[A
     notes: tuple[str, ...] = ()
     task = task_of(subject)
     try:
-        model = transformers_model(subject.config, task, implementation, dtype, start, settings.use_cache)
+        model = transformers_model(subject.config, task, implementation, dtype, start, settings.use_cache, settings.experts)
     except InputError as error:
         if settings.attention != "sdpa" or "does not support an attention implementation" not in str(error):
             raise
-        model = transformers_model(subject.config, task, "eager", dtype, start, settings.use_cache)
+        model = transformers_model(subject.config, task, "eager", dtype, start, settings.use_cache, settings.experts)
         notes = ("this architecture has no sdpa attention in transformers; eager attention was used, as transformers does",)
     if quantized is not None:
         quantize(model, quantized, DTYPES[settings.dtype], device)
@@ -120,7 +123,13 @@ def task_of(subject: Subject) -> str:
 
 
 def transformers_model(
-    config: Mapping[str, Any], task: str, implementation: str, dtype: torch.dtype, device: str, use_cache: bool = False
+    config: Mapping[str, Any],
+    task: str,
+    implementation: str,
+    dtype: torch.dtype,
+    device: str,
+    use_cache: bool = False,
+    experts: str = USUAL_EXPERTS,
 ) -> Any:
     """The model of a config.json with random weights on a device, in training mode.
 
@@ -131,9 +140,11 @@ def transformers_model(
         dtype: of all parameters.
         device: "meta" for no weights at all.
         use_cache: keep keys and values, as a model does unless a trainer turns it off.
+        experts: the implementation of a mixture of experts, a name that transformers knows.
 
     Raises:
-        InputError: transformers does not know the architecture, or refuses the config.
+        InputError: transformers does not know the architecture, or refuses the config, or the model has no experts that could
+            be run so.
     """
     dropped = ("architectures", "torch_dtype", "dtype", "auto_map", "quantization_config")
     rest = {k: v for k, v in copy.deepcopy(dict(config)).items() if k not in dropped}
@@ -146,14 +157,23 @@ def transformers_model(
         )
     try:
         settings = AutoConfig.for_model(kind, **rest)
-        settings._attn_implementation = implementation
+        literal = implementation == attention.SDPA and kind in attention.CALL_TORCH
+        settings._attn_implementation = "sdpa" if literal else implementation
         settings.use_cache = use_cache
+        if experts != USUAL_EXPERTS:
+            settings._experts_implementation = experts
         auto = getattr(transformers, _AUTO[task])
         with torch.device(device):
             model = auto.from_config(settings, dtype=dtype)
     except Exception as error:  # whatever a config that makes no sense meets first
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"transformers {transformers.__version__} cannot build {kind!r} for {task}: {reason}") from error
+    if experts != USUAL_EXPERTS and not model._can_set_experts_implementation():
+        raise InputError(
+            f"{kind} of transformers {transformers.__version__} has no experts to run by {experts}; leave --experts out"
+        )
+    if literal:
+        attention.intercept(model)
     model.train()
     return model
 

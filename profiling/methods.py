@@ -115,6 +115,10 @@ def with_method(model: nn.Module, method: Method, task: str = "causal-lm") -> nn
             for name, parameter in model.named_parameters():
                 if ".lora_A." in name:
                     parameter.requires_grad_(False)
+        if not getattr(part, "trains_ranknum", True):  # as peft before 0.21 does
+            for name, parameter in model.named_parameters():
+                if ".ranknum." in name:
+                    parameter.requires_grad_(False)
     for module in list(model.modules()):
         for name, indices in getattr(module, "shira_indices", {}).items():
             module.register_buffer(f"shira_indices_{name}", indices)  # PEFT keeps them in a plain dict

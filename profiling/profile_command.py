@@ -84,6 +84,10 @@ def run_profile(asked: Asked, device: str, warmup_steps: int, steps: int, out: P
         InputError: what was asked for cannot run here, or a file cannot be read or written.
     """
     quiet()
+    if asked.settings.routing != "even":
+        raise InputError(
+            f"--routing {asked.settings.routing} cannot be profiled: a real step routes as its random weights do; leave it out"
+        )
     if out is not None:
         check_writable(out)
     ranks = from_environment()

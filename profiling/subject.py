@@ -15,6 +15,7 @@ TASKS = tasks.TASKS
 FULL = parse("full")
 ADAMW = find("adamw")
 DEFAULT = Settings()
+EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,11 @@ class Subject:
         size = self.config.get("vocab_size") or dict(self.config.get("text_config") or {}).get("vocab_size") or 0
         return int(size)
 
+    @property
+    def is_mixture(self) -> bool:
+        """Whether the config tells of experts."""
+        return any(self.config.get(key) for key in EXPERT_KEYS)
+
     def request(self) -> dict[str, object]:
         """Every option as it was used, under the names of the planner's own requests."""
         s = self.settings
@@ -80,6 +86,8 @@ class Subject:
             "keep_outputs": s.keep_outputs,
             "use_cache": s.use_cache and s.gradient_checkpointing == "off",
             "loss": s.loss,
+            "experts": s.experts if self.is_mixture else None,
+            "routing": s.routing if self.is_mixture else None,
             "max_grad_norm": s.max_grad_norm,
             "data_parallel": 1,
             "zero_stage": 0,

@@ -2,13 +2,15 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from tuneplan.planner.configs.training_config import ConfigUse
 from tuneplan.planner.errors import InputError
+
+if TYPE_CHECKING:
+    from tuneplan.planner.configs.training_config import ConfigUse
 
 OF_DATA = ("packing", "packing_strategy")
 """Options that say something where lengths of data are given."""
@@ -16,7 +18,7 @@ ELSEWHERE = {"reentrant", "gradient_accumulation_steps", "data_parallel", "empty
 """Options of `plan estimate` that `plan` has no word for, because it searches them or they do not change its answer."""
 
 
-def with_configs(given: Mapping[str, Any], typed: Collection[str] | None = None) -> tuple[dict[str, Any], ConfigUse | None]:
+def with_configs(given: Mapping[str, Any], typed: Collection[str] | None = None) -> "tuple[dict[str, Any], ConfigUse | None]":
     """The words of a command line with those of its files, and what was read; None without files.
 
     The method is a `Method` where the files have one and the command line does not name another.
@@ -35,6 +37,7 @@ def with_configs(given: Mapping[str, Any], typed: Collection[str] | None = None)
             raise InputError(f"--config-format {formats[0]} says whose config it is, and no --config is given; add --config FILE")
         return words, None
     from tuneplan.planner.configs.read import read_configs
+    from tuneplan.planner.configs.training_config import ConfigUse
 
     chosen = set(typed_options(given) if typed is None else typed)
     config = read_configs(paths, formats or (), words.get("model"), chosen)
@@ -75,7 +78,7 @@ def typed_options(given: Mapping[str, Any]) -> set[str]:
     return typed | {name for name in given if name in parsed and given[name] != parsed[name]}
 
 
-def for_search(given: Mapping[str, Any]) -> tuple[dict[str, Any], ConfigUse | None]:
+def for_search(given: Mapping[str, Any]) -> "tuple[dict[str, Any], ConfigUse | None]":
     """As `with_configs`, for `plan`: the files' batch is the global batch, their number of GPUs the only one.
 
     How much is trained is taken from them too: updates, or passes over `--samples`.
@@ -97,7 +100,7 @@ def for_search(given: Mapping[str, Any]) -> tuple[dict[str, Any], ConfigUse | No
     return words, use
 
 
-def say_warnings(use: ConfigUse | None) -> None:
+def say_warnings(use: "ConfigUse | None") -> None:
     """Say on stderr what files ask for that is not modelled; for commands whose report has no place for it."""
     for warning in use.config.warnings if use else ():
         click.echo(f"note: {warning}", err=True)

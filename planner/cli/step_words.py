@@ -43,7 +43,7 @@ from tuneplan.planner.models import tasks
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.registry import read_spec
 from tuneplan.planner.models.spec import ModelSpec
-from tuneplan.planner.request import Request, check_settings
+from tuneplan.planner.request import Request, check_settings, with_experts
 from tuneplan.planner.target import Target, of_memory, targets
 from tuneplan.planner.training.optimizers import OPTIMIZERS, Optimizer
 from tuneplan.planner.training.optimizers import find as find_optimizer
@@ -86,6 +86,18 @@ request_options = stack(
     click.option("--reentrant", is_flag=True, help="Reentrant checkpointing (non-reentrant is transformers' default)."),
     layout_options,
     checkpoint_options,
+    click.option(
+        "--experts",
+        default=None,
+        metavar="grouped_mm|batched_mm",
+        help="How transformers runs a mixture of experts.  [default: grouped_mm]",
+    ),
+    click.option(
+        "--routing",
+        default=None,
+        metavar="even|worst",
+        help="Tokens over --expert-parallel ranks; worst: all want experts of one rank.  [default: even]",
+    ),
     click.option("--expandable-segments", is_flag=True, help="PYTORCH_ALLOC_CONF=expandable_segments:True."),
     click.option(
         "--batch-lengths", default="", metavar="N,N,...", help="Lengths of one batch after the other, instead of --seq-len."
@@ -187,9 +199,10 @@ def _asked(given: dict[str, Any], files: ConfigUse | None) -> Asked:
             f"empty-cache-steps {given['empty_cache_steps']} is not a number of steps; use 1 or more, or 0 for never"
         )
     words = Step(**{name: given[name] for name in Step.__slots__})
-    step = words.settings(length_of(words.seq_len, _known(id, config, task)))
+    known = _known(id, config, task)
+    step = words.settings(length_of(words.seq_len, known))
     settings = replace(
-        step,
+        with_experts(step, given.get("experts"), given.get("routing"), known),
         seq_len=max(lengths, default=step.seq_len),
         micro_batch_size=given["micro_batch_size"],
         dtype=given["dtype"],

@@ -10,7 +10,7 @@ from tuneplan.planner.configs.adapter_keys import Adapter, note_adapter
 from tuneplan.planner.configs.facts import Facts
 from tuneplan.planner.configs.section import Section
 from tuneplan.planner.configs.table import Table, version, words
-from tuneplan.planner.configs.torchtune_models import BUILDERS, FORMS, PREFIX
+from tuneplan.planner.configs.torchtune_models import ANY_SIZE, BUILDERS, DIMENSIONS, FORMS, PREFIX, of_dimensions
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.secrets import shown
 from tuneplan.planner.yaml_file import YamlFile
@@ -177,16 +177,22 @@ def _model(section: Section) -> None:
     package, _, builder = name.removeprefix(PREFIX).rpartition(".")
     form = next((form for form in FORMS if builder.startswith(form)), "")
     plain = f"{package}.{builder.removeprefix(form)}"
-    if not name.startswith(PREFIX) or plain not in BUILDERS:
+    sized = package in ANY_SIZE and plain == f"{package}.{package}"
+    if not name.startswith(PREFIX) or not (sized or plain in BUILDERS):
         raise section.error("model", f"the builder {shown(name)} is not known. Known are {', '.join(sorted(BUILDERS))[:300]}.")
-    facts.set("model", BUILDERS[plain], section.source("model"))
+    model = of_dimensions(package, arguments) if sized else BUILDERS[plain]
+    if model is not None:
+        facts.set("model", model, section.source("model"))
+    else:
+        section.warn("model", "no model of the catalog has these dimensions; name it with --model")
     if not form:
         facts.set("adapter", None, section.source("model"))
         return
     below = Section(
         section.file, ("model",), arguments,
         Table(dict.fromkeys(words("lora_attn_modules apply_lora_to_mlp lora_rank lora_alpha lora_dropout use_dora quantize_base"),
-                            "method"), {"the builder": ("_component_",)},
+                            "method") | dict.fromkeys((*DIMENSIONS, "tie_word_embeddings"), "model"),
+              {"the builder": ("_component_",), "the model's own": words("max_seq_len norm_eps rope_base scale_factor")},
               {"LoRA on the head": ("apply_lora_to_output",)}), facts, numbers_in_text=True,
     )  # fmt: skip
     targets = [MODULES.get(module, module) for module in below.names("lora_attn_modules") or ()]

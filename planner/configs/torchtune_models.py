@@ -1,5 +1,11 @@
 """torchtune's model builders, and the hub model that has the same shapes (torchtune 0.6.1, models/*/_model_builders.py)."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from tuneplan.planner.models.config import read_config_file
+from tuneplan.planner.models.lookup import entries
+
 BUILDERS = {
     "llama2.llama2_7b": "meta-llama/Llama-2-7b-hf",
     "llama2.llama2_13b": "meta-llama/Llama-2-13b-hf",
@@ -41,3 +47,30 @@ BUILDERS = {
 }
 PREFIX = "torchtune.models."
 FORMS = ("qlora_", "lora_")
+ANY_SIZE = ("llama2", "llama3", "llama3_1", "llama3_2", "mistral", "qwen2", "qwen2_5")
+"""Builders that take the dimensions themselves, in a package of the same name."""
+DIMENSIONS = {
+    "vocab_size": "vocab_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "embed_dim": "hidden_size",
+    "intermediate_dim": "intermediate_size",
+}
+"""Their arguments, and the keys of a config.json that say the same."""
+
+
+def of_dimensions(family: str, arguments: Mapping[str, Any]) -> str | None:
+    """A model of the catalog whose config has a builder's dimensions, with the same context if there is one; else None.
+
+    `family`: the builder, which decides between model types of equal dimensions.
+    """
+    kind = "mistral" if family == "mistral" else "qwen2" if family.startswith("qwen2") else "llama"
+    found: dict[bool, str] = {}
+    for entry in entries():
+        config = read_config_file(entry.config_path)
+        heads = config.get("num_key_value_heads", config.get("num_attention_heads"))
+        given = {**config, "num_key_value_heads": heads}
+        if config.get("model_type") == kind and all(given.get(key) == arguments.get(name) for name, key in DIMENSIONS.items()):
+            found.setdefault(config.get("max_position_embeddings") == arguments.get("max_seq_len"), entry.id)
+    return found.get(True, found.get(False))

@@ -24,6 +24,8 @@ class AdaLora(Targeted):
         target_r: mean rank at the end; no effect before the end.
         lora_alpha: numerator of the scaling; no effect on memory or time.
         lora_dropout: probability of dropping an input of A.
+        trains_ranknum: peft 0.21 moves the number that the product is divided by to the model's device and dtype, which makes
+            it trained, so that every product is kept for its gradient; peft 0.19 and 0.20 leave it frozen.
     """
 
     label: ClassVar[str] = "adalora"
@@ -38,6 +40,7 @@ class AdaLora(Targeted):
     target_r: int = 8
     lora_alpha: float = 8
     lora_dropout: float = 0.0
+    trains_ranknum: bool = True
 
     def check(self) -> None:
         """Raise InputError where an option makes no sense."""
@@ -65,7 +68,7 @@ class AdaLora(Targeted):
         a = model.adapter(f"{site.module}.lora_A", (r, in_features), dtype)
         e = model.adapter(f"{site.module}.lora_E", (r, 1), dtype)
         b = model.adapter(f"{site.module}.lora_B", (out_features, r), dtype)
-        rank = model.adapter(f"{site.module}.ranknum", (1,), dtype)
+        rank = model.adapter(f"{site.module}.ranknum", (1,), dtype, trained=self.trains_ranknum, saved=False)
         tape = model.tape
         wide = pw.cast(tape, x, dtype)
         dropped = pw.dropout(tape, wide, self.lora_dropout)

@@ -88,7 +88,7 @@ class HyperTuning(PrefixTuning):
             model.adopt(layer)
         x = inner.rms_norm(x, "norm")
         model.adopt(inner)
-        states: Any = pw.narrow(tape, x, (batch, count, spec.hidden_size))
+        states: Any = pw.copy(tape, pw.narrow(tape, x, (batch, count, spec.hidden_size)))  # no matmul of torch takes a slice
         head = model.common("hyper.head.weight", (width, spec.hidden_size), dtype)
         out = linear(tape, states, head, model.common("hyper.head.bias", (width,), dtype))
         tape.scope = ""

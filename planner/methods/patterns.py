@@ -58,7 +58,8 @@ PATTERNS: dict[str, Pattern] = {
         "bottleneck_adapter(reduction_factor=8,sparsity=0.4)",
         "pruned",
         "He et al. 2022, SparseAdapter, section 2",
-        "the pass that scores the weights before training",
+        "the pass that scores the weights before training; trained weights are counted dense, as the mask leaves gradients and "
+        "states of what it keeps at zero; the checkpoint is sparse",
     ),
     "propetl": Pattern("propetl_adapter", "pruned", "Zeng, Zhang and Lu 2023, ProPETL, section 3"),
     "splora": Pattern(
@@ -145,8 +146,10 @@ PATTERNS: dict[str, Pattern] = {
         "lora(r=16,target_modules=q_proj,v_proj,layers=0/6-1/6,5/6-6/6)+bottleneck_adapter(mh_adapter=false,layers=0/6-5/6)"
         "+prefix_tuning(layers=1/6-6/6)+bitfit(layers=3/6-6/6)",
         "hybrid",
-        "Chen et al. 2023, Parameter-Efficient Fine-Tuning Design Spaces, section 4.5",
-        "sizes of the groups, of which the paper gives the order: here 1:2:2:1; each strategy is given equally many parameters",
+        "Chen et al. 2023, Parameter-Efficient Fine-Tuning Design Spaces, the S4-model",
+        "one set of groups for all models. Held against the paper's abstract: groups as a spindle, all of them tuned, a set of "
+        "strategies for each. Not held against its tables: the sizes, here 1:2:2:1, and the strategies of each group. Left out: "
+        "equally many trained weights in each layer",
     ),
     "llm_adapters_series": Pattern(
         "bottleneck_adapter(mh_adapter=false,reduction_factor=16)", "hybrid", "Hu et al. 2023, LLM-Adapters, section 3"

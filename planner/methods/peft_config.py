@@ -5,6 +5,7 @@ passed over; every other key that no part has becomes a warning.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,9 @@ LONGEST_SHOWN = 60
 DIMENSIONS = {"num_layers": "num_hidden_layers", "token_dim": "hidden_size"}
 """Keys that PEFT fills in from the model (prompts and prefixes), and what they are of it."""
 TARGETS = "target_modules"
+TRAINS_RANKNUM = (0, 21)
+"""The release of PEFT whose AdaLoRA trains `ranknum`, which its tuners_utils.py moves to the model's device and dtype; 0.19.1 and
+0.20.0 leave it frozen."""
 PEFT_TARGETS = ("q_proj", "v_proj")
 """What LoRA and its kin adapt of most decoders if the file does not say (peft 0.21 utils/constants.py)."""
 
@@ -128,6 +132,8 @@ def from_mapping(config: Mapping[str, Any], origin: str) -> Given:
             {},
         ):
             warnings.append(f"{origin}: {key}={_short(value)} is not modelled; figures are without it")
+    if kind == "ADALORA" and _release(config.get("peft_version")) < TRAINS_RANKNUM:
+        options["trains_ranknum"] = False
     if TARGETS in own and TARGETS not in options and own[TARGETS] == (ALL_LINEAR,):
         options[TARGETS] = PEFT_TARGETS
         chosen = " and ".join(PEFT_TARGETS)
@@ -138,6 +144,12 @@ def from_mapping(config: Mapping[str, Any], origin: str) -> Given:
     base = config.get("base_model_name_or_path")
     filled = tuple([(key, config[key]) for key in DIMENSIONS if isinstance(config.get(key), int)])
     return Given(Method(describe(parts), tuple(parts)), tuple(warnings), base if isinstance(base, str) else "", filled)
+
+
+def _release(version: Any) -> tuple[int, ...]:
+    """The first two numbers of a version; TRAINS_RANKNUM where there are none."""
+    found = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
+    return tuple([int(number) for number in found.groups()]) if found else TRAINS_RANKNUM
 
 
 def without_effect(kind: str, key: str) -> bool:

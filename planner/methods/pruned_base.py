@@ -32,7 +32,8 @@ class PrunedBase(Part):
     )
     source: ClassVar[str] = "LoRAPrune section 3.3 and algorithm 1; Structured Pruning Adapters section 3 (SPLoRA)"
     not_modelled: ClassVar[str] = (
-        "running importances (a number a head or channel), and the steps between start and end; layers are pruned alike"
+        "masks and running importances (a number a head or channel; the masks are 0.1 % of a small model's peak), and the steps "
+        "between start and end; layers are pruned alike"
     )
     trains_nothing: ClassVar[bool] = True
     code_changes: ClassVar[str] = "a callback that scores heads and channels and cuts the weights"

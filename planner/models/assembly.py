@@ -27,6 +27,7 @@ class Site:
         bias: `(out_features,)` or None.
         form: the kind of module that keeps the weight quantized (`formats.kernel`), "" where it is dense.
         stored_bytes: device bytes of the weight with its scales.
+        apart: the dense module's code adds the bias to the finished product.
     """
 
     module: str
@@ -34,6 +35,7 @@ class Site:
     bias: Tensor | None
     form: str
     stored_bytes: int
+    apart: bool = False
 
 
 Base: TypeAlias = Callable[..., Tensor]
@@ -258,11 +260,13 @@ class Assembly:
         kind: str = "linear",
         conv1d: bool = False,
         kept: bool = False,
+        apart: bool = False,
     ) -> Tensor:
         """A linear module, with whatever the method adds to it. Shapes: x `(..., in)` -> `(..., out_features)`.
 
         `conv1d`: transformers' `Conv1D`, which keeps its weight as `(in, out_features)` where it is not quantized.
         `kept`: transformers never quantizes it (`_keep_in_fp32_modules`).
+        `apart`: the dense module's code adds the bias to the finished product.
         """
         tape = self.tape
         outer = tape.scope
@@ -276,7 +280,7 @@ class Assembly:
         # `Linear4bit.forward` of bitsandbytes replaces a bias of another dtype for good
         narrow = self.settings.dtype if kernel(parameter.storage) == "4bit" else ""
         offset = self.weight(module, (out_features,), own, "bias", stored=narrow) if bias else None
-        site = Site(module, weight, offset, kernel(parameter.storage), parameter.stored_bytes)
+        site = Site(module, weight, offset, kernel(parameter.storage), parameter.stored_bytes, apart)
         run: Base = partial(self._plain, site)
         if kind == "linear":
             self.linears.add(f"{self._prefix}{module}")
@@ -315,7 +319,10 @@ class Assembly:
             y = linear(self.tape, x, pw.detached(site.weight), site.bias)
             self.tape.hold(weight)
             return y
-        return linear(self.tape, x, site.weight if weight is None else weight, site.bias)
+        given = site.weight if weight is None else weight
+        if site.apart and site.bias is not None:
+            return pw.add(self.tape, linear(self.tape, x, given, None), site.bias)
+        return linear(self.tape, x, given, site.bias)
 
     def _adapted(self, part: Part, site: Site, base: Base, x: Tensor, weight: Tensor | None = None) -> Tensor:
         return part.linear(self, site, x, base if weight is None else partial(base, weight=weight))

@@ -246,14 +246,16 @@ def gated_mlp(model: Assembly, spec: DecoderSpec, x: Tensor, bias: bool = False,
     return y
 
 
-def plain_mlp(model: Assembly, spec: DecoderSpec, x: Tensor, up: str, down: str, bias: bool = True) -> Tensor:
-    """`down(act(up(x)))`. `up` and `down`: names of the two projections; `bias`: both have one."""
+def plain_mlp(
+    model: Assembly, spec: DecoderSpec, x: Tensor, up: str, down: str, bias: bool = True, apart: bool = False
+) -> Tensor:
+    """`down(act(up(x)))`. `up` and `down`: names of the two projections; `bias`: both have one; `apart`: see `linear`."""
     tape = model.tape
-    wide = model.linear(x, up, spec.intermediate_size, bias)
+    wide = model.linear(x, up, spec.intermediate_size, bias, apart=apart)
     tape.scope = up.rpartition(".")[0]
     active = activation(tape, wide, spec.hidden_act)
     tape.scope = ""
-    y = model.linear(active, down, spec.hidden_size, bias)
+    y = model.linear(active, down, spec.hidden_size, bias, apart=apart)
     tape.hold(x)
     return y
 

@@ -16,6 +16,7 @@ from tuneplan.planner.graph import routing as rt
 from tuneplan.planner.graph.matmul import linear
 from tuneplan.planner.graph.tensor import Size, Tensor
 from tuneplan.planner.models.assembly import Assembly
+from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.expert_weights import Experts
 from tuneplan.planner.training.settings import EXPERTS
 
@@ -109,6 +110,16 @@ def router_logits(model: Assembly, module: str, x: Tensor, experts: int, dtype: 
     return logits
 
 
+def router_note(config: ConfigReader) -> str:
+    """What the report says of a config that asks for the routers' logits, which `load_balancing_loss_func` makes a loss of."""
+    if not config.boolean("output_router_logits", False):
+        return ""
+    return (
+        "output_router_logits adds a loss that balances the experts, which is not part of the figures: it keeps the "
+        "probabilities of all routers for the backward; plan trace has its memory"
+    )
+
+
 def run_experts(model: Assembly, x: Tensor, routed: Routed, experts: Experts) -> Tensor:
     """The experts' outputs, weighted and summed. Shapes: x `(T, H)` -> `(T, H)`."""
     settings = model.settings
@@ -130,10 +141,8 @@ def run_experts(model: Assembly, x: Tensor, routed: Routed, experts: Experts) ->
     return y
 
 
-def touched(model: Assembly, tokens: Size, experts: Experts) -> Size:
-    """Experts that have any rows: all that the rows reach under even routing, k under the worst, where all tokens agree."""
-    if model.settings.routing == "worst":
-        return experts.top_k
+def touched(tokens: Size, experts: Experts) -> Size:
+    """Experts that have any rows, each of which is read: as many as the rows can reach."""
     rows = tokens * experts.top_k
     return rows + (rows > experts.count) * (experts.count - rows)
 
@@ -150,7 +159,7 @@ def _grouped(model: Assembly, x: Tensor, routed: Routed, experts: Experts, made:
     whole = rt.indices(tape, "int", (rows,), "int32", ordered)
     counts = rt.indices(tape, "histc", (experts.count,), "int32", whole)
     offsets = rt.indices(tape, "cumsum", (experts.count,), "int32", counts)
-    share = touched(model, tokens, experts)
+    share = touched(tokens, experts)
     up = made[0]()
     shift = experts.bias(model, "up")
     per_row = rt.gather(tape, shift, ordered, (rows, experts.up_features)) if shift is not None else None

@@ -14,6 +14,7 @@ FAMILIES = {
     "llama": ("llama", "mistral", "qwen2", "qwen3", "granite"),
     "bloom": ("bloom",),
     "cohere": ("cohere", "cohere2"),
+    "falcon": ("falcon",),
     "gemma": ("gemma", "gemma2", "gemma3_text"),
     "gpt2": ("gpt2", "gpt-sw3"),
     "gpt_bigcode": ("gpt_bigcode",),
@@ -21,6 +22,7 @@ FAMILIES = {
     "olmo": ("olmo",),
     "olmo2": ("olmo2", "olmo3"),
     "mpt": ("mpt",),
+    "nemotron": ("nemotron",),
     "opt": ("opt",),
     "phi": ("phi",),
     "phi3": ("phi3",),
@@ -91,6 +93,7 @@ def read_spec(id: str, config: ConfigReader, task: str = "") -> ModelSpec:
     spec: ModelSpec = module.read(id, config)
     refuse_foreign(config.mapping, config.asked, config.origin)
     labels = tasks.labels_of(config) if chosen in tasks.CLASSIFIES else tasks.DEFAULT_LABELS
+    note = "; ".join([text for text in (note, spec.note) if text])
     if (chosen, labels, note) == (spec.task, spec.num_labels, spec.note):
         return spec
     return replace(spec, task=chosen, num_labels=labels, note=note)

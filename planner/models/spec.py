@@ -44,3 +44,8 @@ class ModelSpec:
     task: str = field(default=CAUSAL_LM, kw_only=True)
     num_labels: int = field(default=2, kw_only=True)
     note: str = field(default="", kw_only=True)
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether it has experts, of which each token gets a few."""
+        return bool(getattr(self, "num_experts", 0))

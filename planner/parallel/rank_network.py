@@ -2,7 +2,7 @@
 
 Heads, columns and the vocabulary split as Megatron-LM does (Shoeybi et al. 2019, section 3), norms replicated or on a part of the
 tokens (Korthikanti et al. 2022, section 4.2.2) as torch's `SequenceParallel` keeps them: held against torch's own. Modelled
-are ring attention (Liu et al. 2023), experts over ranks with balanced tokens (Lepikhin et al. 2020, GShard), and stages of whole
+are ring attention (Liu et al. 2023), experts over ranks (expert_ranks.py), and stages of whole
 layers (Narayanan et al. 2021, section 2.2).
 """
 
@@ -11,17 +11,17 @@ from typing import Any
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph.block import Block
-from tuneplan.planner.graph.tensor import elements, round_block
-from tuneplan.planner.methods.formats import stored_bytes
+from tuneplan.planner.graph.tensor import round_block
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import Network, Run, build
 from tuneplan.planner.models.parameter import Parameter
 from tuneplan.planner.models.spec import ModelSpec
+from tuneplan.planner.parallel.expert_ranks import EXPERTS, split_experts
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
 
 _SPLIT = ("intermediate_size", "moe_intermediate_size", "shared_intermediate_size", "num_attention_heads")
-_EXPERTS, _ROUTERS = "experts", ("gate", "router", "shared_expert_gate")
+_ROUTERS = ("gate", "router", "shared_expert_gate")
 
 
 def local_settings(settings: Settings, sharding: Sharding) -> Settings:
@@ -52,7 +52,7 @@ def local_network(spec: ModelSpec, method: Method, settings: Settings, sharding:
     if sharding.context_parallel > 1:
         _ring(network, sharding.context_parallel)
     if sharding.expert_parallel > 1:
-        _split_experts(network, sharding.expert_parallel)
+        split_experts(network, spec, local_settings(settings, sharding), sharding.expert_parallel)
     return network
 
 
@@ -77,7 +77,7 @@ def check_model(spec: ModelSpec, settings: Settings, sharding: Sharding, whole: 
         raise InputError("context parallelism runs ring attention, which eager attention is not; use attention sdpa or flash")
     if sharding.context_parallel > 1 and settings.padded:
         raise InputError("ring attention takes no mask for padding; pack the sequences, or use context-parallel 1")
-    experts = [p for p in whole.parameters if _EXPERTS in p.name.split(".")]
+    experts = [p for p in whole.parameters if EXPERTS in p.name.split(".")]
     if sharding.expert_parallel > 1 and not experts:
         raise InputError(f"expert-parallel {sharding.expert_parallel}: {spec.id} has no experts to split; leave it at 1")
     for p in experts if sharding.expert_parallel > 1 else ():
@@ -165,22 +165,6 @@ def _ring(network: Network, ranks: int) -> None:
             op.flops = op.flops * ranks
             for gradient in op.gradients:
                 gradient.flops = gradient.flops * ranks
-
-
-def _split_experts(network: Network, ranks: int) -> None:
-    """Each rank has its part of the experts; balanced, as many tokens come from the other ranks as go there."""
-    for p in network.parameters:
-        if _EXPERTS not in p.name.split("."):
-            continue
-        before = p.stored_bytes
-        p.shape = (p.shape[0] // ranks, *p.shape[1:])
-        p.stored_bytes = stored_bytes(elements(p.shape), p.storage, p.shape[0])
-        p.tensor.storage.nbytes = p.stored_bytes
-        for run in network.runs:
-            for op in run.block.ops:
-                for gradient in op.gradients:
-                    if gradient.of is p.tensor and gradient.nbytes == before:
-                        gradient.nbytes = p.stored_bytes
 
 
 def layers_of_stages(layers: int, stages: int) -> list[int]:

@@ -1,6 +1,7 @@
 """The answer of `plan` at a terminal: header, recommendation with its reason, plans, and what does not fit."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -15,7 +16,9 @@ from tuneplan.planner.report.config_account import account, config_rows, config_
 from tuneplan.planner.report.terminal import breakdown, facts, plan_levels, savings_lines
 from tuneplan.planner.savings import Saving, best
 from tuneplan.planner.units import SECONDS_PER_HOUR, format_count, format_gib, format_seconds, format_usd
-from tuneplan.planner.why_not import WhyNot
+
+if TYPE_CHECKING:
+    from tuneplan.planner.why_not import WhyNot
 
 OLD_DAYS = 180
 MOST_PLANS = 15
@@ -26,7 +29,7 @@ FIRST_FIGURE = 6
 _WORDS = {"cost": "cheapest", "time": "fastest", "memory": "smallest"}
 
 
-def render(answer: Answer, asked: str, savings: Sequence[Saving] = (), why: WhyNot | None = None) -> RenderableType:
+def render(answer: Answer, asked: str, savings: Sequence[Saving] = (), why: "WhyNot | None" = None) -> RenderableType:
     """The whole answer.
 
     Args:
@@ -53,7 +56,7 @@ def render(answer: Answer, asked: str, savings: Sequence[Saving] = (), why: WhyN
     return Group(*parts)
 
 
-def _why(why: WhyNot) -> list[RenderableType]:
+def _why(why: "WhyNot") -> list[RenderableType]:
     plan = why.plan or (why.rejected.plan if why.rejected else None)
     lines: list[RenderableType] = [Text(), Text(f"Why not {why.wish}:", style="bold")]
     if plan is not None:

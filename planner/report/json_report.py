@@ -1,7 +1,7 @@
 """Plans as the JSON document of `plan --json`."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuneplan.planner.configs.training_config import ConfigUse
 from tuneplan.planner.graph.tensor import CATEGORIES
@@ -9,10 +9,12 @@ from tuneplan.planner.job import Job
 from tuneplan.planner.methods.compose import explicit
 from tuneplan.planner.plan import Answer, Plan, Rejected, front
 from tuneplan.planner.savings import Saving
-from tuneplan.planner.why_not import WhyNot
+
+if TYPE_CHECKING:
+    from tuneplan.planner.why_not import WhyNot
 
 
-def answer_json(answer: Answer, savings: Sequence[Saving] = (), why: WhyNot | None = None) -> dict[str, Any]:
+def answer_json(answer: Answer, savings: Sequence[Saving] = (), why: "WhyNot | None" = None) -> dict[str, Any]:
     """The whole answer: the request with every default, the plan that is recommended, all plans, and what cannot be.
 
     Args:
@@ -41,7 +43,7 @@ def _config_json(use: ConfigUse) -> dict[str, Any]:
     return {"config": use.to_json(), "warnings": list(use.config.warnings)}
 
 
-def _why_json(why: WhyNot) -> dict[str, Any]:
+def _why_json(why: "WhyNot") -> dict[str, Any]:
     """The wish, the configuration that it led to, and the reasons."""
     return {
         "wish": why.wish,

@@ -41,7 +41,8 @@ class Settings:
         objective: what is trained towards; supervised fine-tuning unless said otherwise. A micro-batch of pairs has two sequences
             for each.
         experts: transformers' `experts_implementation` of a mixture of experts; "grouped_mm" unless it is told otherwise.
-        routing: how its tokens are spread: "even", or "worst", where all tokens choose the same experts.
+        routing: how its tokens are spread over ranks that split the experts: "even", or "worst", where all tokens want experts
+            of one rank. On one rank all rows are computed there, whichever experts they choose.
         gathered_cast: fp32 adapters are cast to `dtype` as they are gathered, so that the model computes in one dtype (FSDP's
             mixed precision).
     """

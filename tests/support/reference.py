@@ -5,6 +5,7 @@ Each class is written from the paper; the tracker then sees what autograd keeps.
 
 from typing import Any
 
+import other_models
 import reversible_layers
 import side_networks
 import torch
@@ -224,6 +225,8 @@ def install(model: Any, method: Method) -> None:
             _adapters(model, part)
         elif part.label in ("lst", "side_tuning", "res_tuning", "ipa"):
             side_networks.install(model, part)
+        elif part.label in other_models.INSTALL:
+            other_models.INSTALL[part.label](model, part)
         elif part.label == "shifted_attention":
             shift_attention(model, part.groups)
         elif part.label == "reversible":

@@ -28,12 +28,13 @@ from tuneplan.profiling.trace import count  # noqa: E402
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration, in the planner's words."""
+    """One configuration, in the planner's words; `real`: the config of the model that is run, where it is another one."""
 
     config: Mapping[str, Any]
     method: str = "full"
     settings: Settings = field(default_factory=Settings)
     optimizer: str = "adamw"
+    real: Mapping[str, Any] | None = None
 
 
 def estimated(case: Case) -> tuple[Network, StepMemory]:
@@ -56,7 +57,7 @@ def traced(case: Case, device: str = "meta") -> tuple[Any, StepTrace]:
         if any(part.fuses_update() for part in method.parts):
             reference.update_in_backward(model)
 
-    subject = Subject("test", case.config, method, settings=case.settings, optimizer=OPTIMIZERS[case.optimizer])
+    subject = Subject("test", case.real or case.config, method, settings=case.settings, optimizer=OPTIMIZERS[case.optimizer])
     built = build_real(subject, attention.NAMES[case.settings.attention], device, adapt)
     trace = trace_step(built, case.settings, accumulation=2 if case.settings.accumulating else 1)
     return built.model, trace

@@ -19,7 +19,7 @@ from tuneplan.planner.models.attention import cached, kernel_of, projected, run_
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.decoder import DecoderSpec
 from tuneplan.planner.models.expert_weights import Experts
-from tuneplan.planner.models.moe import Routed, run_experts
+from tuneplan.planner.models.moe import Routed, router_note, run_experts
 
 LAYERS = "model.layers.*."
 EMBEDDING = "model.embed_tokens"
@@ -39,13 +39,20 @@ class GptOssSpec(DecoderSpec):
 
 def read(id: str, config: ConfigReader) -> GptOssSpec:
     """The spec of a config.json. Raises InputError where dimensions are missing, absurd or contradict each other."""
+    count, top_k = (
+        config.integer("num_local_experts", 128, maximum=2**16),
+        config.integer("num_experts_per_tok", 4, maximum=2**10),
+    )
+    if top_k > count:
+        raise InputError(f"{config.origin}: num_experts_per_tok={top_k}, but there are {count} experts; check the config")
     return GptOssSpec(
         **decoder.dimensions(id, config, defaults=_DEFAULTS),
         sliding_window=config.integer("sliding_window", 128, maximum=2**30),
-        num_experts=config.integer("num_local_experts", 128, maximum=2**16),
-        top_k=config.integer("num_experts_per_tok", 4, maximum=2**10),
+        num_experts=count,
+        top_k=top_k,
         attention_bias=config.boolean("attention_bias", True),
         layer_types=_layer_types(config),
+        note=router_note(config),
     )
 
 

@@ -17,7 +17,7 @@ from tuneplan.planner.models.attention import attended, gated_mlp, kernel_of, pr
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.decoder import DecoderSpec
 from tuneplan.planner.models.expert_weights import Experts
-from tuneplan.planner.models.moe import run_experts, softmax_router
+from tuneplan.planner.models.moe import router_note, run_experts, softmax_router
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +124,7 @@ def read(id: str, config: ConfigReader) -> MixtralSpec:
         head_norm=variant.head_norm,
         qkv_bias=bias or (variant.biases == "qkv" and config.boolean("qkv_bias", True)),
         output_bias=bias,
+        note=router_note(config),
     )
 
 

@@ -96,3 +96,11 @@ def test_the_search_takes_it(plan: Any, write_config: Any) -> None:
         for more in ((), ("--training", "dpo"))
     ]
     assert peaks[0]["allocated_bytes"] < peaks[1]["allocated_bytes"]
+
+
+@pytest.mark.parametrize("words", [("dpo",), ("grpo", "--num-generations", "4"), ("reward",)], ids=lambda words: words[0])
+def test_reserved_is_never_below_allocated(plan: Any, write_config: Any, words: tuple[str, ...]) -> None:
+    """An allowance stands in for the replay, which does not know a reference model or a rollout."""
+    found = estimate(plan, write_config(), "--method", "lora", "--training", *words)
+    assert found["peak"]["reserved_bytes"] > found["peak"]["allocated_bytes"]
+    assert "allowance" in found["basis"]["reserved_bytes"]

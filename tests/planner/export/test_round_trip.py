@@ -1,7 +1,4 @@
-"""Export, read back, same estimate, over random plans: TRL, axolotl and LLaMA-Factory.
-
-The reader of torchtune knows its builders of named models, and an export takes those that any dimensions can be given to.
-"""
+"""Export, read back, same estimate, over random plans: TRL, axolotl, LLaMA-Factory and torchtune."""
 
 import json
 from collections.abc import Iterator
@@ -40,15 +37,18 @@ CONFIG = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 100,
 }  # fmt: skip
-FILES = ("train.yaml", "axolotl.yaml", "adapter/adapter_config.json", "accelerate.yaml", "deepspeed.json")
+FILES = ("train.yaml", "axolotl.yaml", "torchtune.yaml", "adapter/adapter_config.json", "accelerate.yaml", "deepspeed.json")
 READ_AS = {
     "train.yaml": {"trl": "trl-sft", "llama-factory": "llama-factory"},
     "axolotl.yaml": {"axolotl": "axolotl"},
+    "torchtune.yaml": {"torchtune": "torchtune"},
 }
 METHODS = {
     "trl": ["full", "lora", "lora(r=4,target_modules=q_proj,v_proj)", "lora(autocast_adapter_dtype=false)", "qlora",
             "lora(lora_dropout=0.1,use_dora=true)", "ia3", "lora(r=4)+modules_to_save(modules=lm_head)", "loha"],
     "axolotl": ["full", "lora", "lora(r=4,target_modules=q_proj,v_proj)", "lora(lora_dropout=0.1)"],
+    "torchtune": ["full", "lora(autocast_adapter_dtype=false)",
+                  "lora(r=4,target_modules=q_proj,v_proj,autocast_adapter_dtype=false)"],
     "llama-factory": ["full", "lora", "lora(r=4,target_modules=q_proj,v_proj)", "lora(use_rslora=true)"],
 }  # fmt: skip
 OPTIONS = (
@@ -81,7 +81,7 @@ def words(draw: Any) -> dict[str, Any]:
         ),
         "settings": Settings(
             seq_len=draw(st.sampled_from([64, 256])),
-            attention=draw(st.sampled_from(["eager", "sdpa", "flash"])),
+            attention=draw(st.sampled_from(["sdpa"] if tool == "torchtune" else ["eager", "sdpa", "flash"])),
             loss=draw(st.sampled_from({"trl": ["eager", "trl"]}.get(tool, ["eager"]))),
             padded=draw(st.booleans()),
             max_grad_norm=draw(st.sampled_from([0.5, 1.0])),
@@ -114,7 +114,7 @@ def _only(job: Job) -> Plan:
     return answer.plans[0] if answer.plans else answer.rejected[0].plan
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(drawn=words())
 def test_same_estimate(folder: Path, drawn: dict[str, Any]) -> None:
     """Every option, the method in full, and the peak come back; what a tool cannot express it refuses by name."""
@@ -130,7 +130,7 @@ def test_same_estimate(folder: Path, drawn: dict[str, Any]) -> None:
     kinds = [READ_AS.get(name, {}).get(drawn["tool"]) for name in names]
     others = {"adapter": "peft", "acceler": "accelerate", "deepspe": "deepspeed"}
     formats = [kind or others[name[:7]] for kind, name in zip(kinds, names, strict=True)]
-    read = read_configs([out / name for name in names], formats)
+    read = read_configs([out / name for name in names], formats, str(folder) if drawn["tool"] == "torchtune" else None)
     request, options = plan.request, read.options
     method = read.method or parse("full")
     if "adapter/adapter_config.json" not in names:  # PEFT's file leaves out what is at its default for the model

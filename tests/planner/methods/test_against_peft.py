@@ -3,7 +3,9 @@
 The tolerances are those of `tests/planner/test_against_trace.py`, held there to 0.1 % of the peak.
 """
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from tuneplan.planner.training.settings import Settings
 
 pytestmark = pytest.mark.traced
 
+FILES = ("planner/methods/test_against_peft.py", "profiling/test_validation.py")
 PHASE_TOLERANCE = 0.005
 BASE = Settings(micro_batch_size=2, seq_len=256, gradient_checkpointing="off")
 QV = "target_modules=q_proj,v_proj"
@@ -33,6 +36,7 @@ METHODS = (
     "lora(rank_pattern=layers.[01].*q_proj:16,lora_bias=true,exclude_modules=up_proj)",
     "adalora",
     f"adalora({QV},lora_dropout=0.1)",
+    "adalora(trains_ranknum=false)",
     "ia3",
     "ia3(target_modules=all-linear)",
     "vera(r=64)",
@@ -54,6 +58,7 @@ METHODS = (
     "trainable_tokens(token_indices=1,2,3)",
     "llm_int8",
     f"llm_int8({QV},prepare_kbit=false)",
+    "qlora(quant_type=fp4,double_quant=false)",
 )
 
 
@@ -113,3 +118,13 @@ def test_every_part_with_a_peft_configuration_is_here() -> None:
     cases = (*METHODS, "prefix_tuning", "adaption_prompt", "shira", "lora")
     covered = {part.label for text in cases for part in parse(text).parts}
     assert {label for label, part in PARTS.items() if part().peft_config() is not None} <= covered
+
+
+def test_the_table_of_the_docs_names_tests_that_exist() -> None:
+    """Every row of docs/methods.md names a test of this file or of the validation, and two families or more."""
+    root = Path(__file__).parents[3]
+    tests = "".join([(root / "tests" / name).read_text(encoding="utf-8") for name in FILES])
+    page = (root / "docs" / "methods.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|]+ \| `(test_\w+)` \| ([^|]+) \|$", page, re.MULTILINE)
+    assert rows
+    assert [] == [row for row in rows if f"def {row[0]}(" not in tests or "," not in row[1]]

@@ -8,6 +8,7 @@ pytest.importorskip("torch")
 pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
+from other_models import narrow_config
 from traced import Case, check, small
 
 from tuneplan.planner.memory import step_memory
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.traced
 
 BASE = Settings(micro_batch_size=2, seq_len=256, gradient_checkpointing="off")
 
+OFFSITE = "offsite_tuning(adapter_layers=1,emulator_layers=3)"
 METHODS = (
     "houlsby",
     "parallel_adapter",
@@ -71,6 +73,23 @@ def test_reversible_layers(method: str, model_type: str) -> None:
 def test_reversible_layers_with_the_adapter_first() -> None:
     """MEFT2; 2 %: the input is counted from the start of a layer's backward, here before it is there: one hidden state."""
     check(Case(small(), "reversible(f_arch=adapter)", BASE), tolerance=0.02, phases=0.02)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+@pytest.mark.parametrize("checkpointing", ["off", "non-reentrant"])
+@pytest.mark.parametrize("method", ["splora", "loraprune(ratio=0.25)", "pruned_base(moment=end)+lora", OFFSITE, "peft_plug_in"])
+def test_steps_of_another_model(method: str, checkpointing: str, model_type: str) -> None:
+    """Masked and cut layers, a shortened middle, a narrow model; the masks, a number a row, are not counted (0.09 %)."""
+    config = small(model_type, num_hidden_layers=6 if method == OFFSITE else 3)
+    real = narrow_config(config, 4) if method == "peft_plug_in" else None
+    check(Case(config, method, replace(BASE, gradient_checkpointing=checkpointing), real=real), phases=0.01)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+@pytest.mark.parametrize("options", ["example_tokens=128", "example_tokens=512,hyper_layers=2,num_virtual_tokens=40"])
+def test_a_model_that_writes_prefixes(options: str, model_type: str) -> None:
+    """The hypermodel's whole forward stands before the frozen model's; its gradients come last."""
+    check(Case(small(model_type), f"hypertuning({options})", BASE))
 
 
 def test_galore_keeps_states_of_the_rank() -> None:

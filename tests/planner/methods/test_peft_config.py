@@ -162,6 +162,15 @@ def test_a_prefix_for_another_model(key: str, value: int) -> None:
     check_dimensions(from_mapping({"peft_type": "PREFIX_TUNING", "num_layers": spec.num_hidden_layers}, "a.json"), spec)
 
 
+@pytest.mark.parametrize(
+    ("version", "trained"), [("0.19.2.dev0@UNKNOWN", False), ("0.20.0", False), ("0.21.2", True), ("1.0", True), ("", True)]
+)
+def test_adalora_of_an_older_peft(version: str, trained: bool) -> None:
+    """Before 0.21 the number that the product is divided by has no gradient."""
+    (part,) = from_mapping({"peft_type": "ADALORA", "peft_version": version}, "a.json").method.parts
+    assert trained == getattr(part, "trains_ranknum")  # noqa: B009
+
+
 def test_a_folder_is_read(tmp_path: Path) -> None:
     """The folder that `save_pretrained` made."""
     (tmp_path / "adapter_config.json").write_text(json.dumps(SAVED), encoding="utf-8")
