@@ -64,9 +64,9 @@ class _Frame:
 
     def gathered(self, run: int) -> Unit:
         """What is gathered for a run's forward."""
-        if run == self.tail[0]:
-            return self.layers[self.tail[1]]
-        return Unit() if run < 0 or run == self.tail[1] else self.layers[run]
+        if run < 0 or (run == self.tail[1] and run != self.tail[0]):
+            return Unit()
+        return self.layers[self.tail[1] if run == self.tail[0] else run]
 
 
 def step(

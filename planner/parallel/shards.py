@@ -13,6 +13,9 @@ from tuneplan.planner.models.network import Network
 from tuneplan.planner.models.parameter import Parameter
 from tuneplan.planner.training.sharding import share
 
+NO_RUN = -2
+"""In place of the tail's runs where the units are accelerate's and there is no tail."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -167,14 +170,20 @@ def accelerate_units(network: Network) -> tuple[list[list[Parameter]], list[Para
     """
     members, root = layer_parameters(network), root_parameters(network)
     end = len(network.runs) - 1
-    matrices = [(p, i) for i, run in enumerate(network.runs[:end]) for p in root if p.name in run.block.parameters]
-    embedding, start = max(((p, i) for p, i in matrices if len(p.shape) == 2), key=lambda pair: pair[0].numel)
+    ahead = [
+        (p, i) for i, run in enumerate(network.runs[:end]) for p in root if p.name in run.block.parameters and len(p.shape) == 2
+    ]
+    embedding, start = max(ahead, key=lambda pair: pair[0].numel, default=(None, 0))
     last = [p for p in root if p.name in network.runs[end].block.parameters]
     if any(p.adapter for p in network.parameters):
         last = [p for p in last if len(p.shape) > 1]
+    if network.runs[end].block.exit is not None:  # a pipeline's stage without the head
+        last = []
     tied = any(p is embedding for p in last)
-    members[end] = last
-    if not tied:
+    if last:
+        members[end] = last
+    if embedding is not None and not tied:
         members[start] = [embedding]
-    taken = {embedding.name, *(p.name for p in last)}
-    return members, [p for p in root if p.name not in taken], (start if tied else end, end)
+    taken = {p.name for p in last} | ({embedding.name} if embedding is not None else set())
+    tail = (start if tied else end, end) if last else (NO_RUN, NO_RUN)
+    return members, [p for p in root if p.name not in taken], tail
