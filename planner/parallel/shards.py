@@ -170,11 +170,12 @@ def accelerate_units(network: Network) -> tuple[list[list[Parameter]], list[Para
     """
     members, root = layer_parameters(network), root_parameters(network)
     end = len(network.runs) - 1
-    ahead = [
-        (p, i) for i, run in enumerate(network.runs[:end]) for p in root if p.name in run.block.parameters and len(p.shape) == 2
-    ]
-    embedding, start = max(ahead, key=lambda pair: pair[0].numel, default=(None, 0))
-    last = [p for p in root if p.name in network.runs[end].block.parameters]
+    used = set(network.runs[end].block.parameters)
+    matrices = [p for p in root if len(p.shape) == 2]
+    ahead = [(p, i) for i, run in enumerate(network.runs[:end]) for p in matrices if p.name in run.block.parameters]
+    # the input embedding: what the head uses too, or else the largest
+    embedding, start = max(ahead, key=lambda pair: (pair[0].name in used, pair[0].numel), default=(None, 0))
+    last = [p for p in root if p.name in used]
     if any(p.adapter for p in network.parameters):
         last = [p for p in last if len(p.shape) > 1]
     if network.runs[end].block.exit is not None:  # a pipeline's stage without the head
