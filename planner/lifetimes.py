@@ -62,7 +62,7 @@ def lifetimes(network: Network) -> Lifetimes:
         entering = _held_entry(runs, index)
         if entering is not None:
             reborn[index + 1] = [entering]
-            (released if network.embeddings_passed else over).append(entering)
+            (released if network.embeddings_passed and run.block.exit_passed else over).append(entering)
     rebuilt = [run.block.entry for run in runs if run.reversible]
     spent[0] += [entry.storage for entry in rebuilt[:1] if entry is not None]
     return Lifetimes(reborn, ended, released, spent, frozenset(held))

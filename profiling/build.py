@@ -167,6 +167,8 @@ def transformers_model(
             model = auto.from_config(settings, dtype=dtype)
     except Exception as error:  # whatever a config that makes no sense meets first
         reason = " ".join(str(error).split())[:300]
+        if isinstance(error, KeyError) and error.args == (implementation,):
+            reason = "its code runs no attention but its own, which cannot be traced for this implementation; use sdpa or eager"
         raise InputError(f"transformers {transformers.__version__} cannot build {kind!r} for {task}: {reason}") from error
     if experts != USUAL_EXPERTS and not model._can_set_experts_implementation():
         raise InputError(

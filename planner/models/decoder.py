@@ -203,6 +203,8 @@ def start(
     for part in model.method.parts:
         hidden = part.embedded(model, hidden)
     if after:
+        if model.method.virtual_tokens:  # the caller, who passes what is multiplied, holds it
+            tape.outputs.append(hidden.storage)
         hidden = pw.scale(tape, hidden, after)
     locals: tuple[Tensor, ...] = ()
     if enter:
@@ -222,6 +224,7 @@ def start(
     carried: tuple[Storage, ...] = (*[t.storage for t in (ids, labels, *shared, *leaf)], *tape.held)
     held = tuple([tensor.storage for tensor in locals])
     block = close("embed_tokens", tape, None, hidden, carried, batch=2, leaves=leaves, locals=held, exit_held=exit_held)
+    block.exit_passed = not after
     return block, tuple(shared)
 
 

@@ -43,6 +43,7 @@ FAMILIES = {
     ),
     "deepseek": ("deepseek_v2", "deepseek_v3"),
     "gpt_oss": ("gpt_oss",),
+    "granite_moe": ("granitemoe",),
     "stablelm": ("stablelm",),
     "starcoder2": ("starcoder2",),
     "mixtral": ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"),

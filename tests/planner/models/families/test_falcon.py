@@ -35,6 +35,13 @@ def test_other_attention_is_refused(attention: str) -> None:
         traced.estimated(traced.Case(small_models.config("falcon"), settings=Settings(attention=attention)))
 
 
+@pytest.mark.traced
+def test_flash_cannot_be_traced() -> None:
+    """A name that Falcon's own table of attention does not have is refused with what to use."""
+    with pytest.raises(InputError, match="use sdpa or eager"):
+        family_matrix.traced(small_models.load("falcon"), "full", Settings(attention="flash"))
+
+
 @pytest.mark.parametrize(("name", "kernel"), [("falcon", "efficient"), ("falcon-old", "math"), ("falcon-rw", "efficient")])
 def test_the_kernel_is_named(name: str, kernel: str) -> None:
     """A mask keeps FlashAttention out, and one head of keys for many of queries every fused kernel."""
