@@ -113,7 +113,7 @@ class Grid:
         job = self.job
         for count in sorted({n for card in cards for n in card.counts if job.micro_batches(n)}):
             own = job.stages(count)
-            made = [[kind.series(Sharding(count, stage)) for stage in own] for kind in kinds]
+            made = [[kind.series(Sharding(count, stage, units=job.fsdp_units)) for stage in own] for kind in kinds]
             # series are (optimizer, card, micro-batch); stacked: (checkpointing, optimizer, stage, card, micro-batch)
             short, *ranks = (np.stack([np.stack([getattr(s, name) for s in line], 1) for line in made]) for name in _FIGURES)
             candidates = Candidates(
@@ -138,7 +138,7 @@ class Grid:
                     card,
                     settings,
                     job.optimizers[optimizer],
-                    Sharding(count, own[stage]),
+                    Sharding(count, own[stage], units=job.fsdp_units),
                     tuple(float(rank[at]) for rank in ranks),
                     bool(taken.fits[index]),
                     bool(taken.over[index]),

@@ -43,6 +43,7 @@ class Job:
         micro_batch_sizes: to consider; empty for every power of two.
         optimizers: to consider.
         zero_stages: to consider on several GPUs, the first that fits is taken.
+        fsdp_units: see `Sharding.units`.
         objective: what is least for the best plan.
         purchase: on_demand, spot or reserved.
         safety_margin: share of the card's memory to leave free.
@@ -65,6 +66,7 @@ class Job:
     micro_batch_sizes: tuple[int, ...] = ()
     optimizers: tuple[Optimizer, ...] = tuple(OPTIMIZERS[name] for name in DEFAULT_OPTIMIZERS)
     zero_stages: tuple[int, ...] = (0, 1, 2, 3)
+    fsdp_units: str = "root"
     objective: str = "cost"
     purchase: str = "on_demand"
     safety_margin: float = 0.0

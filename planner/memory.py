@@ -74,11 +74,13 @@ def walk(network: Network, settings: Settings) -> Walked:
         if settings.keep_outputs:
             forward.append(Piece(_deaths(kept_outputs(run)), run.count))
     backward: list[Piece] = []
+    loss = None
     for index, (run, walked) in reversed(list(enumerate(walks))):
         again = Walk(run.block) if run.checkpointed else walked
-        segment = again.backward(shared, run.recomputation(settings))
+        segment = again.backward(shared, run.recomputation(settings), parted=True)
         backward += [Piece(segment, run.count, index), Piece(_deaths(lives.spent[index]))]
-    return Walked(forward, backward)
+        loss = again.parts or loss
+    return Walked(forward, backward, loss=loss)
 
 
 def _births(storages: Iterable[Storage]) -> Segment:
@@ -201,7 +203,7 @@ def without_activations(network: Network, walked: Walked) -> tuple[Walked, int]:
                 result.append(Piece(join(meter.segment(), piece.segment), piece.count, piece.run) if size else piece)
         return result
 
-    return Walked(moved(walked.forward, True), moved(walked.backward, False)), total
+    return Walked(moved(walked.forward, True), moved(walked.backward, False), loss=walked.loss), total
 
 
 def scaled(size: Size, factor: float) -> Size:

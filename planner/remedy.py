@@ -50,7 +50,10 @@ def _changes(search: "Search", plan: "Plan") -> Iterator[tuple[str, "Plan"]]:
             yield f"use --precision pure --optimizer {name}", _try(search, plan, method, pure, sharding, name)
     for count in NODE_COUNTS:
         if count > sharding.data_parallel and plan.target.instance is None and search.job.global_batch_size % count == 0:
-            yield f"shard over {count} GPUs (ZeRO-3)", _try(search, plan, method, settings, Sharding(count, 3))
+            yield (
+                f"shard over {count} GPUs (ZeRO-3)",
+                _try(search, plan, method, settings, Sharding(count, 3, units=search.job.fsdp_units)),
+            )
     for name in ("lora", "qlora"):
         if not any(isinstance(p, Lora) for p in method.parts) or name == "qlora":
             light = replace(settings, precision="pure", gradient_checkpointing="non-reentrant")

@@ -214,7 +214,7 @@ class Search:
                     fits = False
                     for size in job.micro_batches(count):
                         settings = job.longest(replace(base, micro_batch_size=size, gradient_checkpointing=checkpointing))
-                        plan = self.evaluate(method, target, settings, optimizer, Sharding(count, stage))
+                        plan = self.evaluate(method, target, settings, optimizer, Sharding(count, stage, units=job.fsdp_units))
                         states = plan.memory.phases["optimizer_step"].levels[OPTIMIZER_STATES]
                         yield plan
                         if plan.short_by_bytes > 0:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._pytree import tree_iter
 
 from tuneplan.planner.errors import InputError
+from tuneplan.planner.graph.tensor import TEMPORARY
 from tuneplan.planner.report.document import SCHEMA_VERSION
 from tuneplan.planner.units import format_gib
 from tuneplan.profiling.files import write_atomic
@@ -109,6 +110,7 @@ class LiveMemory:
         self.messages: list[str] = []
         self._block = ExitStack()
         self._tracker: Any = None
+        self._left: list[Any] = []
 
     @property
     def over(self) -> bool:
@@ -125,6 +127,8 @@ class LiveMemory:
         else:
             optimizers = [self.optimizer] if self.optimizer is not None else []
             self._tracker = self._block.enter_context(watch(Path.cwd(), self.device.type, [self.model], optimizers))
+            left = [storage for reference in self._left if (storage := reference()) is not None]
+            self._tracker.watch((torch.empty(0, dtype=torch.uint8).set_(storage) for storage in left), "kept", TEMPORARY)
 
     def after_step(self) -> None:
         """A step is done; after the last one that is followed comes the verdict."""
@@ -147,6 +151,7 @@ class LiveMemory:
         for born, allocation in self._tracker.log:
             live += allocation.size_bytes if born else -allocation.size_bytes
             peak = max(peak, live)
+        self._left = self._tracker.alive  # DDP's buckets, which nothing in Python has: the next step starts with them
         self._tracker = None
         return peak
 

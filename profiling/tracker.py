@@ -120,6 +120,11 @@ class StorageTracker(TorchDispatchMode):
         for tensor in tensors:
             self._see(tensor, op, category)
 
+    @property
+    def alive(self) -> list[weakref.ref[torch.UntypedStorage]]:
+        """The storages that are alive, held weakly."""
+        return [reference for reference, _ in self._alive.values()]
+
     def classify(self, tensors: Iterable[torch.Tensor | None], category: int) -> None:
         """Say what storages that are alive are for; tensors that are not counted are passed over."""
         for tensor in tensors:

@@ -1,5 +1,6 @@
 """`plan export`: a plan as files that other tools run as they are."""
 
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
@@ -68,13 +69,14 @@ def command(
     data = data_of(train_data or given.get("dataset"), style)
     today = date.today()
     notes: tuple[str, ...] = ()
+    units = "root" if format_name == "torchtune" else "accelerate"  # which all other tools use
     if plan_file is not None:
         _refuse_others(ctx, given)
-        plan, tokens, notes = from_file(plan_file, choice, today)
+        plan, tokens, notes = from_file(plan_file, choice, today, units)
     elif given["model"] is None:
         raise InputError("name a model, or a plan: plan export --model 8b --gpu a100-80g --out run (plan export --help)")
     else:
-        job = job_of(given)
+        job = replace(job_of(given), fsdp_units=units)
         plan, tokens = from_answer(find(job, today), choice), job.tokens
     exported = ExportJob(plan, local_model(plan.request.spec.id), tokens, data, today)
     made = bundle(exported, format_name, engine, skypilot)

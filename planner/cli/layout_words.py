@@ -8,7 +8,7 @@ from tuneplan.planner.cli.options import stack
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.host_memory import GPUS_OF_A_NODE, LOADINGS, STATE_DICTS, Checkpoints
 from tuneplan.planner.target import Target
-from tuneplan.planner.training.sharding import ENGINES, MOST_RANKS, OFFLOADS, SCHEDULES, Buckets, Sharding
+from tuneplan.planner.training.sharding import ENGINES, MOST_RANKS, OFFLOADS, SCHEDULES, UNITS, Buckets, Sharding
 from tuneplan.planner.units import GIGA
 
 MOST_GBPS = 10**6
@@ -25,6 +25,7 @@ layout_options = stack(
     ),
     click.option("--shard-group", type=int, default=0, help="GPUs that split one copy of the states (HSDP); 0 for all."),
     click.option("--reduce-dtype", default="", metavar="DTYPE", help="In which FSDP reduces gradients.  [default: the run's]"),
+    click.option("--fsdp-units", default="root", show_default=True, metavar="|".join(UNITS), help="What FSDP gathers at once."),
     click.option("--reduce-bucket-size", type=int, default=None, metavar="N", help="DeepSpeed's, in elements.  [default: 5e8]"),
     click.option("--tensor-parallel", type=int, default=1, show_default=True, help="GPUs that split heads and columns."),
     click.option("--sequence-parallel", is_flag=True, help="They split the tokens between split linears too."),
@@ -82,6 +83,7 @@ def read_layout(given: dict[str, Any], target: Target | None) -> Sharding:
         engine=given["engine"],
         shard_group=given["shard_group"],
         reduce_dtype=given["reduce_dtype"],
+        units=given["fsdp_units"],
         offload=tuple(name.strip() for name in given["offload"].split(",") if name.strip()),
         buckets=Buckets() if size is None else Buckets(reduce_elements=size),
         tensor_parallel=given["tensor_parallel"],

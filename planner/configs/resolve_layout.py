@@ -76,3 +76,5 @@ def layout(facts: Facts, options: dict[str, Any], sources: dict[str, str], count
         engine = facts.get("engine")
         if engine is not None and not (engine == "fsdp" and stage == 1):
             options["engine"], sources["engine"] = engine, facts.source("engine")
+        if engine == "fsdp" and stage > 1 and facts.get("fsdp_version") == 2:
+            options["fsdp_units"], sources["fsdp_units"] = "accelerate", facts.source("fsdp_version")

@@ -92,6 +92,8 @@ def read_fsdp(section: Section, key: str, config_key: str, default_version: int 
     if below is not None:
         read_fsdp_options(below, default_version, stage)
         below.finish()
+    else:
+        section.facts.set("fsdp_version", default_version, "default", False)
 
 
 def set_fsdp(facts: Facts, source: str, stage: int | None, offload: bool) -> None:

@@ -33,7 +33,7 @@ def from_answer(answer: Answer, choice: int) -> Plan:
     return answer.plans[_index(choice, len(answer.plans))]
 
 
-def from_file(path: str, choice: int, today: date) -> tuple[Plan, int, tuple[str, ...]]:
+def from_file(path: str, choice: int, today: date, fsdp_units: str = "root") -> tuple[Plan, int, tuple[str, ...]]:
     """A plan of a document of `plan --json`, worked out again by this version.
 
     Returns:
@@ -59,7 +59,7 @@ def from_file(path: str, choice: int, today: date) -> tuple[Plan, int, tuple[str
         raise InputError(f"{path!r} has no plan that fits, so there is nothing to export; plan again with other options")
     chosen = plans[_index(choice, len(plans))]
     try:
-        plan = _again(request, chosen, today)
+        plan = _again(request, chosen, today, fsdp_units)
         tokens = int(request["tokens"])
     except (TuneplanError, ProfileError):
         raise
@@ -76,7 +76,7 @@ def _index(choice: int, count: int) -> int:
     return choice - 1
 
 
-def _again(request: Mapping[str, Any], chosen: Mapping[str, Any], today: date) -> Plan:
+def _again(request: Mapping[str, Any], chosen: Mapping[str, Any], today: date, fsdp_units: str) -> Plan:
     """The same plan from the words of a document."""
     count = int(chosen["gpu_count"])
     target = _target(request, chosen, count)
@@ -119,6 +119,7 @@ def _again(request: Mapping[str, Any], chosen: Mapping[str, Any], today: date) -
         micro_batch_sizes=(int(settings.micro_batch_size),),
         optimizers=(optimizer,),
         zero_stages=(stage,),
+        fsdp_units=fsdp_units,
         purchase=str(request["purchase"]),
         safety_margin=margin,
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tuneplan.planner.graph.block import Block, recomputed
-from tuneplan.planner.graph.meter import Meter, Segment
+from tuneplan.planner.graph.meter import Meter, Segment, join
 from tuneplan.planner.graph.tape import Gradient, Op
 from tuneplan.planner.graph.tensor import GRADIENTS, LOGITS, TEMPORARY, Size, Storage, Tensor, round_block
 
@@ -64,6 +64,8 @@ class Walk:
         self._meter = meter
         self._saved: dict[int, int] = {}
         self._released: set[int] = set()
+        self.parts: tuple[Segment, Segment] | None = None
+        """Of a last block's backward: the loss, and from its last linear (the head) on; None where there is no such linear."""
 
     def forward(self, keep: bool = True, rebuilt: bool = False) -> Segment:
         """The forward pass; leaves behind what is saved and the exit.
@@ -91,7 +93,7 @@ class Walk:
                 self._unreference(storage, meter)
         return meter.segment()
 
-    def backward(self, shared: Shared, checkpointing: str = "off") -> Segment:
+    def backward(self, shared: Shared, checkpointing: str = "off", parted: bool = False) -> Segment:
         """The backward pass: starts with the gradient of the exit alive, ends with that of the entry alive.
 
         Args:
@@ -99,6 +101,7 @@ class Walk:
             checkpointing: "off"; "non-reentrant": the forward runs again when the first saved tensor is asked for, and stops
                 early; "reentrant": it runs again whole, and its output and the incoming gradient are held to the end;
                 "reversible": the same, after the entry was computed from the exit; it stays for the block before.
+            parted: note `parts`.
         """
         meter = self._meter()
         block = self.block
@@ -130,9 +133,12 @@ class Walk:
             self._run(len(block.ops), True, meter)
             for storage in block.cached:
                 self._unreference(storage, meter)
+        head, loss = _head(block) if parted else None, None
         for op in reversed(block.ops):
             if op.output is None or not op.output.requires_grad:
                 continue
+            if op is head:
+                loss, meter = meter.segment(), self._meter()
             if waiting and op.saves:
                 self._recompute(meter)
                 waiting = False
@@ -150,7 +156,13 @@ class Walk:
             meter.drop(start.storage.nbytes, start.storage.category)
         if checkpointing != "off" and not reversible and block.entry is not None:
             meter.drop(block.entry.storage.nbytes, block.entry.storage.category)
-        return meter.segment()
+        return self._whole(loss, meter.segment())
+
+    def _whole(self, loss: Segment | None, rest: Segment) -> Segment:
+        if loss is None:
+            return rest
+        self.parts = loss, rest
+        return join(loss, rest)
 
     def _recompute(self, meter: Meter) -> None:
         """The forward of a checkpointed region again; then every local variable of the model's code goes at once."""
@@ -310,6 +322,12 @@ def _leave(grad: _Pending, meter: Meter) -> None:
             meter.drop(grad.nbytes // grad.pieces, grad.category)
         for other in grad.beside or ():
             _leave(other, meter)
+
+
+def _head(block: Block) -> Op | None:
+    """The last linear of a last block."""
+    linears = [op for op in block.ops if op.name.endswith(".linear") and op.output is not None and op.output.requires_grad]
+    return linears[-1] if linears and block.exit is None else None
 
 
 def _last_output(block: Block) -> Tensor | None:

@@ -1,7 +1,7 @@
 """FSDP2 (`fully_shard`): what it gathers, reduces and frees at the borders of units, as torch 2.13 does it.
 
-One unit a decoder layer and a root unit for the rest. Mirrors torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py and
-_fsdp_collectives.py:
+One unit a decoder layer and a root unit for the rest, or the units that accelerate makes (`shards.accelerate_units`). Mirrors
+torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py and _fsdp_collectives.py:
 
 - A gather copies all ranks' parts into one buffer and from there into one storage a weight. In the forward the buffer stays
   until the next unit is whole (`comm_ctx.all_gather_state`, and a local variable of `wait_for_unshard`); in the backward it
@@ -19,6 +19,7 @@ from tuneplan.planner.models.network import Network
 from tuneplan.planner.parallel.replicated import update
 from tuneplan.planner.parallel.shards import (
     Unit,
+    accelerate_units,
     beside_bytes,
     from_host,
     layer_parameters,
@@ -40,7 +41,10 @@ class _Frame:
 
     Attributes:
         layers: of each run; an empty unit where it is no layer.
-        root: of what is outside the layers.
+        root: of what is outside the layers; of what is in no other unit where the units are accelerate's.
+        tail: accelerate's unit of last norm and head: index of the run that gathers it in the forward, that of the run whose
+            backward reduces it; the same but where the head is the embedding. (-1, -1) where there is none. It and the root
+            stay whole from the forward to their reduction.
         reshards: whether a layer's weights go after its forward.
         accumulating: gradients of an earlier micro-batch stand already.
         replicated: several groups of ranks hold the same parts (hybrid sharding).
@@ -51,6 +55,18 @@ class _Frame:
     reshards: bool
     accumulating: bool
     replicated: bool
+    tail: tuple[int, int] = (-1, -1)
+
+    @property
+    def own_root(self) -> bool:
+        """Whether the root has embedding, last norm and head."""
+        return self.tail == (-1, -1)
+
+    def gathered(self, run: int) -> Unit:
+        """What is gathered for a run's forward."""
+        if run < 0 or (run == self.tail[1] and run != self.tail[0]):
+            return Unit()
+        return self.layers[self.tail[1] if run == self.tail[0] else run]
 
 
 def step(
@@ -68,8 +84,11 @@ def step(
     """
     ranks = sharding.shard_ranks
     reduce = sharding.reduce_dtype
-    layers = [unit(parameters, ranks, wide, reduce) for parameters in layer_parameters(network)]
-    root = unit(root_parameters(network), ranks, wide, reduce)
+    members, rest, tail = layer_parameters(network), root_parameters(network), (-1, -1)
+    if sharding.units == "accelerate":
+        members, rest, tail = accelerate_units(network)
+    layers = [unit(parameters, ranks, wide, reduce) for parameters in members]
+    root = unit(rest, ranks, wide, reduce)
     parts = [split(p, ranks, wide) for p in network.parameters]
     kept = root.kept_bytes + sum(u.kept_bytes * run.count for u, run in zip(layers, network.runs, strict=True))
     updated = [] if network.fused_update else parts
@@ -89,8 +108,9 @@ def step(
     if network.fused_update:  # each unit's gradients are used and freed when they are reduced
         kept = 0
     base[GRADIENTS] = kept if accumulating else 0
-    frame = _Frame(layers, root, sharding.zero_stage == 3, accumulating or network.fused_update, sharding.replicas > 1)
-    key = ("fsdp", ranks, sharding.zero_stage, wide, reduce, accumulating, frame.replicated, offloads)
+    found = accumulating or network.fused_update
+    frame = _Frame(layers, root, sharding.zero_stage == 3, found, sharding.replicas > 1, tail)
+    key = ("fsdp", sharding.units, ranks, sharding.zero_stage, wide, reduce, accumulating, frame.replicated, offloads)
     if key not in walked.joined:
         walked.joined[key] = sequence(_forward(network, walked, frame)), sequence(_backward(network, walked, frame))
     forward, backward = walked.joined[key]
@@ -105,17 +125,18 @@ def _forward(network: Network, walked: Walked, frame: _Frame) -> list[Piece]:
     pieces = [Events(GATHER).touch(_copying(before)).take(before.gathered_bytes).take(before.whole_bytes).piece]
     last = max(index for index, piece in enumerate(walked.forward) if piece.run == len(network.runs) - 1)
     for index, piece in enumerate(walked.forward):
-        own = frame.layers[piece.run] if piece.run >= 0 else Unit()
+        own = frame.gathered(piece.run)
         if own == Unit() or index > last:
             pieces.append(piece)
         else:
             for count in (1, piece.count - 1):  # what the unit before left behind differs for the first
                 if count:
-                    pieces.append(Piece(_layer_forward(piece.segment, own, before, frame.reshards), count))
+                    reshards = frame.reshards and piece.run != frame.tail[0]
+                    pieces.append(Piece(_layer_forward(piece.segment, own, before, reshards), count))
                 before = own
         if index == last:
             end = Events(GATHER)
-            if frame.reshards:
+            if frame.reshards and frame.own_root:
                 end.give(frame.root.whole_bytes)
             pieces.append(end.give(before.gathered_bytes).piece)
     return pieces
@@ -140,26 +161,36 @@ def _backward(network: Network, walked: Walked, frame: _Frame) -> list[Piece]:
     order = [index for index in order if frame.layers[index] != Unit()]
     waiting: list[Unit] = []
     start = Events(GATHER)
-    if frame.reshards:
+    if frame.reshards and frame.own_root:
         start.touch(_copying(frame.root)).take(frame.root.gathered_bytes).take(frame.root.whole_bytes)
         start.give(frame.root.gathered_bytes)
         _prefetch(start, frame.layers[order[0]] if order else Unit())
     pieces = [start.piece]
-    reducing = held = done = 0
+    reducing = held = done = unused = 0
     for piece in walked.backward[:-1]:
         own = frame.layers[piece.run] if piece.run >= 0 else Unit()
         if own == Unit():
             pieces.append(piece)
             continue
-        block = network.runs[piece.run].block
-        if block.exit is None or not block.exit.requires_grad:
+        block, last, segment = network.runs[piece.run].block, piece.run == frame.tail[1], piece.segment
+        if not last and (block.exit is None or not block.exit.requires_grad):
             pieces.append(piece)  # no gradient comes here: what was prefetched stays
+            if not frame.own_root:
+                unused += 0 if frame.reshards else piece.count * own.whole_bytes
             done += piece.count
             continue
+        if last and walked.loss is not None:  # the unit's hook comes with the gradient of the head's output
+            pieces.append(Piece(walked.loss[0]))
+            segment = walked.loss[1]
         for count in _alike(piece.count):
-            after = frame.layers[order[done + count]] if done + count < len(order) else Unit()
-            parts = [_enter(own, after, frame.reshards), Piece(piece.segment)]
-            if block.entry is None or block.entry.requires_grad:
+            follows = order[done + count] if done + count < len(order) else -1
+            after = frame.layers[follows] if follows >= 0 else Unit()
+            entered = Unit() if last else own  # which stayed whole
+            parts = [_enter(entered, after, frame.reshards), Piece(segment)]
+            if not frame.own_root and frame.reshards and not _reached(network, follows):
+                unused = after.gathered_bytes
+            tied = last and frame.tail[0] != piece.run
+            if not tied and (block.entry is None or block.entry.requires_grad):
                 parts.append(_leave(own, reducing, frame))
                 reducing = own.reduce_bytes
                 held += count * _all_reduced(own, frame)
@@ -168,7 +199,14 @@ def _backward(network: Network, walked: Walked, frame: _Frame) -> list[Piece]:
             pieces.append(Piece(sequence(parts), count))
             done += count
     pieces.append(_end(frame, waiting, reducing, held))
+    pieces.append(Events(GATHER).give(unused).piece)
     return [*pieces, *walked.backward[-1:]]
+
+
+def _reached(network: Network, run: int) -> bool:
+    """Whether a gradient comes to a run, of those that have one behind them."""
+    exit = network.runs[run].block.exit if run >= 0 else None
+    return run < 0 or (exit is not None and exit.requires_grad)
 
 
 def _alike(count: int) -> list[int]:

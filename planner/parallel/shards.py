@@ -13,6 +13,9 @@ from tuneplan.planner.models.network import Network
 from tuneplan.planner.models.parameter import Parameter
 from tuneplan.planner.training.sharding import share
 
+NO_RUN = -2
+"""In place of the tail's runs where the units are accelerate's and there is no tail."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -156,3 +159,32 @@ def layer_parameters(network: Network) -> list[list[Parameter]]:
 def root_parameters(network: Network) -> list[Parameter]:
     """The weights outside the layers: embeddings, last norm, head, and what a method shares between layers."""
     return [p for p in network.parameters if "*" not in p.name]
+
+
+def accelerate_units(network: Network) -> tuple[list[list[Parameter]], list[Parameter], tuple[int, int]]:
+    """The weights of each run's unit, those of the root, and the runs of the tail (see `fsdp.step`), as accelerate 1.15 has them.
+
+    `fsdp2_prepare_model` (accelerate/utils/fsdp_utils.py) carves out the input embedding and a tail of last norm and head, which
+    has the embedding too where they are tied. It looks for the norm among the children of the base model, and finds none under
+    PEFT's wrapper: there the norm is the root's.
+    """
+    members, root = layer_parameters(network), root_parameters(network)
+    end = len(network.runs) - 1
+    used = set(network.runs[end].block.parameters)
+    matrices = [p for p in root if len(p.shape) == 2]
+    ahead = [(p, i) for i, run in enumerate(network.runs[:end]) for p in matrices if p.name in run.block.parameters]
+    # the input embedding: what the head uses too, or else the largest
+    embedding, start = max(ahead, key=lambda pair: (pair[0].name in used, pair[0].numel), default=(None, 0))
+    last = [p for p in root if p.name in used]
+    if any(p.adapter for p in network.parameters):
+        last = [p for p in last if len(p.shape) > 1]
+    if network.runs[end].block.exit is not None:  # a pipeline's stage without the head
+        last = []
+    tied = any(p is embedding for p in last)
+    if last:
+        members[end] = last
+    if embedding is not None and not tied:
+        members[start] = [embedding]
+    taken = {p.name for p in last} | ({embedding.name} if embedding is not None else set())
+    tail = (start if tied else end, end) if last else (NO_RUN, NO_RUN)
+    return members, [p for p in root if p.name not in taken], tail

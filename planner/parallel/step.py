@@ -27,12 +27,14 @@ class Walked:
         backward: pieces in order.
         joined: what engines made of them, remembered by what it depends on.
         other: the same for the other kind of backward: one that finds gradients, or one that finds none.
+        loss: the last run's backward in two: the loss, and from the head on; None where they are one.
     """
 
     forward: list[Piece]
     backward: list[Piece]
     joined: dict[object, tuple[Segment, Segment]] = field(default_factory=dict)
     other: "Walked | None" = None
+    loss: tuple[Segment, Segment] | None = None
 
 
 @dataclass(frozen=True, slots=True)

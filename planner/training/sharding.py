@@ -15,6 +15,7 @@ STAGES = (0, 1, 2, 3)
 OFFLOADS = ("optimizer", "parameters", "activations")
 SCHEDULES = ("1f1b", "interleaved", "gpipe")
 ENGINES = ("auto", "ddp", "fsdp", "deepspeed")
+UNITS = ("root", "accelerate")
 MOST_RANKS = 2**16
 
 
@@ -47,6 +48,8 @@ class Sharding:
         engine: "ddp", "fsdp", "deepspeed", or "auto": DDP for stage 0, DeepSpeed for 1, FSDP2 for 2 and 3.
         shard_group: ranks over which states are split, the groups of them being replicas (HSDP); 0 for all.
         reduce_dtype: in which FSDP reduces gradients; "" for that of the computation.
+        units: of FSDP: "root" has one for all that is outside the layers; "accelerate" (1.15) has one for the input embedding,
+            one for last norm and head (with the embedding where they are tied), and a root for the rest.
         offload: what is kept in host memory: "optimizer", "parameters", "activations".
         buckets: DeepSpeed's sizes.
         tensor_parallel: ranks that split heads and columns of every layer.
@@ -63,6 +66,7 @@ class Sharding:
     engine: str = "auto"
     shard_group: int = 0
     reduce_dtype: str = ""
+    units: str = "root"
     offload: tuple[str, ...] = ()
     buckets: Buckets = Buckets()
     tensor_parallel: int = 1
@@ -87,6 +91,8 @@ class Sharding:
             raise InputError("FSDP has no stage that splits optimizer states alone; use zero-stage 2 or 3, or engine deepspeed")
         if self.engine == "fsdp" and self.zero_stage == 0 and self.data_parallel > 1:
             raise InputError("FSDP splits weights, and zero-stage 0 splits nothing; use zero-stage 2 or 3, or engine ddp")
+        if self.units not in UNITS:
+            raise UnknownNameError("fsdp-units", self.units, UNITS, "plan estimate --help")
         self._check_group()
         self._check_model_parallel()
         self._check_offload()
@@ -159,6 +165,8 @@ class Sharding:
         for name in (*names, "context_parallel", "expert_parallel"):
             if getattr(self, name) not in (0, 1, "", False):
                 found[name] = getattr(self, name)
+        if self.engine_used == "fsdp" and self.units != "root":
+            found["fsdp_units"] = self.units
         if self.pipeline_parallel > 1:
             found["pipeline_schedule"] = self.pipeline_schedule
         if self.offload:

@@ -106,6 +106,7 @@ def planned(config: str, drawn: dict[str, Any]) -> Plan:
         micro_batch_sizes=(drawn["micro"],),
         optimizers=(find_optimizer(drawn["optimizer"]),),
         zero_stages=(stage,),
+        fsdp_units="root" if drawn["tool"] == "torchtune" else "accelerate",
     ))  # fmt: skip
 
 
