@@ -7,6 +7,7 @@ block, and the highest reservation is read off.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from tuneplan.planner.allocator import MIN_BLOCK, SMALL_SIZE, Block, CachingAllocator
 from tuneplan.planner.device_memory import workspace_bytes
@@ -309,11 +310,14 @@ def _lasting(events: Sequence[_Event]) -> list[_Event]:
 
 
 def _unrolled(parameters: Sequence[Parameter]) -> list[Parameter]:
-    """Parameters one by one: those of the layers, which stand together, layer by layer."""
-    inner = [p for p in parameters if "*" in p.name]
-    start = parameters.index(inner[0]) if inner else 0
-    layers = [p for i in range(max([p.count for p in inner], default=0)) for p in inner if i < p.count]
-    return [*parameters[:start], *layers, *parameters[start + len(inner) :]]
+    """Parameters one by one: those of a stack of layers, which stand together, layer by layer."""
+    found: list[Parameter] = []
+    for layered, group in groupby(parameters, key=lambda p: "*" in p.name):
+        together = list(group)
+        if layered:
+            together = [p for i in range(max(p.count for p in together)) for p in together if i < p.count]
+        found += together
+    return found
 
 
 def _load(allocator: CachingAllocator, network: Network, settings: Settings, program: Program) -> None:
