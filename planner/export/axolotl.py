@@ -16,7 +16,6 @@ from tuneplan.planner.methods.targeted import ALL_LINEAR, PATTERN
 NAME = "axolotl"
 CONFIG = "axolotl.yaml"
 VERSION = "0.19.0"
-LOSSES = ("eager", "liger")
 _OPTIONS = (
     "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "autocast_adapter_dtype",
     "layers_to_transform", "rank_pattern",
@@ -26,12 +25,7 @@ _OPTIONS = (
 def write(job: ExportJob, engine: str | None = None) -> Export:
     """Files of a job for axolotl 0.19. Raises InputError for what it cannot do."""
     hf_words.refuse_loop(job, NAME)
-    if job.settings.loss not in LOSSES:
-        raise InputError(
-            f"{NAME} cannot compute the loss {job.settings.loss!r} of the plan; export a plan with --loss {' or '.join(LOSSES)}"
-        )
-    if job.settings.attention_dropout:
-        raise InputError(f"{NAME} has no option for the attention's dropout; leave --attention-dropout out")
+    hf_words.refuse_model_options(job, NAME)
     adapters = job.adapters(NAME)
     chosen = engine_of(job, engine)
     files = {CONFIG: document(_config(job, adapters, chosen), job.head(NAME, CONFIG)), "launch.sh": _launch(job)}

@@ -57,6 +57,10 @@ def checkpointing(job: ExportJob) -> dict[str, Any]:
     return {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": how == "reentrant"}}
 
 
+FILE_LOSSES = ("eager", "liger")
+"""Losses that axolotl and LLaMA-Factory can be told in their YAML file."""
+
+
 def refuse_loop(job: ExportJob, tool: str) -> None:
     """Raise InputError for what no Trainer does."""
     settings = job.settings
@@ -64,6 +68,17 @@ def refuse_loop(job: ExportJob, tool: str) -> None:
         raise InputError(f"{tool} drops the model's outputs after the loss; export a plan without --keep-outputs")
     if settings.use_cache:
         raise InputError(f"{tool} turns the cache of keys and values off; export a plan without --use-cache")
+
+
+def refuse_model_options(job: ExportJob, tool: str) -> None:
+    """Raise InputError for a loss or a dropout that a tool configured by one YAML file has no key for."""
+    settings = job.settings
+    if settings.loss not in FILE_LOSSES:
+        raise InputError(
+            f"{tool} cannot compute the loss {settings.loss!r} of the plan; export a plan with --loss {' or '.join(FILE_LOSSES)}"
+        )
+    if settings.attention_dropout:
+        raise InputError(f"{tool} has no option for the attention's dropout; leave --attention-dropout out")
 
 
 def requirements(*names: str) -> str:

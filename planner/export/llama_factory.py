@@ -27,7 +27,6 @@ NAME = "LLaMA-Factory"
 CONFIG = "train.yaml"
 VERSION = "0.9.5"
 DATA = "training_data"
-LOSSES = ("eager", "liger")
 ATTENTIONS = {"eager": "disabled", "sdpa": "sdpa", "flash": "fa2"}
 _OPTIONS = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "autocast_adapter_dtype")
 
@@ -35,12 +34,7 @@ _OPTIONS = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "
 def write(job: ExportJob, engine: str | None = None) -> Export:
     """Files of a job for LLaMA-Factory 0.9.5. Raises InputError for what it cannot do."""
     hf_words.refuse_loop(job, NAME)
-    if job.settings.loss not in LOSSES:
-        raise InputError(
-            f"{NAME} cannot compute the loss {job.settings.loss!r} of the plan; export a plan with --loss {' or '.join(LOSSES)}"
-        )
-    if job.settings.attention_dropout:
-        raise InputError(f"{NAME} has no option for the attention's dropout; leave --attention-dropout out")
+    hf_words.refuse_model_options(job, NAME)
     adapters = job.adapters(NAME)
     chosen = engine_of(job, engine)
     files = {
@@ -84,8 +78,6 @@ def _config(job: ExportJob, adapters: Adapters, engine: str) -> dict[str, Any]:
         "save_total_limit": 2,
         "report_to": "none",
     }
-    if settings.loss == "liger":
-        values["enable_liger_kernel"] = True
     if job.data.style == "chat":
         values["template"] = Commented("default", "The chat template; name that of your model.")
     if engine == DEEPSPEED:

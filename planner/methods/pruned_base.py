@@ -66,7 +66,7 @@ class PrunedBase(Part):
             return spec
         groups = max(round(spec.num_key_value_heads * (1 - self.ratio)), 1)
         heads = spec.num_attention_heads // spec.num_key_value_heads * groups
-        channels = spec.intermediate_size  # type: ignore[attr-defined]
+        channels = spec.intermediate_size  # type: ignore[attr-defined]  # a field of the families, not of the base
         kept = max(round(channels * (1 - self.ratio) / CHANNELS) * CHANNELS, 1)
         changes = {"num_attention_heads": heads, "num_key_value_heads": groups, "intermediate_size": kept}
         return replace(spec, **changes)

@@ -35,7 +35,7 @@ class EncoderSpec(ModelSpec):
     classifier_dropout: float
 
     @property
-    def longest(self) -> int | None:  # type: ignore[override]
+    def longest(self) -> int | None:  # type: ignore[override]  # a class constant of the base, derived here
         """A table of learned positions ends."""
         return self.max_position_embeddings
 

@@ -44,7 +44,7 @@ class T5Spec(EncoderSpec):
     scaled: bool
 
     @property
-    def longest(self) -> int | None:  # type: ignore[override]
+    def longest(self) -> int | None:  # type: ignore[override]  # a class constant of the base, derived here
         """Relative positions have no end."""
         return None
 
