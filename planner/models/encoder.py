@@ -3,7 +3,7 @@
 Mirrors transformers 5.23; a family's own file names the modelling file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from tuneplan.planner.graph import attention as kernels
 from tuneplan.planner.graph import loss as losses
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.block import Block, close
+from tuneplan.planner.graph.matmul import embedding
 from tuneplan.planner.graph.tensor import Storage, Tensor, tensor_bytes
 from tuneplan.planner.models import tasks
 from tuneplan.planner.models.assembly import Assembly
@@ -38,6 +39,50 @@ class EncoderSpec(ModelSpec):
     def longest(self) -> int | None:  # type: ignore[override]  # a class constant of the base, derived here
         """A table of learned positions ends."""
         return self.max_position_embeddings
+
+
+def dimensions(
+    id: str, config: ConfigReader, defaults: Mapping[str, Any], keys: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The fields of `EncoderSpec` by name; the classifier's dropout is that of hidden states where the config has none.
+
+    Args:
+        id: hub id or path.
+        config: the config.json.
+        defaults: what the upstream configuration class has, by BERT's names; dropouts are 0.1 and the activation gelu unless given.
+        keys: names of keys that are not BERT's (`attribute_map` upstream), by BERT's.
+
+    Raises:
+        InputError: dimensions are missing, absurd or contradict each other.
+    """
+    renamed = keys or {}
+
+    def key(name: str) -> str:
+        other = renamed.get(name, name)
+        return name if not config.has(other) and config.has(name) else other
+
+    hidden = config.integer(key("hidden_size"), defaults["hidden_size"])
+    heads = config.integer(key("num_attention_heads"), defaults["num_attention_heads"], maximum=2**16)
+    dropout = dropouts(config, key("hidden_dropout_prob"), defaults.get("hidden_dropout_prob", 0.1))
+    return {
+        "id": id,
+        "model_type": config.text("model_type"),
+        "hidden_size": hidden,
+        "num_hidden_layers": config.integer(key("num_hidden_layers"), defaults["num_hidden_layers"], maximum=2**12),
+        "vocab_size": config.integer("vocab_size", defaults["vocab_size"]),
+        "max_position_embeddings": config.integer("max_position_embeddings", defaults["max_position_embeddings"], maximum=2**24),
+        "tie_word_embeddings": True,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "head_dim": heads_of(config, hidden, heads, (key("hidden_size"), key("num_attention_heads"))),
+        "intermediate_size": config.integer(key("intermediate_size"), defaults["intermediate_size"]),
+        "hidden_act": activation_of(config, key("hidden_act"), defaults.get("hidden_act", "gelu")),
+        "hidden_dropout": dropout,
+        "attention_dropout": dropouts(
+            config, key("attention_probs_dropout_prob"), defaults.get("attention_probs_dropout_prob", 0.1)
+        ),
+        "classifier_dropout": dropouts(config, key("classifier_dropout"), defaults.get("classifier_dropout", dropout)),
+    }
 
 
 def heads_of(config: ConfigReader, hidden: int, heads: int, keys: tuple[str, str]) -> int:
@@ -81,6 +126,41 @@ def token_ids(model: Assembly, length: Any = None) -> tuple[Storage, ...]:
     labels = tape.fresh((batch,) if single else ids.shape, "int64", False)
     tape.record("labels", (), labels)
     return ids.storage, labels.storage
+
+
+def begin(model: Assembly, weight: str, width: int) -> tuple[tuple[Storage, ...], Tensor, tuple[Storage, ...]]:
+    """Start the first block: the batch, embedded tokens (virtual ones included), and what is held of them as a leaf.
+
+    Raises InputError for a loss of causal models, for virtual tokens that are wider than the embeddings, and for sequences that
+    are longer than a model's positions.
+
+    `weight`: name of the embedding; `width`: its columns.
+    """
+    spec = model.spec
+    refuse_losses(model)
+    if spec.longest is not None:
+        check_length(model, spec.longest)
+    if model.method.virtual_tokens and width != spec.hidden_size:
+        raise InputError(
+            f"{spec.id} embeds tokens in {width} numbers, and peft makes virtual tokens of hidden_size={spec.hidden_size}, which "
+            "it cannot join; use prefix_tuning or lora"
+        )
+    tape = model.begin("", 1)
+    batch = token_ids(model)
+    words = embedding(tape, model.token_shape, model.embedding_weight(weight, width))
+    leaves = leaf(model, words)
+    for part in model.method.parts:
+        words = part.embedded(model, words)
+    if model.method.virtual_tokens:
+        embeddings_held(model, words)
+    return batch, words, leaves
+
+
+def opened(model: Assembly, batch: tuple[Storage, ...], hidden: Tensor, leaves: tuple[Storage, ...]) -> tuple[Block, Any]:
+    """End the first block: the masks, which layers share."""
+    masks = mask_of(model, hidden.dtype)
+    carried = (*batch, *[m.storage for m in masks], *leaves, *model.tape.held)
+    return close("embeddings", model.tape, None, hidden, carried, batch=len(batch), leaves=leaves * 2), masks
 
 
 def leaf(model: Assembly, hidden: Tensor) -> tuple[Storage, ...]:
@@ -188,12 +268,17 @@ def head(model: Assembly, x: Tensor, name: str, outputs: int, bias: bool = True)
     return model.linear(x, name, outputs, bias, kind="classifier")
 
 
-def classified(model: Assembly, entry: Tensor, logits: Tensor, held: tuple[Tensor, ...] = ()) -> Block:
-    """The loss of a classification and the end of the model. `held`: what the model's code holds to the end."""
+def classified(
+    model: Assembly, entry: Tensor, logits: Tensor, held: tuple[Tensor, ...] = (), last: Tensor | None = None
+) -> Block:
+    """The loss of a classification and the end of the model.
+
+    `held`: what the model's code holds to the end; `last`: the hidden states among it, where a norm made them of `entry`.
+    """
     tape = model.tape
     loss = losses.classification(tape, logits)
     tape.outputs.append(logits.storage)
-    tape.hold(entry, *held)
+    tape.hold(entry if last is None else last, *held)
     return ended(model, entry, loss)
 
 
@@ -211,6 +296,15 @@ def refuse_prefixes(model: Assembly) -> None:
         raise InputError(
             f"prefixes before the keys and values of an encoder-decoder such as {model.spec.id} are not modelled; use "
             "prompt_tuning or lora, or plan trace for what peft makes of it"
+        )
+
+
+def refuse_past(model: Assembly) -> None:
+    """Raise InputError for prefixes of a model that takes no keys and values (`past_key_values`)."""
+    if model.method.prefix_length:
+        raise InputError(
+            f"peft gives a model its prefixes as past_key_values, which {model.spec.model_type} models do not take, and refuses: use "
+            "lora"
         )
 
 
