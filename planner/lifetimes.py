@@ -51,13 +51,18 @@ def lifetimes(network: Network) -> Lifetimes:
         for place, storage in enumerate(run.block.carried):
             batch = place < run.block.batch
             if batch or id(storage) in arguments or id(storage) in saved:
-                spent[0 if batch or _leaf(run, storage) else _last_reader(runs, index, holders.get(id(storage), 0))].append(storage)
+                spent[0 if batch or _leaf(run, storage) else _last_reader(runs, index, holders.get(id(storage), 0))].append(
+                    storage
+                )
                 held.add(id(storage))
             elif storage not in run.block.outputs:
                 over.append(storage)
         for storage in run.block.locals:
             where = spent[_start(runs, index)] if id(storage) in saved else over
             where.append(storage)
+        if run.block.entries_kept and not run.checkpointed and run.block.entry is not None:
+            entry = run.block.entry.storage
+            over += [] if any(entry in op.saved for op in run.block.ops) else [entry] * run.count
         pinned = {id(storage): storage for op in run.block.ops for storage in op.pinned}
         spent[0] += list(pinned.values()) * run.count
         entering = _held_entry(runs, index)

@@ -27,11 +27,13 @@ _AUTO = {
     "seq2seq-lm": "AutoModelForSeq2SeqLM",
     "masked-lm": "AutoModelForMaskedLM",
     "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
     "image-classification": "AutoModelForImageClassification",
     "image-text-to-text": "AutoModelForImageTextToText",
 }
 _TASK_OF = {
     "ForSequenceClassification": "sequence-classification",
+    "ForTokenClassification": "token-classification",
     "ForMaskedLM": "masked-lm",
     "ForImageClassification": "image-classification",
 }
@@ -232,6 +234,7 @@ def batch_of(subject: Subject, model: nn.Module, device: str) -> dict[str, torch
     if subject.peft_config is not None and subject.peft_config.get("peft_type") in _BY_TASK:
         batch["task_ids"] = torch.zeros(s.micro_batch_size, dtype=torch.long, device=device)
     target = (s.micro_batch_size, s.target_length) if task == "seq2seq-lm" else shape
+    highest = 2 if task == "token-classification" else highest
     batch["labels"] = integers(shape[:1], 2) if task == "sequence-classification" else integers(target, highest)
     return batch
 

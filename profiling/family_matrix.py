@@ -103,7 +103,9 @@ def traced(model: SmallModel, method: str, settings: Settings) -> tuple[int, int
 
     attention.register()
     optimizer = find_optimizer(OPTIMIZER)
-    subject = Subject(model.name, model.config, parse(model.written(method)), settings=settings, optimizer=optimizer, task=model.task)
+    subject = Subject(
+        model.name, model.config, parse(model.written(method)), settings=settings, optimizer=optimizer, task=model.task
+    )
     built = build_real(subject, attention.NAMES[settings.attention], model.device)
     trained = count(built.model).trainable
     return trained, trace_step(built, settings).peak_bytes

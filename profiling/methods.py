@@ -26,7 +26,12 @@ _REWRITES = (
     "storage",
 )
 """What a part can change beyond choosing the weights that are trained."""
-TASK_TYPES = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM", "sequence-classification": "SEQ_CLS"}
+TASK_TYPES = {
+    "causal-lm": "CAUSAL_LM",
+    "seq2seq-lm": "SEQ_2_SEQ_LM",
+    "sequence-classification": "SEQ_CLS",
+    "token-classification": "TOKEN_CLS",
+}
 """PEFT's name of a task; the others have none."""
 NEEDS = {
     "XLORA": ("adapters", "folders of trained LoRA adapters by name, which it mixes, and hidden_size of the model"),

@@ -29,6 +29,7 @@ class Block:
         frozen_exit: what the next layer reads, where the exit is the state of a network beside the layers.
         locals: storages that a variable of the model's forward holds to its end, and nothing else.
         exit_held: of the block before a stack's first layer: such a variable holds its exit.
+        entries_kept: of a layer: a variable of the model's forward holds what enters each of them, to its end.
         exit_passed: where the model is called with embeddings, they are its exit; the model's code makes nothing of them first.
     """
 
@@ -51,6 +52,7 @@ class Block:
     locals: tuple[Storage, ...] = ()
     exit_held: bool = True
     exit_passed: bool = True
+    entries_kept: bool = False
 
 
 def close(

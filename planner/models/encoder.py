@@ -14,6 +14,7 @@ from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.matmul import embedding
 from tuneplan.planner.graph.tensor import Storage, Tensor, tensor_bytes
+from tuneplan.planner.methods.targeted import Targeted
 from tuneplan.planner.models import tasks
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.attention import heads_first, split_heads
@@ -49,7 +50,7 @@ def dimensions(
     Args:
         id: hub id or path.
         config: the config.json.
-        defaults: what the upstream configuration class has, by BERT's names; dropouts are 0.1 and the activation gelu unless given.
+        defaults: what the upstream configuration class has, by BERT's names; dropouts are 0.1, the activation gelu unless given.
         keys: names of keys that are not BERT's (`attribute_map` upstream), by BERT's.
 
     Raises:
@@ -144,6 +145,11 @@ def begin(model: Assembly, weight: str, width: int) -> tuple[tuple[Storage, ...]
         raise InputError(
             f"{spec.id} embeds tokens in {width} numbers, and peft makes virtual tokens of hidden_size={spec.hidden_size}, which "
             "it cannot join; use prefix_tuning or lora"
+        )
+    if model.method.virtual_tokens and spec.task == tasks.TOKEN_CLS:
+        raise InputError(
+            f"{spec.id} for {spec.task}: peft gives virtual tokens logits but no labels, so that the loss fails; use "
+            "prefix_tuning or lora"
         )
     tape = model.begin("", 1)
     batch = token_ids(model)
@@ -258,6 +264,17 @@ def both_ways(
     return out, weights, (q, k, v)
 
 
+def residual(model: Assembly, x: Tensor, residual: Tensor, module: str, name: str, dropout: float) -> Tensor:
+    """`LayerNorm(dropout(dense(x)) + residual)` of `module`; `name`: see `Assembly.submodule`."""
+    tape = model.tape
+    y = model.linear(x, f"{module}.dense", residual.shape[-1], bias=True)
+    y = pw.dropout(tape, y, dropout)
+    y = model.submodule(name, residual, residual, y)
+    out = model.layer_norm(pw.add(tape, y, residual), f"{module}.LayerNorm")
+    tape.hold(y)
+    return out
+
+
 def first_token(model: Assembly, hidden: Tensor) -> Tensor:
     """`hidden[:, 0]`: `(batch, width)`, a view."""
     return pw.narrow(model.tape, hidden, (hidden.shape[0], hidden.shape[-1]))
@@ -276,6 +293,12 @@ def classified(
     `held`: what the model's code holds to the end; `last`: the hidden states among it, where a norm made them of `entry`.
     """
     tape = model.tape
+    for part in model.method.parts if model.spec.task == tasks.TOKEN_CLS else ():
+        if isinstance(part, Targeted) and part.targets("classifier"):
+            model.notes["assumed"] = (
+                f"peft refuses {part.label} with target_modules={','.join(part.target_modules)} for token classification, as "
+                "it trains a copy of the classifier as well; the estimate is with exclude_modules=classifier."
+            )
     loss = losses.classification(tape, logits)
     tape.outputs.append(logits.storage)
     tape.hold(entry if last is None else last, *held)
@@ -303,8 +326,8 @@ def refuse_past(model: Assembly) -> None:
     """Raise InputError for prefixes of a model that takes no keys and values (`past_key_values`)."""
     if model.method.prefix_length:
         raise InputError(
-            f"peft gives a model its prefixes as past_key_values, which {model.spec.model_type} models do not take, and refuses: use "
-            "lora"
+            f"peft gives a model its prefixes as past_key_values, which {model.spec.model_type} models do not take, and refuses; "
+            "use lora"
         )
 
 

@@ -138,7 +138,9 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
     builder, given = family(spec.model_type), spec
     method = method.for_depth(spec.num_hidden_layers)
     if settings.gradient_checkpointing != "off" and not has_checkpointing(spec):
-        raise InputError(f"transformers has no gradient checkpointing for {spec.model_type} models; use --no-gradient-checkpointing")
+        raise InputError(
+            f"transformers has no gradient checkpointing for {spec.model_type} models; use --no-gradient-checkpointing"
+        )
     for part in method.parts:
         if part.one_stack and hasattr(builder, "stacks"):
             raise InputError(f"{part.label} is modelled for one stack of decoder layers, and {spec.id} has several; use lora")

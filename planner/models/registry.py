@@ -51,6 +51,7 @@ FAMILIES = {
     "t5": ("t5", "mt5"),
     "bert": ("bert", "roberta", "xlm-roberta", "electra"),
     "albert": ("albert",),
+    "deberta": ("deberta-v2",),
     "distilbert": ("distilbert",),
     "modernbert": ("modernbert",),
 }

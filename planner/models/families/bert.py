@@ -147,28 +147,17 @@ def _layer(model: Assembly, spec: BertSpec, entry: Tensor, masks: tuple[Tensor, 
     mixed, weights, held = encoder.both_ways(model, spec, kernel, heads, masks, dropout)
     tape.hold(*held)
     tape.scope = ""
-    hidden = _residual(model, spec, mixed, entry, "attention.output", "self_attn")
+    hidden = encoder.residual(model, mixed, entry, "attention.output", "self_attn", spec.hidden_dropout)
     tape.hold(mixed, *weights)
     inner = model.linear(hidden, "intermediate.dense", spec.intermediate_size, bias=True)
     tape.scope = "intermediate"
     inner = encoder.activate(model, inner, spec.hidden_act)
     tape.scope = ""
-    exit = _residual(model, spec, inner, hidden, "output", "mlp")
+    exit = encoder.residual(model, inner, hidden, "output", "mlp", spec.hidden_dropout)
     tape.hold(inner, hidden)
     for part in model.method.parts:
         exit = part.layer_exit(model, exit)
     return close("layer", tape, entry, exit)
-
-
-def _residual(model: Assembly, spec: BertSpec, x: Tensor, residual: Tensor, module: str, name: str) -> Tensor:
-    """`LayerNorm(dropout(dense(x)) + residual)`."""
-    tape = model.tape
-    y = model.linear(x, f"{module}.dense", spec.hidden_size, bias=True)
-    y = pw.dropout(tape, y, spec.hidden_dropout)
-    y = model.submodule(name, residual, residual, y)
-    out = model.layer_norm(pw.add(tape, y, residual), f"{module}.LayerNorm")
-    tape.hold(y)
-    return out
 
 
 def finish(model: Assembly, spec: BertSpec, entry: Tensor) -> Block:

@@ -51,8 +51,8 @@ def _start(model: Assembly, spec: EncoderSpec, _: Tensor | None) -> tuple[Block,
     """Words and positions, summed, normed and dropped."""
     if model.method.virtual_tokens or model.method.prefix_length:
         raise InputError(
-            f"{spec.id}: peft does not find the width of a DistilBERT, whose config calls it dim, and so cannot make virtual tokens "
-            "or prefixes; use lora"
+            f"{spec.id}: peft does not find the width of a DistilBERT, whose config calls it dim, and so cannot make virtual "
+            "tokens or prefixes; use lora"
         )
     prefix = "distilbert.embeddings"
     batch, words, leaves = encoder.begin(model, f"{prefix}.word_embeddings", spec.hidden_size)
@@ -99,7 +99,7 @@ def _refuse_nested(model: Assembly) -> None:
     for part in model.method.parts:
         if isinstance(part, Targeted) and part.targets("pre_classifier"):
             raise InputError(
-                f"{part.label} with target_modules={','.join(part.target_modules)}: peft trains a copy of pre_classifier, because "
+                f"{part.label} with target_modules={','.join(part.target_modules)}: peft trains a copy of pre_classifier, as "
                 "its name ends in classifier, and refuses to adapt it too; use target_modules=q_lin,k_lin,v_lin,out_lin,lin1,lin2"
             )
 

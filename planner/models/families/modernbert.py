@@ -3,14 +3,13 @@
 Mirrors transformers 5.23 models/modernbert/modeling_modernbert.py. Heads are rotated in fp32.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import attention as kernels
 from tuneplan.planner.graph import pointwise as pw
-from tuneplan.planner.graph.block import Block
-from tuneplan.planner.graph.block import close
+from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.tape import Gradient
 from tuneplan.planner.graph.tensor import Size, Storage, Tensor, round_block, tensor_bytes
 from tuneplan.planner.models import encoder, layer_kinds, tasks
@@ -137,7 +136,9 @@ def _start(model: Assembly, spec: ModernBertSpec, _: Tensor | None) -> tuple[Blo
     kinds = tuple(dict.fromkeys(spec.layer_types))
     for kind in kinds:
         for name in ("inv_freq", "original_inv_freq"):
-            model.common(f"model.rotary_emb.{kind}_{name}", (spec.head_dim // 2,), "fp32", trained=False, saved=False, buffer=True)
+            model.common(
+                f"model.rotary_emb.{kind}_{name}", (spec.head_dim // 2,), "fp32", trained=False, saved=False, buffer=True
+            )
     shape = (1, length, spec.head_dim)
     wide = 3 * tensor_bytes(shape, "fp32")
 
@@ -209,13 +210,13 @@ def _attention(
     if kernel.name == "eager":
         out, scores = kernels.eager(tape, q, k, v, mask, dropout, packed=False)
         out = tape.view("join_heads", out, (*out.shape[:2], spec.num_attention_heads * spec.head_dim))
-        weights, held = (scores,), (q, k, v)
+        weights = (scores,)
     else:
-        out, weights, held = encoder.both_ways(model, spec, kernel, (q, k, v), masks, dropout)
+        out, weights, _ = encoder.both_ways(model, spec, kernel, (q, k, v), masks, dropout)
     tape.scope = ""
     y = model.linear(out, "attn.Wo", spec.hidden_size, spec.attention_bias)
     y = pw.dropout(tape, y, spec.attention_dropout)
-    tape.hold(x, fused, *held, *weights)
+    tape.hold(x, fused, q, k, v, *weights)
     return y, weights
 
 
