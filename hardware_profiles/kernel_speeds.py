@@ -7,7 +7,8 @@
     rows = ["4096x4096", "11008x4096"]
 
 Beside it `[kernels.gemm]` (rate of bf16 products over their tokens), `[kernels.copy]`, `[kernels.launch]`,
-`[kernels.lora.NAME]` and `[kernels.measured]`. `tuneplan.kernels.bench.fit` writes the section from rows of `kernels/results/<gpu>/`, nothing else does.
+`[kernels.lora.NAME]` and `[kernels.measured]`. `tuneplan.kernels.bench.fit` writes the section from rows of
+`kernels/results/<gpu>/`, nothing else does.
 """
 
 from collections.abc import Mapping
