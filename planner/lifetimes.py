@@ -50,7 +50,9 @@ def lifetimes(network: Network) -> Lifetimes:
         over = ended.get(end, released)  # a pipeline stage without the head ends with a layer
         for place, storage in enumerate(run.block.carried):
             batch = place < run.block.batch
-            if batch or id(storage) in arguments or id(storage) in saved:
+            if storage in run.block.stays:
+                held.add(id(storage))
+            elif batch or id(storage) in arguments or id(storage) in saved:
                 spent[0 if batch or _leaf(run, storage) else _last_reader(runs, index, holders.get(id(storage), 0))].append(
                     storage
                 )

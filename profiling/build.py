@@ -38,6 +38,7 @@ _TASK_OF = {
     "ForImageClassification": "image-classification",
 }
 _BY_TASK = ("MULTITASK_PROMPT_TUNING", "POLY")  # their forward takes the number of each sequence's task
+_CAST_PIXELS = ("vit",)  # their code casts what a processor gives, which is fp32
 _GENERATES = ("causal-lm", "image-text-to-text", "seq2seq-lm", "masked-lm")
 
 
@@ -225,9 +226,12 @@ def batch_of(subject: Subject, model: nn.Module, device: str) -> dict[str, torch
 
     if task == "image-classification":
         side, channels = subject.config.get("image_size", 224), subject.config.get("num_channels", 3)
+        size = side if isinstance(side, list) else (side, side)
         with torch.device(device) if device == "meta" else nullcontext():
-            pixels = torch.zeros(s.micro_batch_size, channels, side, side, device=device)
-        return {"pixel_values": pixels.to(next(model.parameters()).dtype), "labels": integers(shape[:1], 2)}
+            pixels = torch.zeros(s.micro_batch_size, channels, *size, device=device)
+        if subject.config.get("model_type") not in _CAST_PIXELS:
+            pixels = pixels.to(next(model.parameters()).dtype)
+        return {"pixel_values": pixels, "labels": integers(shape[:1], 2)}
     batch = {"input_ids": integers(shape, highest)}
     if s.padded:
         batch["attention_mask"] = torch.ones(shape, dtype=torch.long, device=device)

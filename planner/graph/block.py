@@ -19,6 +19,7 @@ class Block:
         carried: storages made here that later blocks read (rotary tables, mask); they live to the end of the backward.
         frees: for each op, the storages whose last Python reference goes after it.
         batch: how many of the carried storages are the batch itself, which the training loop holds.
+        stays: of the batch, what is large beside an update, which finds it still there: pixels.
         outputs: storages of the model's output object, which the training loop drops when the forward is over, or keeps.
         cached: storages that autocast holds until the forward, or a recomputed region, ends.
         leaves: activations that were made to require a gradient, and that gradient; they live as long as the loss's graph.
@@ -53,6 +54,7 @@ class Block:
     exit_held: bool = True
     exit_passed: bool = True
     entries_kept: bool = False
+    stays: tuple[Storage, ...] = ()
 
 
 def close(

@@ -3,7 +3,7 @@
 Mirrors transformers 5.23; a family's own file names the modelling file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,7 +43,11 @@ class EncoderSpec(ModelSpec):
 
 
 def dimensions(
-    id: str, config: ConfigReader, defaults: Mapping[str, Any], keys: Mapping[str, str] | None = None
+    id: str,
+    config: ConfigReader,
+    defaults: Mapping[str, Any],
+    keys: Mapping[str, str] | None = None,
+    activations: Container[str] = FUSED_ACTIVATIONS,
 ) -> dict[str, Any]:
     """The fields of `EncoderSpec` by name; the classifier's dropout is that of hidden states where the config has none.
 
@@ -52,6 +56,7 @@ def dimensions(
         config: the config.json.
         defaults: what the upstream configuration class has, by BERT's names; dropouts are 0.1, the activation gelu unless given.
         keys: names of keys that are not BERT's (`attribute_map` upstream), by BERT's.
+        activations: those that the family's code here has.
 
     Raises:
         InputError: dimensions are missing, absurd or contradict each other.
@@ -77,7 +82,7 @@ def dimensions(
         "num_key_value_heads": heads,
         "head_dim": heads_of(config, hidden, heads, (key("hidden_size"), key("num_attention_heads"))),
         "intermediate_size": config.integer(key("intermediate_size"), defaults["intermediate_size"]),
-        "hidden_act": activation_of(config, key("hidden_act"), defaults.get("hidden_act", "gelu")),
+        "hidden_act": activation_of(config, key("hidden_act"), defaults.get("hidden_act", "gelu"), activations),
         "hidden_dropout": dropout,
         "attention_dropout": dropouts(
             config, key("attention_probs_dropout_prob"), defaults.get("attention_probs_dropout_prob", 0.1)
@@ -93,10 +98,10 @@ def heads_of(config: ConfigReader, hidden: int, heads: int, keys: tuple[str, str
     return hidden // heads
 
 
-def activation_of(config: ConfigReader, key: str, default: str) -> str:
+def activation_of(config: ConfigReader, key: str, default: str, activations: Container[str] = FUSED_ACTIVATIONS) -> str:
     """The activation of a config. Raises InputError for one that is not known."""
     name = config.text(key, default)
-    if name not in FUSED_ACTIVATIONS:
+    if name not in activations:
         known = ", ".join(FUSED_ACTIVATIONS)
         raise InputError(f"{config.origin}: {key} {name!r} is an activation that tuneplan does not know; it knows {known}")
     return name
@@ -241,10 +246,12 @@ def both_ways(
     dropout: float,
     prefixed: bool = True,
     causal: bool = False,
+    wide: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Attention over all tokens: its output `(batch, length, width)`, weights that the layer's code holds, what the module holds.
 
     `prefixed`: a method may put keys and values before those of the layer. `causal`: a decoder's own tokens.
+    `wide`: the written-out softmax runs in fp32.
     """
     tape = model.tape
     q, k, v = heads
@@ -253,7 +260,7 @@ def both_ways(
             k, v = part.keys_values(model, k, v)
     weights: tuple[Tensor, ...] = ()
     if kernel.name == "eager":
-        out, scores = kernels.eager(tape, q, k, v, masks[0] if masks else None, dropout, wide=False)
+        out, scores = kernels.eager(tape, q, k, v, masks[0] if masks else None, dropout, wide=wide)
         weights = (scores,)
     elif kernel.name == "efficient":
         out = kernels.efficient(tape, q, k, v, masks[0] if masks else None, causal=causal)
@@ -293,8 +300,13 @@ def classified(
     `held`: what the model's code holds to the end; `last`: the hidden states among it, where a norm made them of `entry`.
     """
     tape = model.tape
-    for part in model.method.parts if model.spec.task == tasks.TOKEN_CLS else ():
-        if isinstance(part, Targeted) and part.targets("classifier"):
+    for part in model.method.parts if model.spec.task != tasks.SEQ_CLS else ():
+        if isinstance(part, Targeted) and model.spec.task == tasks.IMAGE_CLS:
+            model.notes["assumed"] = (
+                f"peft knows no task of images: give {part.label} exclude_modules=classifier and modules_to_save=classifier too, "
+                "which the estimate assumes, or the new head is not trained."
+            )
+        elif isinstance(part, Targeted) and part.targets("classifier"):
             model.notes["assumed"] = (
                 f"peft refuses {part.label} with target_modules={','.join(part.target_modules)} for token classification, as "
                 "it trains a copy of the classifier as well; the estimate is with exclude_modules=classifier."

@@ -53,6 +53,7 @@ FAMILIES = {
     "albert": ("albert",),
     "deberta": ("deberta-v2",),
     "distilbert": ("distilbert",),
+    "vit": ("vit",),
     "modernbert": ("modernbert",),
 }
 """Module names in `families/`, which are imported when they are needed, with the model types that each mirrors."""

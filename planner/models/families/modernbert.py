@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneplan.planner.errors import InputError
-from tuneplan.planner.graph import attention as kernels
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.tape import Gradient
@@ -206,13 +205,7 @@ def _attention(
     tape.hold(*turned)
     dropout = spec.attention_dropout if model.settings.attention_dropout is None else model.settings.attention_dropout
     masks = () if mask is None else (mask,)
-    weights: tuple[Tensor, ...] = ()
-    if kernel.name == "eager":
-        out, scores = kernels.eager(tape, q, k, v, mask, dropout, packed=False)
-        out = tape.view("join_heads", out, (*out.shape[:2], spec.num_attention_heads * spec.head_dim))
-        weights = (scores,)
-    else:
-        out, weights, _ = encoder.both_ways(model, spec, kernel, (q, k, v), masks, dropout)
+    out, weights, _ = encoder.both_ways(model, spec, kernel, (q, k, v), masks, dropout, wide=True)
     tape.scope = ""
     y = model.linear(out, "attn.Wo", spec.hidden_size, spec.attention_bias)
     y = pw.dropout(tape, y, spec.attention_dropout)

@@ -52,7 +52,7 @@ def test_steps_can_be_replayed(name: str) -> None:
     model = small_models.load(name)
     for method in ("full", "lora", "qlora"):
         for checkpointing in ("off", "non-reentrant"):
-            settings = Settings(micro_batch_size=2, seq_len=64, gradient_checkpointing=checkpointing)
+            settings = Settings(micro_batch_size=2, seq_len=model.points[1][1], gradient_checkpointing=checkpointing)
             try:
                 network, memory = family_matrix.estimated(model, method, settings)
             except InputError:
