@@ -32,8 +32,8 @@ def bundle(job: ExportJob, format_name: str, engine: str | None = None, skypilot
     spec = job.plan.request.spec
     if spec.task != CAUSAL_LM:
         raise InputError(
-            f"plan export writes supervised fine-tuning of causal language models, and {spec.id} is planned for {spec.task}; plan "
-            "estimate and plan have its memory, time and cost"
+            f"plan export writes supervised fine-tuning of causal language models, and {spec.id} is planned for {spec.task}; "
+            "plan estimate and plan have its memory, time and cost"
         )
     made = writer(format_name)(job, engine)
     files, gaps = dict(made.files), list(made.gaps)
