@@ -63,7 +63,8 @@ def _start(model: Assembly, spec: VitSpec, _: Tensor | None) -> tuple[Block, tup
     if bool(length != spec.tokens) if isinstance(length, int) else bool((length != spec.tokens).any()):
         raise InputError(
             f"{spec.id} reads images, each a sequence of {spec.tokens} tokens ({spec.image_size[0]} x {spec.image_size[1]} "
-            f"pixels in patches of {spec.patch_size[0]} x {spec.patch_size[1]}, and a class token); leave --seq-len and --lengths out"
+            f"pixels in patches of {spec.patch_size[0]} x {spec.patch_size[1]}, and a class token); leave --seq-len and "
+            "--lengths out"
         )
     tape = model.begin("", 1)
     rows = model.settings.sequences
