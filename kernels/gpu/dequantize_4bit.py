@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from tuneplan.kernels.gpu.rounding import store
+from tuneplan.kernels.gpu.scales import scales
 from tuneplan.kernels.packed import Packed4bit
 
 WORDS = 2048
@@ -22,26 +23,6 @@ GATHER = True
 """Fewest instructions a value on sm_80 to sm_100 of the shapes tried (see kernels/README.md); not timed on a GPU yet."""
 BYTES = 1024
 """Of a program that takes bytes."""
-
-
-@triton.jit
-def _scales(
-    absmax: Any,
-    code2: Any,
-    absmax2: Any,
-    offset: Any,
-    first: Any,
-    block: Any,
-    mask: Any,
-    NESTED: tl.constexpr,
-    BLOCK2: tl.constexpr,
-) -> Any:
-    """fp32 scales of the blocks `first + block`; `first` counts in 64 bits, `block` in 32."""
-    if NESTED:
-        byte = tl.load(absmax + first + block, mask=mask, other=0).to(tl.int32)
-        second = tl.load(absmax2 + first // BLOCK2 + ((first % BLOCK2).to(tl.int32) + block) // BLOCK2, mask=mask, other=0.0)
-        return tl.load(code2 + byte) * second + tl.load(offset)
-    return tl.load(absmax + first + block, mask=mask, other=0.0)
 
 
 @triton.jit
@@ -72,7 +53,7 @@ def _from_words(
 
     scale_S = tl.arange(0, SCALES)
     there_S = scale_S * BLOCK_WORDS < left
-    absmax_S = _scales(absmax, code2, absmax2, offset, start // BLOCK_WORDS, scale_S, there_S, NESTED, BLOCK2)
+    absmax_S = scales(absmax, code2, absmax2, offset, start // BLOCK_WORDS, scale_S, there_S, NESTED, BLOCK2)
 
     # little-endian words: the first value is the high half of the lowest byte
     place_8 = tl.arange(0, 8)
@@ -119,7 +100,7 @@ def _from_bytes(
     byte_V = tl.load(data.to(tl.pointer_type(tl.uint8)) + value_V // 2, mask=there_V, other=0).to(tl.int32)
     nibble_V = (byte_V >> ((1 - value_V % 2) * 4).to(tl.int32)) & 15
     first = start * 2 // BLOCK
-    absmax_V = _scales(absmax, code2, absmax2, offset, first, (value_V // BLOCK - first).to(tl.int32), there_V, NESTED, BLOCK2)
+    absmax_V = scales(absmax, code2, absmax2, offset, first, (value_V // BLOCK - first).to(tl.int32), there_V, NESTED, BLOCK2)
     row_V = value_V // row_values
     store(out + row_V * row_stride + (value_V - row_V * row_values), tl.load(code + nibble_V) * absmax_V, there_V)
 
