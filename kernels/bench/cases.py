@@ -96,9 +96,7 @@ def linear_4bit(shapes: Iterable[Shape], tokens: Iterable[int]) -> list[Case]:
 def lora_linear(shapes: Iterable[Shape], tokens: Iterable[int]) -> list[Case]:
     """Forward and backward of an adapted linear layer, and of the same layer without its adapter."""
     numbers = list(tokens)
-    return [
-        Case("lora_linear", shape, tokens=number, rank=rank) for shape in shapes for number in numbers for rank in (RANK, 0)
-    ]
+    return [Case("lora_linear", shape, tokens=number, rank=rank) for shape in shapes for number in numbers for rank in (RANK, 0)]
 
 
 _SQUARE, _WIDE, _LARGE = Shape(4096, 4096), Shape(11008, 4096), Shape(28672, 8192)

@@ -1,8 +1,8 @@
 """How long a call takes: on the device, replayed from a CUDA graph, and as its caller waits for it.
 
-Device time: each call is captured once for each of several sets of inputs that together exceed the second-level cache three times,
-and replayed in turn, between two events. A kernel that sleeps is queued first, so that the device never waits for the host between
-the events. Call time: from Python, until the device is done.
+Device time: each call is captured once for each of several sets of inputs that together exceed the second-level cache three
+times, and replayed in turn, between two events. A kernel that sleeps is queued first, so that the device never waits for the
+host between the events. Call time: from Python, until the device is done.
 """
 
 import time

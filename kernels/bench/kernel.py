@@ -29,6 +29,7 @@ class Implementation:
         refuses: why a case cannot be run on a device, or None.
         moved_bytes: that it reads and writes itself, or None where that is not known.
         bound: relative error (Frobenius norm) that its result may have to the reference; None: the kernel's own bound.
+        compiles: what it runs is compiled first, which takes its time.
         basis: of `moved_bytes`, and whatever else a reader of its rows must know.
     """
 
@@ -38,6 +39,7 @@ class Implementation:
     refuses: Callable[[Case, torch.device], str | None] = nothing
     moved_bytes: Callable[[Case], int | None] = field(default=lambda case: None)
     bound: float | None = None
+    compiles: bool = False
     basis: str = ""
 
     def missing(self, case: Case, device: torch.device) -> str | None:
@@ -55,8 +57,8 @@ class Checked:
     """A result beside what it must be.
 
     Args:
-        error: relative, in the Frobenius norm; 0 where every bit is equal.
-        bound: the largest that is let through; 0: every bit must be equal.
+        error: relative, in the Frobenius norm; 0 where every value is equal.
+        bound: the largest that is let through; 0: every value must be equal.
         reason: what is wrong, or None.
     """
 
@@ -73,7 +75,7 @@ class Kernel:
         inputs: one random set of them on a device, from a seed.
         output: a buffer for the result, or None where calls allocate it.
         expected: the right result, or several, of a set of inputs.
-        bound: relative error that a result may have, by the case; 0: every bit.
+        bound: relative error that a result may have, by the case; 0: none, every value is equal.
         minimum_bytes: that any implementation must read and write; charged to each alike.
         flops: that the case needs; 0 where bytes are all that counts.
         implementations: by name; the first one that can run is what others are compared with.
@@ -98,7 +100,7 @@ class Kernel:
         for got, right in zip(results, expected, strict=True):
             if got.shape != right.shape:
                 return Checked(float("inf"), bound, f"the shape is {list(got.shape)}, not {list(right.shape)}")
-            if bound == 0 and not same_bits(got, right):
+            if bound == 0 and not same(got, right):
                 wrong = int((got != right).sum())
                 return Checked(error_of(got, right), bound, f"{wrong} of {got.numel()} values differ from the reference")
             error = error_of(got, right) if bound else 0.0
@@ -109,12 +111,9 @@ class Kernel:
         return Checked(worst, bound)
 
 
-def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors are equal bit by bit."""
-    if one.dtype != other.dtype:
-        return False
-    kind = {2: torch.int16, 4: torch.int32}[one.element_size()]
-    return torch.equal(one.contiguous().view(kind), other.contiguous().view(kind))
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are equal value by value; 0 and -0 are alike (tables of FP4 differ in them), not a number is unlike."""
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def error_of(got: torch.Tensor, right: torch.Tensor) -> float:

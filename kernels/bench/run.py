@@ -52,11 +52,11 @@ def run_case(
         rounds: interleaved rounds.
     """
     kernel = KERNELS[case.kernel]
-    contestants = [
-        Contestant(name, one) for name, one in kernel.implementations.items() if names is None or name in names
-    ]
+    contestants = [Contestant(name, one) for name, one in kernel.implementations.items() if names is None or name in names]
     for one in contestants:
         reason = one.implementation.missing(case, machine.device)
+        if one.implementation.compiles and names is None and not machine.on_gpu:
+            reason = f"compiling takes long on a CPU; it is run where it is asked for (--implementations {one.name})"
         if reason:
             one.stop(NOT_RUN, reason)
     if any(one.state == MEASURED for one in contestants):
@@ -92,7 +92,7 @@ def _prepare(case: Case, kernel: Kernel, machine: Machine, contestants: Sequence
                 if one.checked.reason:
                     break
             if one.checked and not one.checked.reason:
-                one.peak_bytes = peak_bytes(lambda run=one.prepared[0]: run(None), device)
+                one.peak_bytes = peak_bytes(_call(one.prepared[0], None), device)
                 if machine.on_gpu:
                     _capture(case, kernel, machine, one, outputs[0], expected[0])
         except Exception as error:  # another project's code; whatever it raises is its row's reason

@@ -39,8 +39,10 @@ def product(case: Case) -> int:
 
 
 def trained(case: Case) -> int:
-    """Forward and backward of a frozen layer with its adapter: the weight read twice, x, y, dy and dx moved once, the adapter
-    read and its gradients written."""
+    """Forward and backward of a frozen layer with its adapter.
+
+    The weight is read twice; x, y, dy and dx are moved once; the adapter is read and its gradients are written.
+    """
     adapter = case.rank * (case.shape.out_features + case.shape.in_features) * item(case)
     activations = 2 * case.tokens * (case.shape.out_features + case.shape.in_features) * item(case)
     return 2 * stored(case) + activations + 2 * adapter

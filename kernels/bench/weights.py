@@ -98,7 +98,7 @@ def normal(shape: tuple[int, ...], dtype: str, device: torch.device, seed: int, 
 
 
 def bitsandbytes_state(packed: Packed4bit, kind: str) -> Any:
-    """bitsandbytes' `QuantState` of a 4-bit weight. Raises ImportError where it is not installed."""
+    """The `QuantState` of bitsandbytes for a 4-bit weight. Raises ImportError where it is not installed."""
     from bitsandbytes.functional import QuantState
 
     nested = packed.nested

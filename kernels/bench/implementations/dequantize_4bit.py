@@ -54,7 +54,9 @@ def _bitsandbytes(case: Case, packed: Packed4bit) -> Prepared:
     from bitsandbytes.functional import dequantize_4bit as run
 
     state = bitsandbytes_state(packed, case.format)
-    return lambda out: run(packed.data, state, out=out)
+    on_gpu = packed.device.type == "cuda"
+    # its code for CPUs takes no buffer
+    return lambda out: run(packed.data, state, out=out if on_gpu else None)
 
 
 def decoder(packed: Packed4bit, dtype: torch.dtype) -> tuple[Any, tuple[torch.Tensor, ...]]:
@@ -63,7 +65,7 @@ def decoder(packed: Packed4bit, dtype: torch.dtype) -> tuple[Any, tuple[torch.Te
     blocksize, second, shape = packed.blocksize, nested.blocksize if nested else 0, packed.shape
 
     def run(data: torch.Tensor, absmax: torch.Tensor, code: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        scales = NestedScales(*rest, second) if rest else None
+        scales = NestedScales(rest[0], rest[1], rest[2], second) if rest else None
         return reference(Packed4bit(data, absmax, code, blocksize, shape, dtype, scales), dtype)
 
     more = (nested.code, nested.absmax, nested.offset) if nested else ()
@@ -108,7 +110,7 @@ KERNEL = Kernel(
             moved_bytes=bitsandbytes_moved,
             basis="three launches where scales are nested",
         ),
-        "torch_compile": Implementation(_torch_compile, bound=CONTRACTED, basis="the reference, compiled"),
+        "torch_compile": Implementation(_torch_compile, bound=CONTRACTED, compiles=True, basis="the reference, compiled"),
         "torchao": Implementation(
             _torchao, ("torchao",), refuses=only_torchaos_format, bound=REQUANTIZED, basis="its own format of NF4, eager"
         ),

@@ -96,7 +96,7 @@ KERNEL = Kernel(
         "bitsandbytes": Implementation(
             _bitsandbytes, ("bitsandbytes",), refuses=bitsandbytes_refuses, basis="matmul_4bit, which picks its kernel by tokens"
         ),
-        "torch_compile": Implementation(_torch_compile, basis="the reference and a product, compiled"),
+        "torch_compile": Implementation(_torch_compile, compiles=True, basis="the reference and a product, compiled"),
         "torchao": Implementation(
             _torchao, ("torchao",), refuses=only_torchaos_format, bound=REQUANTIZED, basis="its own format of NF4, eager"
         ),

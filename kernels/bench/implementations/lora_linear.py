@@ -97,12 +97,14 @@ def _tuneplan(case: Case, inputs: Inputs) -> Prepared:
 
 
 def peft_layer(case: Case, inputs: Inputs) -> Any:
-    """bitsandbytes' layer over the weight, under PEFT's adapter of the same values; alone for rank 0."""
+    """The layer of bitsandbytes over the weight, under PEFT's adapter of the same values; alone for rank 0."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     kind = DTYPES[case.dtype]
     with torch.device("meta"):
-        layer = Linear4bit(case.shape.in_features, case.shape.out_features, bias=False, compute_dtype=kind, quant_type=case.format)
+        layer = Linear4bit(
+            case.shape.in_features, case.shape.out_features, bias=False, compute_dtype=kind, quant_type=case.format
+        )
     state = bitsandbytes_state(inputs.packed, case.format)
     layer.weight = Params4bit(
         inputs.packed.data, requires_grad=False, quant_state=state, quant_type=case.format, module=layer, bnb_quantized=True
@@ -161,7 +163,11 @@ KERNEL = Kernel(
             basis="PEFT's own layer over bitsandbytes' Linear4bit",
         ),
         "torch_compile": Implementation(
-            _torch_compile, ("bitsandbytes", "peft"), refuses=bitsandbytes_refuses, basis="PEFT's own layer, compiled"
+            _torch_compile,
+            ("bitsandbytes", "peft"),
+            refuses=bitsandbytes_refuses,
+            compiles=True,
+            basis="PEFT's own layer, compiled",
         ),
         "unsloth": Implementation(
             _unsloth,
