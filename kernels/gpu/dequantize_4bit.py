@@ -17,33 +17,34 @@ from tuneplan.kernels.gpu.rounding import store
 from tuneplan.kernels.gpu.scales import scales
 from tuneplan.kernels.packed import Packed4bit
 
-WORDS = 2048
+WORDS = 1024
 WARPS = 4
 GATHER = True
-"""Fewest instructions a value on sm_80 to sm_100 of the shapes tried (see kernels/README.md); not timed on a GPU yet."""
+"""Of the shapes tried, the fewest instructions a value that leave registers for 24 warps a multiprocessor
+(`python -m tuneplan.kernels.compiled`); not timed on a GPU yet."""
 BYTES = 1024
 """Of a program that takes bytes."""
 
 
 @triton.jit
 def _from_words(
-    data: Any,
-    absmax: Any,
-    code: Any,
-    code2: Any,
-    absmax2: Any,
-    offset: Any,
-    out: Any,
-    words: Any,
-    row_words: Any,
-    row_stride: Any,
+    data,
+    absmax,
+    code,
+    code2,
+    absmax2,
+    offset,
+    out,
+    words,
+    row_words,
+    row_stride,
     NESTED: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK2: tl.constexpr,
     STRIDED: tl.constexpr,
     WORDS: tl.constexpr,
     GATHER: tl.constexpr,
-) -> None:
+):
     BLOCK_WORDS: tl.constexpr = BLOCK // 8
     SCALES: tl.constexpr = WORDS // BLOCK_WORDS if WORDS > BLOCK_WORDS else 1
     start = tl.program_id(0).to(tl.int64) * WORDS
@@ -78,22 +79,22 @@ def _from_words(
 
 @triton.jit
 def _from_bytes(
-    data: Any,
-    absmax: Any,
-    code: Any,
-    code2: Any,
-    absmax2: Any,
-    offset: Any,
-    out: Any,
-    first_byte: Any,
-    values: Any,
-    row_values: Any,
-    row_stride: Any,
+    data,
+    absmax,
+    code,
+    code2,
+    absmax2,
+    offset,
+    out,
+    first_byte,
+    values,
+    row_values,
+    row_stride,
     NESTED: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK2: tl.constexpr,
     BYTES: tl.constexpr,
-) -> None:
+):
     start = first_byte + tl.program_id(0).to(tl.int64) * BYTES
     value_V = start * 2 + tl.arange(0, BYTES * 2)
     there_V = value_V < values

@@ -3,8 +3,6 @@
 Fused multiply-add stays off, so that decoded scales are rounded as bitsandbytes rounds them.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -17,25 +15,26 @@ VALUES = 8192
 ROWS = 4
 COLUMNS = 2048
 WARPS = 4
-"""Fewest instructions a value of the shapes tried (kernels/README.md); not timed on a GPU yet."""
+"""Of the shapes tried, few instructions a value with registers for 24 warps a multiprocessor
+(`python -m tuneplan.kernels.compiled`); not timed on a GPU yet."""
 
 
 @triton.jit
 def _blockwise(
-    data: Any,
-    absmax: Any,
-    code: Any,
-    code2: Any,
-    absmax2: Any,
-    offset: Any,
-    out: Any,
-    values: Any,
+    data,
+    absmax,
+    code,
+    code2,
+    absmax2,
+    offset,
+    out,
+    values,
     NESTED: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK2: tl.constexpr,
     VALUES: tl.constexpr,
     GATHER: tl.constexpr,
-) -> None:
+):
     SCALES: tl.constexpr = VALUES // BLOCK
     start = tl.program_id(0).to(tl.int64) * VALUES
     left = tl.minimum(values - start, VALUES).to(tl.int32)
@@ -49,9 +48,7 @@ def _blockwise(
 
 
 @triton.jit
-def _rowwise(
-    data: Any, scale: Any, out: Any, rows: Any, columns: Any, row_stride: Any, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-) -> None:
+def _rowwise(data, scale, out, rows, columns, row_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     first = tl.program_id(0).to(tl.int64) * ROWS
     row_R = tl.arange(0, ROWS)
     column_C = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
