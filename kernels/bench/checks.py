@@ -1,7 +1,7 @@
-"""What must hold of the kernels on a GPU, beyond what is checked before each timing: odd shapes, sizes, streams, graphs, compilers.
+"""What must hold of the kernels on a GPU beyond what is checked before each timing: odd shapes, sizes, streams, graphs.
 
-Results lie in buffers that held no number before. Where the tensors lie on a CPU the same runs through plain torch, and what needs a
-GPU is left out.
+Results lie in buffers that held no number before. Where the tensors lie on a CPU the same runs through plain torch, and what
+needs a GPU is left out.
 """
 
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def shapes(machine: Machine) -> None:
     large = [(1024, 4096), (28672, 8192), (128256, 4096)] if machine.on_gpu else [(64, 256)]
     for size in [(1, 4096), (4096, 1), (17, 33), (5, 4096), *large]:
         small = size[0] * size[1] < 2**23
-        variants = [{"format": "nf4"}, {"format": "fp4"}, {"nested": False}, {"dtype": "fp16"}, {"dtype": "fp32"}]
+        variants: list[dict[str, Any]] = [{"format": "nf4"}, {"format": "fp4"}, {"nested": False}, {"dtype": "fp16"}, {"dtype": "fp32"}]
         for variant in variants if small else variants[:1]:
             for blocksize in (32, 64, 128, 4096) if small else (64,):
                 case = _case(*size, **{**variant, "blocksize": blocksize})

@@ -86,7 +86,9 @@ def fit(rows: Sequence[Row], files: Sequence[str]) -> KernelSpeeds:
     speeds = KernelSpeeds(
         dequantized,
         _adapters(timed, copy) if copy else {},
-        GemmCurve(tuple(ceilings["tokens"]), tuple(ceilings["tokens_flops_per_second"])) if ceilings and ceilings["tokens"] else None,
+        GemmCurve(tuple(ceilings["tokens"]), tuple(ceilings["tokens_flops_per_second"]))
+        if ceilings and ceilings["tokens"]
+        else None,
         copy,
         ceilings and ceilings["launch_seconds"],
         _measured(rows, files),

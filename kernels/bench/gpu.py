@@ -2,10 +2,10 @@
 
     PYTHONPATH=src python -m tuneplan.kernels.bench.gpu --out DIR --seconds 540
 
-Ceilings; what must hold on a GPU; the cases that the goals are about; a real QLoRA step of a 7B model; the programs' constants; every
-other case; last, in a process of its own, Unsloth where it is installed, since importing it changes other libraries. Each row is a
-line of DIR/rows.jsonl, written as soon as it is there; what the file has is not run again. A library that is missing costs its
-rows alone. With `--device cpu` the same runs with tiny shapes, as far as a CPU goes.
+Ceilings; what must hold on a GPU; the cases that the goals are about; a real QLoRA step of a 7B model; the programs'
+constants; every other case; last, in a process of its own, Unsloth where it is installed, since importing it changes other
+libraries. Each row is a line of DIR/rows.jsonl, written as soon as it is there; what the file has is not run again. A library
+that is missing costs its rows alone. With `--device cpu` the same runs with tiny shapes, as far as a CPU goes.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from tuneplan.kernels.bench.session import Budget, run_cases
 from tuneplan.kernels.errors import KernelInputError
 
 FIRST_CASES = 6
-"""Those of `gpu_cases` that the goals are about; the compiled reference is timed there alone, since each compilation takes a while."""
+"""Those of `gpu_cases` that the goals are about; the compiled reference is timed there alone: each compilation takes a while."""
 UNSLOTH = "unsloth"
 COMPILED = "torch_compile"
 _EXPECTED = {"check": 30.0, "sweep": 90.0, "step": 90.0, UNSLOTH: 60.0}
@@ -89,7 +90,7 @@ def run(campaign: Campaign) -> None:
     best = limits.measure(machine)
     campaign.add([ceilings_row(machine, best)])
     for name in CHECKS:
-        campaign.unit("check", [name], lambda name=name: run_check(name, machine))
+        campaign.unit("check", [name], partial(run_check, name, machine))
     cases = default_cases(machine)
     here = [name for name in names() if not (name == UNSLOTH and machine.on_gpu and installed(UNSLOTH))]
     _cases(campaign, best, cases[:FIRST_CASES], here if machine.on_gpu else [name for name in here if name != COMPILED])
@@ -143,7 +144,7 @@ def _steps(campaign: Campaign) -> None:
 
     for step in train_step.steps(campaign.machine):
         keys = [train_step.key_of(step, name) for name in (train_step.OWN, train_step.PLAIN)]
-        campaign.unit("step", keys, lambda step=step: one(step))
+        campaign.unit("step", keys, partial(one, step))
 
 
 def _sweeps(campaign: Campaign, best: limits.Ceilings) -> None:
@@ -152,9 +153,8 @@ def _sweeps(campaign: Campaign, best: limits.Ceilings) -> None:
     for one in sweep.SWEEPS:
         for case in one.cases:
             keys = [sweep.key_of(case, choice) for choice in ({}, *sweep.combinations(one.choices))]
-            campaign.unit(
-                "sweep", keys, lambda one=one, case=case: sweep.run_sweep(one, case, campaign.machine, best), case=case.as_json()
-            )
+            run_one = partial(sweep.run_sweep, one, case, campaign.machine, best)
+            campaign.unit("sweep", keys, run_one, case=case.as_json())
 
 
 def _unsloth(campaign: Campaign) -> None:
@@ -196,7 +196,10 @@ def summary(one: Row) -> str:
     head = f"{one['kind']}: {one['key']}: "
     if one["kind"] == "ceilings":
         best = one["ceilings"]
-        return head + f"copy {best['copy_bytes_per_second'] / 1e9:.1f} GB/s, bf16 {best['product_flops_per_second'] / 1e12:.2f} TFLOP/s"
+        return (
+            head
+            + f"copy {best['copy_bytes_per_second'] / 1e9:.1f} GB/s, bf16 {best['product_flops_per_second'] / 1e12:.2f} TFLOP/s"
+        )
     if one["state"] != MEASURED or one["kind"] == "check":
         state = "holds" if one["state"] == MEASURED else one["state"]
         return head + state + (f" ({one['reason']})" if one["reason"] else "")
@@ -211,7 +214,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for rows.jsonl; what it has is not run again")
     parser.add_argument("--seconds", type=float, default=540.0, help="begin nothing that may end after this time")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--unsloth", action="store_true", help="only the cases with Unsloth, whose import changes other libraries")
+    parser.add_argument(
+        "--unsloth", action="store_true", help="only the cases with Unsloth, whose import changes other libraries"
+    )
     given = parser.parse_args(arguments)
     try:
         given.out.mkdir(parents=True, exist_ok=True)
@@ -224,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("the device stopped answering; run the same command again", file=sys.stderr)
         return 1
     if campaign.left:
-        print(f"{len(campaign.left)} left; run the same command again")
+        print(f"{len(set(campaign.left))} left; run the same command again")
     else:
         print("all done")
     return int(any(one.get("state") == "wrong" and one.get("implementation", "tuneplan") == "tuneplan" for one in campaign.rows))

@@ -1,6 +1,6 @@
 """The table of kernels/README.md, written from the rows of `kernels/results/` between two markers.
 
-    PYTHONPATH=src python -m tuneplan.kernels.bench.table
+PYTHONPATH=src python -m tuneplan.kernels.bench.table
 """
 
 import sys
@@ -13,8 +13,8 @@ from tuneplan.kernels.bench.rows import MEASURED, RESULTS, Row, newest, read_row
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 NOTHING_ON_A_GPU = "On a GPU: not measured yet."
-_BENCH = "| case | implementation | device | call | share of copy | of roofline | against tuneplan | peak |\n|---|---|---|---|---|---|---|---|"
-_STEP = "| step | implementation | seconds | tokens a second | peak | against tuneplan |\n|---|---|---|---|---|---|"
+_BENCH = ("case", "implementation", "device", "call", "share of copy", "of roofline", "against tuneplan", "peak")
+_STEP = ("step", "implementation", "seconds", "tokens a second", "peak", "against tuneplan")
 
 
 def render(folder: Path = RESULTS) -> str:
@@ -46,12 +46,20 @@ def _device(folder: str, rows: Sequence[Row]) -> list[str]:
             ]
     if checks:
         wrong = [row for row in checks if row["state"] != MEASURED]
-        parts += [f"{len(checks) - len(wrong)} of {len(checks)} checks hold.", *(f"- {r['key']}: {r['reason']}" for r in wrong), ""]
+        parts += [
+            f"{len(checks) - len(wrong)} of {len(checks)} checks hold.",
+            *(f"- {r['key']}: {r['reason']}" for r in wrong),
+            "",
+        ]
     if bench:
-        parts += [_BENCH, *(_bench(row) for row in bench), ""]
+        parts += [*_head(_BENCH), *(_bench(row) for row in bench), ""]
     if steps:
-        parts += [_STEP, *(_step(row) for row in steps), ""]
+        parts += [*_head(_STEP), *(_step(row) for row in steps), ""]
     return parts
+
+
+def _head(names: Sequence[str]) -> list[str]:
+    return [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
 
 
 def _origin(rows: Sequence[Row], folder: str) -> str:
@@ -88,8 +96,8 @@ def _step(row: Row) -> str:
     if row["state"] != MEASURED:
         return f"| {label} | {row.get('implementation', '')} | {row['state']}: {row['reason']} | | | |"
     peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**30:.2f} GiB"
-    seconds, rate = row["step_seconds"]["median"], row["tokens_per_second"]
-    return f"| {label} ({row['model']}) | {row['implementation']} | {seconds:.4g} | {rate:,.0f} | {peak} | {_against(row['versus'])} |"
+    figures = f"{row['step_seconds']['median']:.4g} | {row['tokens_per_second']:,.0f} | {peak} | {_against(row['versus'])}"
+    return f"| {label} ({row['model']}) | {row['implementation']} | {figures} |"
 
 
 def _against(versus: Row | None) -> str:

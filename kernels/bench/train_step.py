@@ -175,14 +175,13 @@ class _Trainer:
         return int(torch.cuda.max_memory_allocated(device))
 
 
-def run_step(model: Any, step: Step, machine: Machine, rounds: int = ROUNDS) -> list[Row]:
+def run_step(model: Any, step: Step, machine: Machine) -> list[Row]:
     """A row of the step as it is, and one of the step patched.
 
     Args:
         model: of `build`.
         step: which.
         machine: where.
-        rounds: interleaved ones.
     """
     if step.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -204,7 +203,7 @@ def run_step(model: Any, step: Step, machine: Machine, rounds: int = ROUNDS) -> 
             OWN: lambda: trainer.round(patched=True),
             PLAIN: lambda: trainer.round(patched=False),
         }
-        seconds = interleaved(contestants, rounds)
+        seconds = interleaved(contestants, ROUNDS)
     finally:
         trainer.use(patched=False)
     ratio = Ratio.of(seconds[PLAIN], seconds[OWN], seconds[OWN + AGAIN])
