@@ -99,6 +99,8 @@ def lora_linear(shapes: Iterable[Shape], tokens: Iterable[int]) -> list[Case]:
     return [Case("lora_linear", shape, tokens=number, rank=rank) for shape in shapes for number in numbers for rank in (RANK, 0)]
 
 
+FIRST_CASES = 6
+"""Those of `gpu_cases` that the goals are about. What has to be compiled is timed there alone: each compilation takes a while."""
 _SQUARE, _WIDE, _LARGE = Shape(4096, 4096), Shape(11008, 4096), Shape(28672, 8192)
 
 

@@ -24,6 +24,13 @@ from tuneplan.kernels.packed import NestedScales, Packed4bit
 
 Check = Callable[[Machine], None]
 SEED = 3
+_VARIANTS: tuple[dict[str, Any], ...] = (
+    {"format": "nf4"},
+    {"format": "fp4"},
+    {"nested": False},
+    {"dtype": "fp16"},
+    {"dtype": "fp32"},
+)
 
 
 class NotHereError(Exception):
@@ -58,8 +65,7 @@ def shapes(machine: Machine) -> None:
     large = [(1024, 4096), (28672, 8192), (128256, 4096)] if machine.on_gpu else [(64, 256)]
     for size in [(1, 4096), (4096, 1), (17, 33), (5, 4096), *large]:
         small = size[0] * size[1] < 2**23
-        variants: list[dict[str, Any]] = [{"format": "nf4"}, {"format": "fp4"}, {"nested": False}, {"dtype": "fp16"}, {"dtype": "fp32"}]
-        for variant in variants if small else variants[:1]:
+        for variant in _VARIANTS if small else _VARIANTS[:1]:
             for blocksize in (32, 64, 128, 4096) if small else (64,):
                 case = _case(*size, **{**variant, "blocksize": blocksize})
                 packed, kind = packed_4bit(case, machine.device, SEED), DTYPES[case.dtype]

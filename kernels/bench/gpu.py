@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from tuneplan.kernels.bench import ceilings as limits
-from tuneplan.kernels.bench.cases import Case, gpu_cases
+from tuneplan.kernels.bench.cases import FIRST_CASES, Case, gpu_cases
 from tuneplan.kernels.bench.catalog import default_cases
 from tuneplan.kernels.bench.checks import CHECKS, run_check
 from tuneplan.kernels.bench.machine import Machine, machine_of
@@ -29,8 +29,6 @@ from tuneplan.kernels.bench.rows import FAILED, MEASURED, ROWS, Row, append, new
 from tuneplan.kernels.bench.session import Budget, run_cases
 from tuneplan.kernels.errors import KernelInputError
 
-FIRST_CASES = 6
-"""Those of `gpu_cases` that the goals are about; the compiled reference is timed there alone: each compilation takes a while."""
 UNSLOTH = "unsloth"
 COMPILED = "torch_compile"
 _EXPECTED = {"check": 30.0, "sweep": 90.0, "step": 90.0, UNSLOTH: 60.0}
