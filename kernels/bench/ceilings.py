@@ -12,6 +12,7 @@ import torch
 
 from tuneplan.kernels.bench.clocks import CallClock, GraphClock, free
 from tuneplan.kernels.bench.machine import Machine
+from tuneplan.kernels.bench.rows import MEASURED, Row, row
 
 COPY_BYTES = 2 * 2**30
 """Of the tensor that is copied on a GPU: far beyond any cache."""
@@ -71,6 +72,11 @@ def measure(machine: Machine, curve: bool = True) -> Ceilings:
     launch, event = _launch(machine) if machine.on_gpu else (None, None)
     free(machine.device)
     return Ceilings(copied, copy_bytes, square, size, tuple(numbers), tuple(rates), launch, event)
+
+
+def ceilings_row(machine: Machine, best: Ceilings) -> Row:
+    """The ceilings as a row."""
+    return row("ceilings", machine.name, machine.provenance, on_gpu=machine.on_gpu, ceilings=best.as_json(), state=MEASURED)
 
 
 def _seconds(machine: Machine, calls: Sequence[Any]) -> float:

@@ -4,8 +4,9 @@ Results lie in buffers that held no number before. Where the tensors lie on a CP
 needs a GPU is left out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -60,21 +61,33 @@ def _poisoned(packed: Packed4bit, dtype: torch.dtype) -> torch.Tensor:
     return torch.full(tuple(packed.shape), float("nan"), dtype=dtype, device=packed.device)
 
 
-def shapes(machine: Machine) -> None:
-    """One row, one column, odd sizes, a vocabulary: equal to the reference and to bitsandbytes in every format and dtype."""
+def _every_format(machine: Machine) -> Iterator[tuple[Case, Packed4bit]]:
+    """One row, one column, odd sizes, a vocabulary; every format, dtype and block size of the small ones."""
     large = [(1024, 4096), (28672, 8192), (128256, 4096)] if machine.on_gpu else [(64, 256)]
     for size in [(1, 4096), (4096, 1), (17, 33), (5, 4096), *large]:
         small = size[0] * size[1] < 2**23
         for variant in _VARIANTS if small else _VARIANTS[:1]:
             for blocksize in (32, 64, 128, 4096) if small else (64,):
                 case = _case(*size, **{**variant, "blocksize": blocksize})
-                packed, kind = packed_4bit(case, machine.device, SEED), DTYPES[case.dtype]
-                right = reference(packed, kind)
-                _expect(dequantize_4bit(packed.data, packed, out=_poisoned(packed, kind)), right, case.label)
-                if _has("bitsandbytes") and not bitsandbytes_refuses(case, machine.device):
-                    other = KERNELS["dequantize_4bit"].implementations["bitsandbytes"].prepare(case, packed)(None)
-                    _expect(other.reshape(right.shape), right, f"bitsandbytes, {case.label}")
+                yield case, packed_4bit(case, machine.device, SEED)
         free(machine.device)
+
+
+def shapes(machine: Machine) -> None:
+    """One row, one column, odd sizes, a vocabulary: equal to the reference in every format, dtype and block size."""
+    for case, packed in _every_format(machine):
+        kind = DTYPES[case.dtype]
+        _expect(dequantize_4bit(packed.data, packed, out=_poisoned(packed, kind)), reference(packed, kind), case.label)
+
+
+def like_bitsandbytes(machine: Machine) -> None:
+    """The same weights: equal to bitsandbytes where it can decode them."""
+    if find_spec("bitsandbytes") is None:
+        raise NotHereError("bitsandbytes is not installed")
+    for case, packed in _every_format(machine):
+        if not bitsandbytes_refuses(case, machine.device):
+            other = KERNELS["dequantize_4bit"].implementations["bitsandbytes"].prepare(case, packed)(None)
+            _expect(dequantize_4bit(packed.data, packed, dtype=DTYPES[case.dtype]), other.reshape(packed.shape), case.label)
 
 
 def rows_apart(machine: Machine) -> None:
@@ -229,6 +242,7 @@ CHECKS: dict[str, Check] = {
     one.__name__: one
     for one in (
         shapes,
+        like_bitsandbytes,
         rounded_step_by_step,
         rows_apart,
         tiny_scales,
@@ -256,9 +270,3 @@ def run_check(name: str, machine: Machine) -> list[Row]:
         state, reason = FAILED, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     free(machine.device)
     return [row("check", name, machine.provenance, what=check.__doc__, state=state, reason=reason)]
-
-
-def _has(name: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(name) is not None

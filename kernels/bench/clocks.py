@@ -91,12 +91,16 @@ class GraphClock:
             for call in self.calls[:2]:
                 call()
         torch.cuda.current_stream(self.device).wait_stream(side)
-        pool = torch.cuda.graph_pool_handle()
-        for call in self.calls:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                self.results.append(call())
-            self._graphs.append(graph)
+        pool, before = torch.cuda.graph_pool_handle(), torch.cuda.current_stream(self.device)
+        try:
+            for call in self.calls:
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=pool):
+                    self.results.append(call())
+                self._graphs.append(graph)
+        finally:
+            # a capture that fails leaves its own stream the current one
+            torch.cuda.set_stream(before)
         self.replay(_LEAST_CALLS)
         self._count = max(calls_for(min(self.replay(_LEAST_CALLS))), min(len(self.calls), _MOST_CALLS))
 

@@ -25,7 +25,7 @@ from tuneplan.kernels.bench.catalog import default_cases
 from tuneplan.kernels.bench.checks import CHECKS, run_check
 from tuneplan.kernels.bench.machine import Machine, machine_of
 from tuneplan.kernels.bench.registry import KERNELS
-from tuneplan.kernels.bench.rows import FAILED, MEASURED, ROWS, Row, append, newest, read_rows, row
+from tuneplan.kernels.bench.rows import FAILED, MEASURED, NOT_RUN, ROWS, Row, append, newest, read_rows, row, settled
 from tuneplan.kernels.bench.session import Budget, run_cases
 from tuneplan.kernels.errors import KernelInputError
 
@@ -46,12 +46,13 @@ class Campaign:
         self.file = folder / ROWS
         self.machine = machine
         self.budget = Budget(seconds)
-        self.rows = newest(read_rows(self.file))
+        self.rows = read_rows(self.file)
         self.left: list[str] = []
 
     def done(self, kind: str, key: str) -> bool:
-        """Whether a row is there."""
-        return any(one["kind"] == kind and one["key"] == key for one in self.rows)
+        """Whether a row is there that need not be tried again."""
+        cannot = any(one["kind"] == kind and one["key"] == key and one["state"] == NOT_RUN for one in self.rows)
+        return cannot or settled(self.rows, kind, key)
 
     def add(self, rows: Sequence[Row]) -> None:
         """Write rows, and say so in a line each."""
@@ -86,7 +87,7 @@ def run(campaign: Campaign) -> None:
     """All of it, in the order in which it matters. Raises DeviceLostError."""
     machine = campaign.machine
     best = limits.measure(machine)
-    campaign.add([ceilings_row(machine, best)])
+    campaign.add([limits.ceilings_row(machine, best)])
     for name in CHECKS:
         campaign.unit("check", [name], partial(run_check, name, machine))
     cases = default_cases(machine)
@@ -98,11 +99,6 @@ def run(campaign: Campaign) -> None:
     _cases(campaign, best, cases, [name for name in here if name != COMPILED])
     if machine.on_gpu and installed(UNSLOTH):
         _unsloth(campaign)
-
-
-def ceilings_row(machine: Machine, best: limits.Ceilings) -> Row:
-    """The ceilings as a row."""
-    return row("ceilings", machine.name, machine.provenance, on_gpu=machine.on_gpu, ceilings=best.as_json(), state=MEASURED)
 
 
 def names() -> list[str]:
@@ -157,7 +153,7 @@ def _sweeps(campaign: Campaign, best: limits.Ceilings) -> None:
 
 def _unsloth(campaign: Campaign) -> None:
     """The same cases with our kernels and Unsloth's alone, in another process, which appends to the same file."""
-    wanted = [case.label for case in unsloth_cases() if not campaign.done("bench", f"{case.label} / {UNSLOTH}")]
+    wanted = [case.label for case in unsloth_cases() if not settled(campaign.rows, "bench", f"{case.label} / {UNSLOTH}")]
     if not wanted:
         return
     if not campaign.budget.allows(UNSLOTH, _EXPECTED[UNSLOTH]):
@@ -230,7 +226,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{len(set(campaign.left))} left; run the same command again")
     else:
         print("all done")
-    return int(any(one.get("state") == "wrong" and one.get("implementation", "tuneplan") == "tuneplan" for one in campaign.rows))
+    return int(
+        any(one.get("state") == "wrong" and one.get("implementation", "tuneplan") == "tuneplan" for one in newest(campaign.rows))
+    )
 
 
 if __name__ == "__main__":

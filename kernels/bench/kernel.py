@@ -128,11 +128,11 @@ def error_of(got: torch.Tensor, right: torch.Tensor) -> float:
 _COMPILED: dict[str, Callable[..., Any]] = {}
 
 
-def compiled(case: Case, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-    """A function through torch.compile, once for a case and all of its inputs."""
+def compiled(case: Case, make: Callable[[], Callable[..., Any]], fullgraph: bool = True) -> Callable[..., Any]:
+    """A function through torch.compile, once for a case and all of its inputs; `fullgraph`: without breaks."""
     key = case.label
     if key not in _COMPILED:
         torch.compiler.reset()
         _COMPILED.clear()
-        _COMPILED[key] = torch.compile(make(), dynamic=False, fullgraph=True)
+        _COMPILED[key] = torch.compile(make(), dynamic=False, fullgraph=fullgraph)
     return _COMPILED[key]

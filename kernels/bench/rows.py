@@ -15,6 +15,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 """A folder for each device, of its name."""
 MEASURED, NOT_RUN, WRONG, FAILED = "measured", "not run", "wrong", "failed"
 Row = dict[str, Any]
+ATTEMPTS = 2
 
 
 def row(kind: str, key: str, provenance: Mapping[str, Any], **body: Any) -> Row:
@@ -50,6 +51,12 @@ def _rows(files: Iterable[Path]) -> Iterator[Row]:
                 found = json.loads(line)
                 if isinstance(found, dict) and {"kind", "key", "provenance"} <= set(found):
                     yield found
+
+
+def settled(rows: Iterable[Row], kind: str, key: str) -> bool:
+    """Whether something need not be tried again: it has a result, or failed as often as it may."""
+    states = [one["state"] for one in rows if one["kind"] == kind and one["key"] == key]
+    return any(state in (MEASURED, WRONG) for state in states) or states.count(FAILED) >= ATTEMPTS
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:

@@ -11,7 +11,7 @@ from tuneplan.kernels.bench.ceilings import Ceilings
 from tuneplan.kernels.bench.clocks import free
 from tuneplan.kernels.bench.machine import Machine
 from tuneplan.kernels.bench.registry import KERNELS
-from tuneplan.kernels.bench.rows import FAILED, Row, append, bench_key, row
+from tuneplan.kernels.bench.rows import FAILED, Row, append, bench_key, row, settled
 from tuneplan.kernels.bench.run import run_case
 from tuneplan.kernels.bench.statistics import ROUNDS
 
@@ -62,6 +62,18 @@ def names_of(case: Case, wanted: Sequence[str] | None) -> list[str]:
     return [name for name in KERNELS[case.kernel].implementations if wanted is None or name in wanted]
 
 
+def needed(case: Case, machine: Machine, names: Sequence[str] | None, done: Sequence[Row]) -> bool:
+    """Whether a wanted implementation has no result, and could have one here; without any rows its reasons are wanted too."""
+    known = {one["key"] for one in done if one["kind"] == "bench"}
+    implementations = KERNELS[case.kernel].implementations
+    for name in names_of(case, names):
+        key = bench_key(case, name)
+        can = implementations[name].missing(case, machine.device) is None
+        if key not in known or (can and not settled(done, "bench", key)):
+            return True
+    return False
+
+
 def run_cases(
     cases: Sequence[Case],
     machine: Machine,
@@ -88,10 +100,8 @@ def run_cases(
         told: hears of each case that was run.
     """
     session = Session()
-    keys = {one["key"] for one in done if one["kind"] == "bench"}
     for case in cases:
-        wanted = names_of(case, names)
-        if not wanted or all(bench_key(case, name) in keys for name in wanted):
+        if not needed(case, machine, names, done):
             session.done_before += 1
             continue
         if not budget.allows(case.kernel):

@@ -49,7 +49,7 @@ def command(as_json: bool, only_list: bool, device: str, **given: Any) -> int:
         from tuneplan.kernels.bench.catalog import listing
         from tuneplan.kernels.bench.document import document as body
         from tuneplan.kernels.bench.document import is_wrong
-        from tuneplan.kernels.bench.rows import read_rows
+        from tuneplan.kernels.bench.rows import append, read_rows
         from tuneplan.kernels.bench.statistics import ROUNDS
         from tuneplan.kernels.errors import KernelInputError
     _check(given)
@@ -69,6 +69,8 @@ def command(as_json: bool, only_list: bool, device: str, **given: Any) -> int:
     budget = session.Budget(given["seconds"])
     done = read_rows(out) if out is not None and out.exists() else []
     best = ceilings.measure(here, curve=False)
+    if out is not None:
+        append(out, [ceilings.ceilings_row(here, best)])
     rounds = given["rounds"] or ROUNDS
     ran = session.run_cases(cases, here, best, budget, names=names, rounds=rounds, done=done, file=out, told=_told)
     result = body(here, best, ran, given["seconds"])
