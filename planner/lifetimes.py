@@ -39,6 +39,7 @@ def lifetimes(network: Network) -> Lifetimes:
     arguments = {id(storage) for run in runs if run.checkpointed for op in run.block.ops for storage in op.reads}
     arguments |= {id(storage) for run in runs for storage in run.block.leaves}
     ends = [index for index, run in enumerate(runs) if not run.layered]
+    uses = {id(run.block): _uses(run) for run in runs}
     reborn: dict[int, list[Storage]] = {}
     ended: dict[int, list[Storage]] = {index: [] for index in ends}
     released: list[Storage] = []
@@ -50,7 +51,7 @@ def lifetimes(network: Network) -> Lifetimes:
         for place, storage in enumerate(run.block.carried):
             batch = place < run.block.batch
             if batch or id(storage) in arguments or id(storage) in saved:
-                spent[0 if batch or _leaf(run, storage) else _last_reader(runs, index)].append(storage)
+                spent[0 if batch or _leaf(run, storage) else _last_reader(runs, index, storage, uses)].append(storage)
                 held.add(id(storage))
             elif storage not in run.block.outputs:
                 over.append(storage)
@@ -59,10 +60,15 @@ def lifetimes(network: Network) -> Lifetimes:
             where.append(storage)
         pinned = {id(storage): storage for op in run.block.ops for storage in op.pinned}
         spent[0] += list(pinned.values()) * run.count
+        if run.checkpointed and run.block.left:
+            spent[_start(runs, index) + 1] += run.block.left_here() * run.count
         entering = _held_entry(runs, index)
         if entering is not None:
             reborn[index + 1] = [entering]
-            (released if network.embeddings_passed and run.block.exit_passed else over).append(entering)
+            if any(entering in op.saved for op in run.block.ops):
+                spent[index].append(entering)
+            else:
+                (released if network.embeddings_passed and run.block.exit_passed else over).append(entering)
     rebuilt = [run.block.entry for run in runs if run.reversible]
     spent[0] += [entry.storage for entry in rebuilt[:1] if entry is not None]
     return Lifetimes(reborn, ended, released, spent, frozenset(held))
@@ -73,10 +79,22 @@ def _leaf(run: Run, storage: Storage) -> bool:
     return any(op.allocates is storage and op.output is not None and op.output.crosses and not op.reads for op in run.block.ops)
 
 
-def _last_reader(runs: list[Run], index: int) -> int:
+def _uses(run: Run) -> frozenset[int]:
+    """Storages (by id) that the backward of a run needs: what its ops saved, and what a checkpoint has as arguments."""
+    ops = run.block.ops
+    return frozenset(id(storage) for op in ops for storage in ((*op.saved, *op.reads) if run.checkpointed else op.saved))
+
+
+def _last_reader(runs: list[Run], index: int, storage: Storage, uses: dict[int, frozenset[int]]) -> int:
     """The run whose backward is the last that needs what a run shares; a checkpointed layer makes it anew for itself."""
     run = runs[index]
-    return min(index + 1, len(runs) - 1) if run.layered and run.checkpointed else _start(runs, index)
+    if run.layered and run.checkpointed:
+        return min(index + 1, len(runs) - 1)
+    first = _start(runs, index)
+    if any(storage in other.block.left for other in runs if other.checkpointed):
+        return first + 1
+    readers = [place for place in range(index, len(runs)) if id(storage) in uses[id(runs[place].block)]]
+    return min(readers, default=first)
 
 
 def _start(runs: list[Run], index: int) -> int:
@@ -87,7 +105,8 @@ def _start(runs: list[Run], index: int) -> int:
 
 
 def _held_entry(runs: list[Run], index: int) -> Storage | None:
-    """What enters a stack's first layer, where nothing else holds it: a variable of the model's forward does, to its end.
+    """What enters a stack's first layer, where nothing else holds it: a variable of the model's forward does, to its end, or
+    an op of the block before saved it, for its own backward.
 
     The walk of that layer lets it go with its other input, so it is born again after it.
     """

@@ -126,6 +126,8 @@ class Walk:
         if start.requires_grad:
             pending[id(start)] = incoming
         waiting = checkpointing == "non-reentrant"
+        for storage in block.left_here() if waiting else ():
+            self._saved[id(storage)] = self._saved.get(id(storage), 0) + 1
         if reversible and block.entry is not None:
             meter.add(incoming.nbytes, TEMPORARY)
             meter.add(block.entry.storage.nbytes, block.entry.storage.category)

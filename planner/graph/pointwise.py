@@ -69,6 +69,14 @@ def scale(tape: Tape, x: Tensor, kind: str = "scale") -> Tensor:
     return tape.record(kind, (x,), out, gradients=(Gradient(x, round_block(x.nbytes), moved=2 * x.nbytes),))
 
 
+def scale_in_place(tape: Tape, x: Tensor) -> Tensor:
+    """`x *= c` with a number or a buffer that needs no gradient: the storage of `x`; the gradient is scaled too."""
+    out = Tensor(x.storage, x.shape, x.dtype, x.requires_grad)
+    gradients = (Gradient(x, round_block(x.nbytes), moved=2 * x.nbytes),) if x.requires_grad else ()
+    tape.ops.append(Op(f"{tape.scope}.mul_", (x.storage,), out, saves=True, gradients=gradients, moved=2 * x.nbytes))
+    return out
+
+
 def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     """`a * b`, `b` of the same shape or broadcast; each is saved if the other needs a gradient.
 
@@ -195,6 +203,19 @@ def rms_norm_wide(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
 def rms_norm_cast(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
     """The same with the weight cast to fp32 first; `HeliumRMSNorm.forward` of transformers 5.23."""
     return cast(tape, multiply(tape, cast(tape, weight, "fp32"), _normal(tape, x)), x.dtype)
+
+
+def rms_norm_power(tape: Tape, x: Tensor, weight: Tensor | None) -> Tensor:
+    """The same by `pow(-0.5)`, scaled in fp32 by the weight, if there is one; `Gemma4RMSNorm.forward` of transformers 5.23."""
+    wide = cast(tape, x, "fp32")
+    mean = _mean(tape, _square(tape, wide), (*wide.shape[:-1], 1))
+    small = round_block(mean.nbytes)
+    shifted = shift(tape, mean)
+    root = tape.fresh(mean.shape, mean.dtype, mean.requires_grad)
+    tape.record("pow", (shifted,), root, saved=(shifted,), gradients=(Gradient(shifted, small, scratch=2 * small),))
+    normal = multiply(tape, wide, root)
+    tape.hold(wide, shifted)
+    return cast(tape, normal if weight is None else multiply(tape, normal, cast(tape, weight, "fp32")), x.dtype)
 
 
 def cohere_norm(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:

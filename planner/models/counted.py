@@ -242,19 +242,6 @@ def _qwen3_5(c: ConfigReader, index: int) -> Shapes:
     }
 
 
-def _minimax_m2(c: ConfigReader, index: int) -> Shapes:
-    hidden, head = c.integer("hidden_size"), _heads(c)
-    count = c.integer("num_local_experts")
-    return {
-        **_attention(c),
-        "self_attn.q_norm.weight": (c.integer("num_attention_heads") * head,),
-        "self_attn.k_norm.weight": (c.integer("num_key_value_heads") * head,),
-        "mlp.gate.weight": (count, hidden),
-        **_experts("mlp", count, hidden, c.integer("intermediate_size")),
-        **_norms(c),
-    }
-
-
 def _mimo_v2_flash(c: ConfigReader, index: int) -> Shapes:
     """MiMo V2: layers with a window have heads and sinks of their own."""
     hidden, windowed = c.integer("hidden_size"), _at(c, "hybrid_layer_pattern", index) == 1
@@ -323,7 +310,6 @@ LAYERS: dict[str, tuple[Callable[[ConfigReader, int], Shapes], str, str]] = {
     "glm_moe_dsa": (_sparse_latent, "embed_tokens", "norm"),
     "llama4_text": (_llama4, "embed_tokens", "norm"),
     "mimo_v2_flash": (_mimo_v2_flash, "embed_tokens", "norm"),
-    "minimax_m2": (_minimax_m2, "embed_tokens", "norm"),
     "nemotron_h": (_nemotron_h, "embeddings", "norm_f"),
     "qwen3_5_moe_text": (_qwen3_5, "embed_tokens", "norm"),
     "qwen3_5_text": (_qwen3_5, "embed_tokens", "norm"),
