@@ -21,6 +21,20 @@ def copy(tape: Tape, x: Tensor, kind: str = "clone") -> Tensor:
     return tape.record(kind, (x,), out, gradients=(Gradient(x, None),))
 
 
+def copy_into(tape: Tape, whole: Tensor, part: Tensor) -> Tensor:
+    """`whole[...] = part`: in place; the backward (`CopySlices`) copies the gradient of the whole, and the slice's."""
+    out = Tensor(whole.storage, whole.shape, whole.dtype, whole.requires_grad or part.requires_grad)
+    full, slice_bytes = round_block(whole.nbytes), round_block(part.nbytes)
+    gradients: list[Gradient] = []
+    if whole.requires_grad:
+        gradients = [Gradient(whole, full, moved=2 * full), Gradient(part, slice_bytes, scratch=slice_bytes)]
+    elif part.requires_grad:
+        gradients = [Gradient(part, slice_bytes, scratch=full, moved=2 * full)]
+    reads = (whole.storage, part.storage)
+    tape.ops.append(Op(f"{tape.scope}.copy_", reads, out, gradients=tuple(gradients), moved=2 * part.nbytes))
+    return out
+
+
 def detached(x: Tensor) -> Tensor:
     """`x.detach()`: the same storage without a gradient."""
     return Tensor(x.storage, x.shape, x.dtype, False, x.name)
@@ -174,6 +188,11 @@ def rms_norm(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
     normalized output.
     """
     return multiply(tape, weight, cast(tape, _normal(tape, x), x.dtype))
+
+
+def rms_normal(tape: Tape, x: Tensor) -> Tensor:
+    """The same without a weight; `Llama4TextL2Norm.forward` of transformers 5.23."""
+    return cast(tape, _normal(tape, x), x.dtype)
 
 
 def rms_norm_t5(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:

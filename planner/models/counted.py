@@ -187,24 +187,6 @@ def _compressor(prefix: str, c: ConfigReader, ratio: int, columns: int) -> Shape
     return {f"{prefix}.position_bias": (ratio, wide), f"{prefix}.kv_norm.weight": (columns,), **linears}
 
 
-def _llama4(c: ConfigReader, index: int) -> Shapes:
-    """Llama 4: every `interleave_moe_layer_step`-th layer has experts and a shared one."""
-    hidden = c.integer("hidden_size")
-    step = c.integer("interleave_moe_layer_step", 1)
-    chosen = c.mapping.get("moe_layers")
-    moe = index in chosen if isinstance(chosen, list) and chosen else (index + 1) % step == 0
-    if not moe:
-        return {**_attention(c), **_mlp("feed_forward", hidden, c.integer("intermediate_size_mlp", 16384)), **_norms(c)}
-    count, width = c.integer("num_local_experts"), c.integer("intermediate_size")
-    return {
-        **_attention(c),
-        "feed_forward.router.weight": (count, hidden),
-        **_experts("feed_forward", count, hidden, width, transposed=True),
-        **_mlp("feed_forward.shared_expert", hidden, width),
-        **_norms(c),
-    }
-
-
 def _qwen3_5(c: ConfigReader, index: int) -> Shapes:
     """Qwen3.5: gated delta nets, and in some layers attention whose output is gated."""
     hidden = c.integer("hidden_size")
@@ -308,7 +290,6 @@ LAYERS: dict[str, tuple[Callable[[ConfigReader, int], Shapes], str, str]] = {
     "deepseek_v32": (_sparse_latent, "embed_tokens", "norm"),
     "deepseek_v4": (_deepseek_v4, "embed_tokens", "norm"),
     "glm_moe_dsa": (_sparse_latent, "embed_tokens", "norm"),
-    "llama4_text": (_llama4, "embed_tokens", "norm"),
     "mimo_v2_flash": (_mimo_v2_flash, "embed_tokens", "norm"),
     "nemotron_h": (_nemotron_h, "embeddings", "norm_f"),
     "qwen3_5_moe_text": (_qwen3_5, "embed_tokens", "norm"),

@@ -29,6 +29,7 @@ FAMILIES = {
     "opt": ("opt",),
     "phi": ("phi",),
     "phi3": ("phi3",),
+    "llama4": ("llama4_text",),
     "relatives": (
         "internlm3",
         "iquestcoder",
