@@ -1,0 +1,62 @@
+"""Which code runs an op: Triton's on a GPU, plain torch anywhere."""
+
+import importlib.util
+import os
+from typing import Literal
+
+import torch
+
+from tuneplan.kernels.errors import KernelInputError, KernelUnavailableError
+
+Backend = Literal["auto", "triton", "torch"]
+BACKENDS = ("auto", "triton", "torch")
+FIRST_CAPABILITY = (7, 5)
+"""Compute capability from which Triton compiles for a card."""
+
+
+def interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter, on tensors of the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def chosen(backend: str, device: torch.device) -> Literal["triton", "torch"]:
+    """The code that runs for tensors on a device.
+
+    Args:
+        backend: "auto" takes Triton on a GPU that it supports and torch elsewhere; the others are taken at their word.
+        device: where the tensors lie.
+
+    Raises:
+        KernelInputError: for a backend of another name.
+        KernelUnavailableError: where Triton was asked for and cannot run.
+    """
+    if backend not in BACKENDS:
+        raise KernelInputError(f"unknown backend {backend!r}: one of {', '.join(BACKENDS)}")
+    if backend == "torch":
+        return "torch"
+    missing = why_not(device)
+    if backend == "auto":
+        return "torch" if missing or device.type != "cuda" else "triton"
+    if missing:
+        raise KernelUnavailableError(f"backend 'triton' cannot run here: {missing}; backend='torch' does")
+    return "triton"
+
+
+def why_not(device: torch.device) -> str | None:
+    """Why Triton cannot run on a device, or None where it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install 'tuneplan[kernels]')"
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        return None if capability >= FIRST_CAPABILITY else f"compute capability {capability} is older than {FIRST_CAPABILITY}"
+    if device.type == "cpu" and interpreted():
+        return None
+    return f"the tensors lie on {device.type}; a GPU is needed, or TRITON_INTERPRET=1 for tensors of the CPU"
+
+
+def calls_directly() -> bool:
+    """Whether an op may skip torch's dispatcher: nobody traces, compiles or intercepts it.
+
+    The dispatcher costs more than a small kernel takes, so that eager calls go straight to the launch.
+    """
+    return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0

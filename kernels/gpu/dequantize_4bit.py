@@ -1,0 +1,171 @@
+"""4-bit weights to dense ones in one launch, scales decoded on the way.
+
+A program takes WORDS consecutive 32-bit words, eight values each: 128-bit loads, 128-bit stores, one lookup in a table of 16
+and one multiplication a value; a scale is decoded once for its block. Values that do not fill a word, and data that is
+not aligned to words, go through a program that takes bytes.
+
+Fused multiply-add stays off: `code2 * absmax2 + offset` is rounded after each step, as bitsandbytes does it.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from tuneplan.kernels.gpu.rounding import store
+from tuneplan.kernels.packed import Packed4bit
+
+WORDS = 2048
+WARPS = 4
+GATHER = True
+"""Fewest instructions a value on sm_80 to sm_100 of the shapes tried (see kernels/README.md); not timed on a GPU yet."""
+BYTES = 1024
+"""Of a program that takes bytes."""
+
+
+@triton.jit
+def _scales(
+    absmax: Any,
+    code2: Any,
+    absmax2: Any,
+    offset: Any,
+    first: Any,
+    block: Any,
+    mask: Any,
+    NESTED: tl.constexpr,
+    BLOCK2: tl.constexpr,
+) -> Any:
+    """fp32 scales of the blocks `first + block`; `first` counts in 64 bits, `block` in 32."""
+    if NESTED:
+        byte = tl.load(absmax + first + block, mask=mask, other=0).to(tl.int32)
+        second = tl.load(absmax2 + first // BLOCK2 + ((first % BLOCK2).to(tl.int32) + block) // BLOCK2, mask=mask, other=0.0)
+        return tl.load(code2 + byte) * second + tl.load(offset)
+    return tl.load(absmax + first + block, mask=mask, other=0.0)
+
+
+@triton.jit
+def _from_words(
+    data: Any,
+    absmax: Any,
+    code: Any,
+    code2: Any,
+    absmax2: Any,
+    offset: Any,
+    out: Any,
+    words: Any,
+    row_words: Any,
+    row_stride: Any,
+    NESTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK2: tl.constexpr,
+    STRIDED: tl.constexpr,
+    WORDS: tl.constexpr,
+    GATHER: tl.constexpr,
+) -> None:
+    BLOCK_WORDS: tl.constexpr = BLOCK // 8
+    SCALES: tl.constexpr = WORDS // BLOCK_WORDS if WORDS > BLOCK_WORDS else 1
+    start = tl.program_id(0).to(tl.int64) * WORDS
+    left = tl.minimum(words - start, WORDS).to(tl.int32)
+    word_W = tl.arange(0, WORDS)
+    packed_W = tl.load(data.to(tl.pointer_type(tl.int32)) + start + word_W, mask=word_W < left, other=0)
+
+    scale_S = tl.arange(0, SCALES)
+    there_S = scale_S * BLOCK_WORDS < left
+    absmax_S = _scales(absmax, code2, absmax2, offset, start // BLOCK_WORDS, scale_S, there_S, NESTED, BLOCK2)
+
+    # little-endian words: the first value is the high half of the lowest byte
+    place_8 = tl.arange(0, 8)
+    nibble_W8 = (packed_W[:, None] >> ((place_8 // 2) * 8 + (1 - place_8 % 2) * 4)[None, :]) & 15
+    nibble_V = tl.reshape(nibble_W8, (WORDS * 8,))
+    value_V = tl.gather(tl.load(code + tl.arange(0, 16)), nibble_V, 0) if GATHER else tl.load(code + nibble_V)
+    if SCALES > 1:
+        value_V = value_V * tl.reshape(tl.broadcast_to(absmax_S[:, None], (SCALES, BLOCK)), (WORDS * 8,))
+    else:
+        value_V = value_V * tl.broadcast_to(absmax_S, (WORDS * 8,))
+    if STRIDED:
+        # rows are whole words; a row's first word is found once for each word
+        first_row = start // row_words
+        column_W = (start - first_row * row_words).to(tl.int32) + word_W
+        row_W = column_W // row_words
+        at_W = (first_row + row_W) * row_stride + (column_W - row_W * row_words) * 8
+        store(out + at_W[:, None] + place_8[None, :], tl.reshape(value_V, (WORDS, 8)), (word_W < left)[:, None])
+    else:
+        at_V = tl.arange(0, WORDS * 8)
+        store(out + start * 8 + at_V, value_V, at_V < left * 8)
+
+
+@triton.jit
+def _from_bytes(
+    data: Any,
+    absmax: Any,
+    code: Any,
+    code2: Any,
+    absmax2: Any,
+    offset: Any,
+    out: Any,
+    first_byte: Any,
+    values: Any,
+    row_values: Any,
+    row_stride: Any,
+    NESTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK2: tl.constexpr,
+    BYTES: tl.constexpr,
+) -> None:
+    start = first_byte + tl.program_id(0).to(tl.int64) * BYTES
+    value_V = start * 2 + tl.arange(0, BYTES * 2)
+    there_V = value_V < values
+    byte_V = tl.load(data.to(tl.pointer_type(tl.uint8)) + value_V // 2, mask=there_V, other=0).to(tl.int32)
+    nibble_V = (byte_V >> ((1 - value_V % 2) * 4).to(tl.int32)) & 15
+    first = start * 2 // BLOCK
+    absmax_V = _scales(absmax, code2, absmax2, offset, first, (value_V // BLOCK - first).to(tl.int32), there_V, NESTED, BLOCK2)
+    row_V = value_V // row_values
+    store(out + row_V * row_stride + (value_V - row_V * row_values), tl.load(code + nibble_V) * absmax_V, there_V)
+
+
+def dequantize(packed: Packed4bit, out: torch.Tensor, words: int = WORDS, warps: int = WARPS, gather: bool = GATHER) -> None:
+    """Decode a weight into `out` on the current stream.
+
+    Args:
+        packed: the weight; checked already.
+        out: [rows, columns] or any shape if contiguous; rows may be apart, values in a row not; checked already.
+        words: 32-bit words a program takes, a power of two.
+        warps: warps of a program.
+        gather: the table of values lies in shared memory; else it is read through the first cache.
+    """
+    values = packed.values
+    if not values:
+        return
+    nested = packed.nested
+    columns, row_stride = (values, values) if out.is_contiguous() else (out.shape[-1], out.stride(-2))
+    aligned = packed.data.data_ptr() % 4 == 0 and columns % 8 in ((0,) if columns != values else range(8))
+    whole = values // 8 if aligned else 0
+    tensors = (
+        packed.data.view(torch.uint8),
+        packed.absmax,
+        packed.code,
+        nested.code if nested else packed.code,
+        nested.absmax if nested else packed.code,
+        nested.offset if nested else packed.code,
+        out,
+    )
+    shape: dict[str, Any] = {"NESTED": nested is not None, "BLOCK": packed.blocksize, "BLOCK2": nested.blocksize if nested else 1}
+    with torch.cuda.device_of(packed.data):
+        if whole:
+            _from_words[(triton.cdiv(whole, words),)](
+                *tensors,
+                whole,
+                columns // 8,
+                row_stride,
+                **shape,
+                STRIDED=columns != values,
+                WORDS=words,
+                GATHER=gather,
+                num_warps=warps,
+                enable_fp_fusion=False,
+            )
+        if whole * 8 < values:
+            _from_bytes[(triton.cdiv(values - whole * 8, BYTES * 2),)](
+                *tensors, whole * 4, values, columns, row_stride, **shape, BYTES=BYTES, enable_fp_fusion=False
+            )
