@@ -105,9 +105,9 @@ def _start(runs: list[Run], index: int) -> int:
 
 
 def _held_entry(runs: list[Run], index: int) -> Storage | None:
-    """What enters a stack's first layer, where nothing else holds it: a variable of the model's forward does, to its end, or
-    an op of the block before saved it, for its own backward.
+    """What enters a stack's first layer, where that layer does not save it.
 
+    A variable of the model's forward holds it to its end, or an op of the block before saved it for its own backward.
     The walk of that layer lets it go with its other input, so it is born again after it.
     """
     block = runs[index].block

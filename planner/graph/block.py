@@ -29,7 +29,7 @@ class Block:
         frozen_exit: what the next layer reads, where the exit is the state of a network beside the layers.
         locals: storages that a variable of the model's forward holds to its end, and nothing else.
         exit_held: of the block before a stack's first layer: such a variable holds its exit.
-        left: storages that a recomputed forward leaves in a variable of the model's code until the first layer's backward is over.
+        left: storages that a recomputed forward leaves in a variable until the first layer's backward is over.
         exit_passed: where the model is called with embeddings, they are its exit; the model's code makes nothing of them first.
     """
 

@@ -21,20 +21,6 @@ def copy(tape: Tape, x: Tensor, kind: str = "clone") -> Tensor:
     return tape.record(kind, (x,), out, gradients=(Gradient(x, None),))
 
 
-def copy_into(tape: Tape, whole: Tensor, part: Tensor) -> Tensor:
-    """`whole[...] = part`: in place; the backward (`CopySlices`) copies the gradient of the whole, and the slice's."""
-    out = Tensor(whole.storage, whole.shape, whole.dtype, whole.requires_grad or part.requires_grad)
-    full, slice_bytes = round_block(whole.nbytes), round_block(part.nbytes)
-    gradients: list[Gradient] = []
-    if whole.requires_grad:
-        gradients = [Gradient(whole, full, moved=2 * full), Gradient(part, slice_bytes, scratch=slice_bytes)]
-    elif part.requires_grad:
-        gradients = [Gradient(part, slice_bytes, scratch=full, moved=2 * full)]
-    reads = (whole.storage, part.storage)
-    tape.ops.append(Op(f"{tape.scope}.copy_", reads, out, gradients=tuple(gradients), moved=2 * part.nbytes))
-    return out
-
-
 def detached(x: Tensor) -> Tensor:
     """`x.detach()`: the same storage without a gradient."""
     return Tensor(x.storage, x.shape, x.dtype, False, x.name)
@@ -81,14 +67,6 @@ def scale(tape: Tape, x: Tensor, kind: str = "scale") -> Tensor:
     """`x * c` or `x / c` with a Python number: saves nothing, the gradient is scaled too."""
     out = tape.fresh(x.shape, x.dtype, x.requires_grad)
     return tape.record(kind, (x,), out, gradients=(Gradient(x, round_block(x.nbytes), moved=2 * x.nbytes),))
-
-
-def scale_in_place(tape: Tape, x: Tensor) -> Tensor:
-    """`x *= c` with a number or a buffer that needs no gradient: the storage of `x`; the gradient is scaled too."""
-    out = Tensor(x.storage, x.shape, x.dtype, x.requires_grad)
-    gradients = (Gradient(x, round_block(x.nbytes), moved=2 * x.nbytes),) if x.requires_grad else ()
-    tape.ops.append(Op(f"{tape.scope}.mul_", (x.storage,), out, saves=True, gradients=gradients, moved=2 * x.nbytes))
-    return out
 
 
 def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:

@@ -183,6 +183,7 @@ def start(
         width: of the embeddings, where that is not `hidden_size`.
         beside: gives, for what enters the first layer, a further tensor that layers share.
         boolean_mask: the model's code makes the mask boolean.
+        chunked: windows are chunks.
 
     Returns:
         The block, and what layers share: the tables, then a mask for each window that has one, then what is `beside`.
@@ -245,7 +246,7 @@ def run_eagerly(model: Assembly, name: str) -> None:
 def masked(model: Assembly, window: int | None) -> bool:
     """Whether sdpa gets a mask: for padding, for a prefix of keys, and for a window that sequences reach.
 
-    Mirrors `_ignore_causal_mask_sdpa` of transformers 5.23 masking_utils.py, which makes one for a window as long as the sequences.
+    Mirrors `_ignore_causal_mask_sdpa` of transformers 5.23: a window as long as the sequences gets one too.
     """
     settings = model.settings
     if model.method.prefix_length:
@@ -271,8 +272,8 @@ def _table(model: Assembly, width: int, dtype: str) -> Tensor:
 def _mask(model: Assembly, window: int | None, dtype: str, chunked: bool) -> Tensor | None:
     """Eager attention adds a mask of the hidden states' dtype; sdpa gets a boolean one for padding, a prefix or a window.
 
-    That of a window alone is the same for each sequence and lies there once (`sdpa_mask` of transformers 5.23 expands it), but for
-    chunks, which begin behind the padding of each sequence (`chunked_overlay`).
+    That of a window alone is the same for each sequence and lies there once (`sdpa_mask` of transformers 5.23 expands it); that
+    of chunks is not, as they begin behind the padding of each sequence (`chunked_overlay`).
     """
     batch, length = model.token_shape
     length = length + model.method.virtual_tokens

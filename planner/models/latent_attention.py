@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
-from tuneplan.planner.graph.tape import Gradient, Op
+from tuneplan.planner.graph.in_place import copy_into
+from tuneplan.planner.graph.tape import Gradient
 from tuneplan.planner.graph.tensor import Tensor, round_block
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.attention import cached, heads_first, run_kernel, split_heads
@@ -158,7 +159,7 @@ def _expanded(model: Assembly, sizes: Latent, latent: Tensor, k_rot: Tensor, hea
         tape.ops[-1].gradients = (Gradient(k_rot, round_block(k_rot.nbytes), moved=spread.nbytes),)
     shape = (batch, heads, length, sizes.qk_head_dim)
     empty = tape.record("new_empty", (), tape.fresh(shape, k_nope.dtype, False), moved=0)
-    k = pw.copy_into(tape, pw.copy_into(tape, empty, k_nope), spread)
+    k = copy_into(tape, copy_into(tape, empty, k_nope), spread)
     tape.hold(wide, spread)
     return k, v
 

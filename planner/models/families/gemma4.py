@@ -1,4 +1,4 @@
-"""Gemma 4 (text): heads of two sizes, norms of queries, keys and values, inputs of their own for each layer, shared keys, experts.
+"""Gemma 4 (text): heads of two sizes, norms of queries, keys and values, inputs of each layer, shared keys, experts.
 
 Mirrors transformers 5.23 models/gemma4/modeling_gemma4.py (`Gemma4ForCausalLM`). Layers with full attention have fewer and larger
 heads (`global_head_dim`, `num_global_key_value_heads`); the last `num_kv_shared_layers` attend to the keys and values of the last
@@ -11,6 +11,7 @@ from tuneplan.planner.errors import InputError, NotModelledError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph import routing as rt
 from tuneplan.planner.graph.block import Block, behind, close
+from tuneplan.planner.graph.in_place import scale_in_place
 from tuneplan.planner.graph.matmul import embedding
 from tuneplan.planner.graph.tensor import Tensor
 from tuneplan.planner.models import decoder
@@ -95,7 +96,9 @@ def read(id: str, config: ConfigReader) -> Gemma4Spec:
     """The spec of a config.json. Raises InputError where it makes no sense, and for bidirectional attention."""
     fields = decoder.dimensions(id, config, activation_key="hidden_activation", defaults=_DEFAULTS)
     if config.text("use_bidirectional_attention", "") == "all":
-        raise NotModelledError(f"{config.origin}: use_bidirectional_attention=all is not a causal model, which is what tuneplan plans")
+        raise NotModelledError(
+            f"{config.origin}: use_bidirectional_attention=all is not a causal model, which is what tuneplan plans"
+        )
     layers = fields["num_hidden_layers"]
     kinds = layer_types(config, layers, 6, key="")
     kinds = (*kinds[:-1], FULL)  # `Gemma4TextConfig.__post_init__`
@@ -175,7 +178,7 @@ class _Shared:
 
 
 def start(model: Assembly, spec: Gemma4Spec) -> tuple[Block, _Shared]:
-    """Token ids, scaled embeddings, tables and masks for both kinds of layers, the layers' own inputs; returns what layers share."""
+    """Token ids, scaled embeddings, tables, masks and the layers' own inputs; returns what layers share."""
     if spec.per_layer_width and model.method.virtual_tokens:
         raise InputError(
             f"{spec.id} looks up an input of each layer by token ids (hidden_size_per_layer_input), which virtual tokens do not "
@@ -248,7 +251,7 @@ def layer(model: Assembly, spec: Gemma4Spec, entry: Tensor, shared: _Shared) -> 
     exit = pw.add(tape, residual, _norm(model, hidden, "post_feedforward_layernorm"))
     if own is not None:
         exit = _with_input(model, spec, exit, own)
-    exit = pw.scale_in_place(tape, exit)
+    exit = scale_in_place(tape, exit)
     for part in model.method.parts:
         exit = part.layer_exit(model, exit)
     tape.hold(*weights)

@@ -1,9 +1,9 @@
 """Llama 4 (text): experts that all run on every token, layers without positions, attention in chunks.
 
-Mirrors transformers 5.23 models/llama4/modeling_llama4.py (`Llama4ForCausalLM`). `Llama4TextMoe` repeats the tokens for every expert
-and multiplies them by scores that are zero where an expert was not chosen, so memory and time are those of all experts, whatever
-`num_experts_per_tok` says. A quantized base has a list of MLPs in place of the stacked experts (`SequentialLlama4TextExperts` of
-quantizers/base.py).
+Mirrors transformers 5.23 models/llama4/modeling_llama4.py (`Llama4ForCausalLM`). `Llama4TextMoe` repeats the tokens for every
+expert and multiplies them by scores that are zero where an expert was not chosen, so memory and time are those of all experts,
+whatever `num_experts_per_tok` says. A quantized base has a list of MLPs in place of the stacked experts
+(`SequentialLlama4TextExperts` of quantizers/base.py).
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph import routing as rt
 from tuneplan.planner.graph.block import Block, close
+from tuneplan.planner.graph.in_place import copy_into
 from tuneplan.planner.graph.matmul import batched, linear
 from tuneplan.planner.graph.tape import Gradient, Op
 from tuneplan.planner.graph.tensor import Tensor, round_block
@@ -247,8 +248,8 @@ def _router(model: Assembly, spec: Llama4Spec, x: Tensor) -> tuple[Tensor, Tenso
     for part in model.method.parts:
         if isinstance(part, Targeted) and part.targets(model.path(ROUTER), model.layer):
             raise InputError(
-                f"{part.label} on all linear modules of {spec.id} fails: peft wraps {ROUTER} as one, and it gives two tensors; name "
-                "the modules, such as target_modules=q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
+                f"{part.label} on all linear modules of {spec.id} fails: peft wraps {ROUTER} as one, and it gives two tensors; "
+                "name the modules, such as target_modules=q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
             )
     tape = model.tape
     tape.scope = ROUTER
@@ -304,7 +305,7 @@ def _listed(model: Assembly, spec: Llama4Spec, x: Tensor) -> Tensor:
         own = pw.narrow(tape, seen, (tokens, width))
         y = gated_mlp(model, spec, own, module=f"feed_forward.experts.{index}")
         tape.scope = "feed_forward.experts"
-        out = pw.copy_into(tape, out, y)
+        out = copy_into(tape, out, y)
     tape.scope = ""
     return out
 

@@ -1,4 +1,4 @@
-"""What is particular to Llama 4: experts as a list under bitsandbytes, adapters that PEFT cannot put on, configs that are refused."""
+"""What is particular to Llama 4: experts as a list under bitsandbytes, adapters that PEFT cannot put on, refused configs."""
 
 from typing import Any
 
@@ -47,6 +47,6 @@ def test_eager_attention_and_a_kept_cache() -> None:
 )
 def test_what_cannot_be(changes: dict[str, Any], method: str, settings: dict[str, Any], message: str) -> None:
     """Configs that make no sense, and what the libraries do not run, are refused with what to do."""
+    config = ConfigReader(small_models.config("llama4_text", **changes), "config.json")
     with pytest.raises(InputError, match=message):
-        spec = read_spec("x", ConfigReader(small_models.config("llama4_text", **changes), "config.json"))
-        build(spec, parse(method), Settings(**settings))
+        build(read_spec("x", config), parse(method), Settings(**settings))
