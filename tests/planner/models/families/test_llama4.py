@@ -1,4 +1,4 @@
-"""What is particular to Llama 4: experts as a list under bitsandbytes, adapters that PEFT cannot put on, refused configs."""
+"""What is particular to Llama 4: kernels, adapters that PEFT cannot put on, and configs that are refused."""
 
 from typing import Any
 
@@ -15,15 +15,6 @@ from tuneplan.planner.training.settings import Settings
 from tuneplan.profiling import small_models
 
 pytestmark = pytest.mark.traced
-TARGETS = "target_modules=q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
-
-
-@pytest.mark.parametrize("checkpointing", ["off", "non-reentrant"])
-@pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_adapters_on_named_modules(method: str, checkpointing: str) -> None:
-    """All linear modules but the router; under QLoRA each expert is an MLP of its own, as transformers loads it."""
-    settings = Settings(micro_batch_size=2, seq_len=256, gradient_checkpointing=checkpointing)
-    side_by_side.check(Case(small_models.config("llama4_text"), f"{method}({TARGETS})", settings))
 
 
 def test_eager_attention_and_a_kept_cache() -> None:
