@@ -7,6 +7,8 @@ from tuneplan.planner.graph.tensor import CATEGORIES, GRADIENTS, TEMPORARY, Size
 
 EMPTY: Levels = [0] * len(CATEGORIES)
 NOTHING = Segment(EMPTY, EMPTY, 0, "")
+MANY = 5
+"""Pieces of arrays from which on it is faster to join them all at once than one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,10 @@ class RankStep:
 
 def sequence(pieces: list[Piece]) -> Segment:
     """All pieces as one segment."""
+    if len(pieces) >= MANY and any(type(piece.segment.delta) is not list for piece in pieces):
+        from tuneplan.planner.graph.array_meter import chain, shape_of
+
+        return chain(pieces, shape_of(pieces))
     total = NOTHING
     for piece in pieces:
         total = join(total, repeat(piece.segment, piece.count))
@@ -114,11 +120,13 @@ class Events:
         return self
 
     def gradients(self, size_bytes: int) -> "Events":
-        """Gradients are made (or, where negative, go)."""
-        if size_bytes >= 0:
-            self._meter.add(size_bytes, GRADIENTS)
-        else:
-            self._meter.drop(-size_bytes, GRADIENTS)
+        """Gradients are made."""
+        self._meter.add(size_bytes, GRADIENTS)
+        return self
+
+    def spend(self, size_bytes: int) -> "Events":
+        """Gradients go."""
+        self._meter.drop(size_bytes, GRADIENTS)
         return self
 
     @property

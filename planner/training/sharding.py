@@ -4,6 +4,7 @@ Stage 0 is DistributedDataParallel (or one GPU). Stages 1 to 3 are ZeRO's (Rajbh
 DeepSpeed, or of FSDP2, whose stage 2 is `reshard_after_forward=False` and whose stage 3 is full sharding.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,7 +44,7 @@ class Sharding:
     """How many ranks share the work, and which model states they split.
 
     Attributes:
-        data_parallel: ranks, each with its own micro-batch.
+        data_parallel: ranks, each with its own micro-batch; an array, for a search, of numbers above 1.
         zero_stage: 0 nothing is split, 1 optimizer states, 2 gradients too, 3 weights too.
         engine: "ddp", "fsdp", "deepspeed", or "auto": DDP for stage 0, DeepSpeed for 1, FSDP2 for 2 and 3.
         shard_group: ranks over which states are split, the groups of them being replicas (HSDP); 0 for all.
@@ -188,11 +189,17 @@ class Sharding:
     @property
     def engine_used(self) -> str:
         """The engine, "single" for one rank."""
-        if self.data_parallel == 1:
+        if isinstance(self.data_parallel, int) and self.data_parallel == 1:
             return "single"
         if self.engine != "auto":
             return self.engine
         return ("ddp", "deepspeed", "fsdp", "fsdp")[self.zero_stage]
+
+    @property
+    def ranks_key(self) -> Hashable:
+        """The ranks that share states, to remember by what is known of them."""
+        ranks: Any = self.shard_ranks
+        return ranks if isinstance(ranks, int) else tuple(ranks.flat)
 
     def settings(self, settings: Settings) -> Settings:
         """The settings as a rank runs them: FSDP and DeepSpeed keep fp32 weights themselves, and compute in 16 bits."""
