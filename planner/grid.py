@@ -4,7 +4,7 @@ The bytes and seconds come from the functions that one estimate uses, so that bo
 rules of `search.Search` for one candidate after the other (`grid_choice`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -109,7 +109,8 @@ class Grid:
                 if method.allows(replace(settings, gradient_checkpointing=checkpointing))
             ]
             if allowed and cards.counts:
-                yield from self._of_class(method, [_Kind(self.job, method, own, cards) for own in allowed], cards)
+                known: dict[bool, dict[Hashable, Any]] = {}
+                yield from self._of_class(method, [_Kind(self.job, method, own, cards, known) for own in allowed], cards)
 
     def _of_class(self, method: Method, kinds: list["_Kind"], cards: "_Cards") -> Iterator[Choice]:
         """The choices of a method on cards of one class, all numbers of them at once."""
@@ -239,8 +240,10 @@ class _Series:
 class _Kind:
     """A method under one kind of checkpointing, for cards of one class."""
 
-    def __init__(self, job: Job, method: Method, settings: Settings, cards: _Cards) -> None:
-        self.job, self.method, self.cards = job, method, cards
+    def __init__(
+        self, job: Job, method: Method, settings: Settings, cards: _Cards, known: dict[bool, dict[Hashable, Any]]
+    ) -> None:
+        self.job, self.method, self.cards, self._known = job, method, cards, known
         batches: Any = cards.sizes
         self.settings = replace(settings, micro_batch_size=batches)
         self._narrows = any(getattr(part, "autocast_adapter_dtype", False) for part in method.parts)
@@ -286,7 +289,8 @@ class _Kind:
         cast = settings.gathered_cast and self._narrows
         if cast not in self._walked:
             gpus = [card.gpu for card in self.cards.cards]
-            self._walked[cast] = _Walks(self.job, self.method, replace(settings, gathered_cast=cast), gpus)
+            known = self._known.setdefault(cast, {})
+            self._walked[cast] = _Walks(self.job, self.method, replace(settings, gathered_cast=cast), gpus, known)
         return self._walked[cast]
 
     def _money(self, walks: "_Walks", sharding: Sharding, rows: slice, saved: Floats) -> tuple[Floats, Floats]:
@@ -307,13 +311,15 @@ class _Kind:
 class _Walks:
     """One network, walked once for all micro-batches, timed once for all cards."""
 
-    def __init__(self, job: Job, method: Method, settings: Settings, gpus: list[Gpu | None]) -> None:
+    def __init__(self, job: Job, method: Method, settings: Settings, gpus: list[Gpu | None], known: dict[Hashable, Any]) -> None:
+        """`known`: of networks with the same weights; see `Network.known`."""
         self._settings = settings
         self.network = build(job.spec, method, settings)
         self._optimizers = Optimizers(job.optimizers)
         self.saved = checkpoint_bytes(self.network)
         self.clock = StepSeconds(self.network, settings, job.optimizers, gpus)
         self._walks: dict[bool, Walked] = {}
+        self.network.known = known
 
     def memory(self, sharding: Sharding, accumulating: NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:
         """Bytes with the allowance by (optimizer, count, micro-batch); bytes of states by (optimizer, count, 1).
@@ -323,9 +329,7 @@ class _Walks:
         shape = (len(self._optimizers.every), *accumulating.shape)
         result = np.zeros(shape)
         states = host = np.zeros((*shape[:2], 1))
-        for on in (False, True):
-            if not (accumulating == on).any():
-                continue
+        for on, taken in self._kinds(sharding, accumulating):
             settings = replace(self._settings, accumulating=on)
             memory = step_memory(self.network, settings, self._optimizers, sharding, self._walk(settings, sharding))
             phases = list(memory.phases.values())
@@ -334,10 +338,17 @@ class _Walks:
             highest = peaks.argmax(0)[None]
             peak = np.take_along_axis(peaks, highest, 0)[0]
             held = np.take_along_axis(still, highest, 0)[0]
-            result = np.where(accumulating == on, peak + allowance(peak - held), result)
+            result = np.where(taken, peak + allowance(peak - held), result)
             states = _whole(memory.phases["optimizer_step"].levels[OPTIMIZER_STATES], states.shape).astype(float)
             host = _whole(memory.host.states, states.shape).astype(float)
         return result, states, host
+
+    @staticmethod
+    def _kinds(sharding: Sharding, accumulating: NDArray[np.bool_]) -> list[tuple[Any, NDArray[np.bool_]]]:
+        """Values of `Settings.accumulating`, and which candidates have them; FSDP reads one walk, and takes them as they are."""
+        if sharding.engine_used == "fsdp":
+            return [(accumulating, np.ones(accumulating.shape, bool))]
+        return [(on, accumulating == on) for on in (False, True) if (accumulating == on).any()]
 
     def _walk(self, settings: Settings, sharding: Sharding) -> Walked:
         """The walk that the engine reads."""

@@ -17,7 +17,7 @@ from tuneplan.planner.methods.formats import QUANTIZED
 from tuneplan.planner.models.network import Network
 from tuneplan.planner.models.parameter import Parameter
 from tuneplan.planner.parallel.shards import flat_part, layer_parameters, root_parameters, weight_bytes
-from tuneplan.planner.parallel.step import EMPTY, Events, HostBytes, Piece, RankStep, Walked, sequence
+from tuneplan.planner.parallel.step import EMPTY, Events, HostBytes, Piece, RankStep, Walked, key_of, sequence
 from tuneplan.planner.training.optimizers import AnyOptimizer, state_bytes, step_scratch
 from tuneplan.planner.training.sharding import Buckets, Sharding, share
 
@@ -53,7 +53,7 @@ def step(network: Network, walked: Walked, optimizer: AnyOptimizer, sharding: Sh
         accumulating: gradients of an earlier micro-batch stand already.
     """
     stage, ranks = sharding.zero_stage, sharding.shard_ranks
-    of_ranks = ("deepspeed", sharding.ranks_key)
+    of_ranks = ("deepspeed", key_of(ranks))
     trained = network.remembered(of_ranks, lambda: _trained(network.parameters, ranks))
     flat = network.remembered((*of_ranks, "flat"), lambda: _flat(network.parameters, trained.elements))
     states = state_bytes(optimizer, [flat] if flat else [], False)

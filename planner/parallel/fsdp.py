@@ -29,7 +29,7 @@ from tuneplan.planner.parallel.shards import (
     unit,
     weight_bytes,
 )
-from tuneplan.planner.parallel.step import EMPTY, NOTHING, Events, HostBytes, Piece, RankStep, Walked, sequence
+from tuneplan.planner.parallel.step import EMPTY, NOTHING, Events, HostBytes, Piece, RankStep, Walked, key_of, sequence
 from tuneplan.planner.training.optimizers import AnyOptimizer, state_bytes
 from tuneplan.planner.training.sharding import Sharding
 
@@ -106,7 +106,7 @@ def step(
     """
     ranks = sharding.shard_ranks
     reduce = sharding.reduce_dtype
-    key = ("fsdp", sharding.units, sharding.ranks_key, wide, reduce)
+    key = ("fsdp", sharding.units, key_of(ranks), wide, reduce)
     parts = network.remembered(key, lambda: _parts(network, sharding.units, ranks, wide, reduce))
     layers, root, kept = parts.layers, parts.root, parts.kept_bytes
     updated = [] if network.fused_update else parts.every
@@ -125,10 +125,10 @@ def step(
         base[OPTIMIZER_STATES] = states.device
     if network.fused_update:  # each unit's gradients are used and freed when they are reduced
         kept = 0
-    base[GRADIENTS] = kept if accumulating else 0
-    found = accumulating or network.fused_update
+    base[GRADIENTS] = kept * accumulating
+    found = network.fused_update or accumulating
     frame = _Frame(layers, root, sharding.zero_stage == 3, found, _replicated(sharding), parts.tail)
-    way = (*key, sharding.zero_stage, accumulating, frame.replicated, offloads)
+    way = (*key, sharding.zero_stage, key_of(accumulating), frame.replicated, offloads)
     if way not in walked.joined:
         walked.joined[way] = sequence(_forward(network, walked, frame)), sequence(_backward(network, walked, frame))
     forward, backward = walked.joined[way]
@@ -277,8 +277,7 @@ def _reduce(events: Events, own: Unit, frame: _Frame) -> None:
     events.take(own.reduce_bytes).spend(own.gradient_bytes).take(own.reduced_bytes)
     events.gradients(copied).give(own.reduced_bytes).gradients(own.kept_bytes - copied)
     events.take(_all_reduced(own, frame))
-    if frame.accumulating:
-        events.spend(own.kept_bytes)
+    events.spend(own.kept_bytes * frame.accumulating)
 
 
 def _all_reduced(own: Unit, frame: _Frame) -> int:

@@ -1,6 +1,8 @@
 """What an engine makes of a walked step: the pieces between which it acts, and what it says of one rank."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
 from tuneplan.planner.graph.meter import Levels, Meter, Segment, join, repeat
 from tuneplan.planner.graph.tensor import CATEGORIES, GRADIENTS, TEMPORARY, Size
@@ -75,6 +77,11 @@ class RankStep:
     held: Levels
     update: Segment
     host: HostBytes = HostBytes()
+
+
+def key_of(value: Any) -> Hashable:
+    """A number, or an array of numbers, as something to remember by what is known of it."""
+    return value if isinstance(value, int) else (value.shape, value.tobytes())
 
 
 def sequence(pieces: list[Piece]) -> Segment:

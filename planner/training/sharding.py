@@ -4,7 +4,6 @@ Stage 0 is DistributedDataParallel (or one GPU). Stages 1 to 3 are ZeRO's (Rajbh
 DeepSpeed, or of FSDP2, whose stage 2 is `reshard_after_forward=False` and whose stage 3 is full sharding.
 """
 
-from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -194,12 +193,6 @@ class Sharding:
         if self.engine != "auto":
             return self.engine
         return ("ddp", "deepspeed", "fsdp", "fsdp")[self.zero_stage]
-
-    @property
-    def ranks_key(self) -> Hashable:
-        """The ranks that share states, to remember by what is known of them."""
-        ranks: Any = self.shard_ranks
-        return ranks if isinstance(ranks, int) else tuple(ranks.flat)
 
     def settings(self, settings: Settings) -> Settings:
         """The settings as a rank runs them: FSDP and DeepSpeed keep fp32 weights themselves, and compute in 16 bits."""
