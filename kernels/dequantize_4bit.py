@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from tuneplan.kernels.backend import calls_directly, chosen
-from tuneplan.kernels.errors import KernelInputError
-from tuneplan.kernels.packed import FLOATS, NestedScales, Packed4bit
+from tuneplan.kernels.packed import NestedScales, Packed4bit, check_out, decoded_scales
 
 
 def dequantize_4bit(
@@ -42,13 +41,13 @@ def dequantize_4bit(
         KernelUnavailableError: where `backend="triton"` cannot run.
     """
     packed = quant_state if isinstance(quant_state, Packed4bit) else Packed4bit.of(data, quant_state)
-    kind = _kind(packed, dtype, out)
+    kind = check_out(out, dtype, packed.dtype, packed.shape, packed.device)
+    result = out if out is not None else torch.empty(packed.shape, dtype=kind, device=packed.device)
     if calls_directly():
-        result = out if out is not None else torch.empty(packed.shape, dtype=kind, device=packed.device)
         _run(packed, result, backend)
         return result
     nested = packed.nested
-    parts = (
+    torch.ops.tuneplan.dequantize_4bit(
         packed.data,
         packed.absmax,
         packed.code,
@@ -58,11 +57,10 @@ def dequantize_4bit(
         packed.blocksize,
         nested.blocksize if nested else 0,
         list(packed.shape),
+        result,
+        backend,
     )
-    if out is None:
-        return torch.ops.tuneplan.dequantize_4bit(*parts, kind, backend)  # type: ignore[no-any-return]  # an op is Any
-    torch.ops.tuneplan.dequantize_4bit_out(*parts, out, backend)
-    return out
+    return result
 
 
 def reference(packed: Packed4bit, dtype: torch.dtype) -> torch.Tensor:
@@ -75,38 +73,11 @@ def reference(packed: Packed4bit, dtype: torch.dtype) -> torch.Tensor:
     Returns:
         The weight in its shape. Holds 8 bytes a value for a moment.
     """
-    count, nested = packed.values, packed.nested
-    scale = packed.absmax
-    if nested is not None:
-        block = torch.arange(scale.numel(), device=scale.device)
-        scale = nested.code[scale.long()] * nested.absmax[block // nested.blocksize]
-        scale = scale + nested.offset
+    count = packed.values
     byte = packed.data.reshape(-1).view(torch.uint8)[: (count + 1) // 2]
     nibble = torch.stack((byte >> 4, byte & 15), dim=1).reshape(-1)[:count]
-    blocks = scale.repeat_interleave(packed.blocksize)[:count]
+    blocks = decoded_scales(packed).repeat_interleave(packed.blocksize)[:count]
     return (packed.code[nibble.int()] * blocks).to(dtype).reshape(packed.shape)
-
-
-def _kind(packed: Packed4bit, dtype: torch.dtype | None, out: torch.Tensor | None) -> torch.dtype:
-    kind = dtype or (packed.dtype if out is None else out.dtype)
-    if kind not in FLOATS:
-        raise KernelInputError(f"a weight cannot be decoded to {kind}; to fp32, fp16 and bf16 it can")
-    if out is None:
-        return kind
-    if out.dtype != kind:
-        raise KernelInputError(f"out is {out.dtype}, asked for was {kind}; leave dtype out, or give an out of that dtype")
-    if out.shape != packed.shape:
-        raise KernelInputError(f"out has the shape {list(out.shape)}, the weight {list(packed.shape)}")
-    if out.device != packed.device:
-        raise KernelInputError(f"out lies on {out.device}, the weight on {packed.device}")
-    if out.requires_grad:
-        raise KernelInputError("out needs a gradient; a frozen weight is written without one: give a detached tensor")
-    rows_apart = out.dim() == 2 and out.stride(1) == 1 and out.stride(0) >= out.shape[1]
-    if not out.is_contiguous() and not rows_apart:
-        raise KernelInputError(
-            f"out has the strides {out.stride()}; values of a row must lie side by side, rows must not overlap"
-        )
-    return kind
 
 
 def _run(packed: Packed4bit, out: torch.Tensor, backend: str) -> None:
@@ -118,62 +89,8 @@ def _run(packed: Packed4bit, out: torch.Tensor, backend: str) -> None:
     dequantize(packed, out)
 
 
-def _whole(
-    data: torch.Tensor,
-    absmax: torch.Tensor,
-    code: torch.Tensor,
-    code2: torch.Tensor | None,
-    absmax2: torch.Tensor | None,
-    offset: torch.Tensor | None,
-    blocksize: int,
-    blocksize2: int,
-    shape: Sequence[int],
-) -> Packed4bit:
-    nested = None
-    if code2 is not None and absmax2 is not None and offset is not None:
-        nested = NestedScales(code2, absmax2, offset, blocksize2)
-    return Packed4bit(data, absmax, code, blocksize, torch.Size(shape), torch.float32, nested)
-
-
-@torch.library.custom_op("tuneplan::dequantize_4bit", mutates_args=())
+@torch.library.custom_op("tuneplan::dequantize_4bit", mutates_args=("out",))
 def _op(
-    data: torch.Tensor,
-    absmax: torch.Tensor,
-    code: torch.Tensor,
-    code2: torch.Tensor | None,
-    absmax2: torch.Tensor | None,
-    offset: torch.Tensor | None,
-    blocksize: int,
-    blocksize2: int,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    backend: str,
-) -> torch.Tensor:
-    packed = _whole(data, absmax, code, code2, absmax2, offset, blocksize, blocksize2, shape)
-    out = torch.empty(packed.shape, dtype=dtype, device=data.device)
-    _run(packed, out, backend)
-    return out
-
-
-@_op.register_fake
-def _fake(
-    data: torch.Tensor,
-    absmax: torch.Tensor,
-    code: torch.Tensor,
-    code2: torch.Tensor | None,
-    absmax2: torch.Tensor | None,
-    offset: torch.Tensor | None,
-    blocksize: int,
-    blocksize2: int,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    backend: str,
-) -> torch.Tensor:
-    return torch.empty(shape, dtype=dtype, device=data.device)
-
-
-@torch.library.custom_op("tuneplan::dequantize_4bit_out", mutates_args=("out",))
-def _op_out(
     data: torch.Tensor,
     absmax: torch.Tensor,
     code: torch.Tensor,
@@ -186,11 +103,12 @@ def _op_out(
     out: torch.Tensor,
     backend: str,
 ) -> None:
-    _run(_whole(data, absmax, code, code2, absmax2, offset, blocksize, blocksize2, shape), out, backend)
+    nested = NestedScales.joined(code2, absmax2, offset, blocksize2)
+    _run(Packed4bit(data, absmax, code, blocksize, torch.Size(shape), out.dtype, nested), out, backend)
 
 
-@_op_out.register_fake
-def _fake_out(
+@_op.register_fake
+def _fake(
     data: torch.Tensor,
     absmax: torch.Tensor,
     code: torch.Tensor,

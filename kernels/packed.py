@@ -13,7 +13,7 @@ import torch
 from tuneplan.kernels.errors import KernelInputError
 
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-"""Of bitsandbytes' 4-bit formats."""
+"""Of bitsandbytes' formats."""
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -32,6 +32,19 @@ class NestedScales:
     absmax: torch.Tensor
     offset: torch.Tensor
     blocksize: int
+
+    @classmethod
+    def of(cls, quant_state: Any) -> "NestedScales | None":
+        """Those of a bitsandbytes `QuantState`, or None where its scales are not quantized."""
+        second = quant_state.state2
+        return None if second is None else cls(second.code, second.absmax, quant_state.offset, second.blocksize)
+
+    @classmethod
+    def joined(
+        cls, code: torch.Tensor | None, absmax: torch.Tensor | None, offset: torch.Tensor | None, blocksize: int
+    ) -> "NestedScales | None":
+        """Those that an operator was given one by one, or None where it was given none."""
+        return None if code is None or absmax is None or offset is None else cls(code, absmax, offset, blocksize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +86,7 @@ class Packed4bit:
                 "it belongs to another quant state"
             )
         _expect("code", self.code, (16,), torch.float32, self.data.device)
-        blocks = -(-self.values // self.blocksize)
-        if self.nested is None:
-            _expect("absmax", self.absmax, (blocks,), torch.float32, self.data.device)
-            return
-        _expect("absmax", self.absmax, (blocks,), torch.uint8, self.data.device)
-        size = self.nested.blocksize
-        if size < 32 or size & (size - 1):
-            raise KernelInputError(f"the block size of the nested scales is {size}; it must be a power of two from 32 on")
-        _expect("state2.absmax", self.nested.absmax, (-(-blocks // size),), torch.float32, self.data.device)
-        _expect("state2.code", self.nested.code, (256,), torch.float32, self.data.device)
-        _expect("offset", self.nested.offset, (), torch.float32, self.data.device)
+        _check_scales(self)
 
     @property
     def values(self) -> int:
@@ -107,10 +110,6 @@ class Packed4bit:
             raise KernelInputError(f"quant_type {quant_state.quant_type!r} is not a 4-bit format; nf4 and fp4 are")
         if quant_state.shape is None or quant_state.dtype is None or quant_state.blocksize is None:
             raise KernelInputError("the quant state lacks shape, dtype or blocksize")
-        nested = None
-        if quant_state.state2 is not None:
-            second = quant_state.state2
-            nested = NestedScales(second.code, second.absmax, quant_state.offset, second.blocksize)
         # a weight of one row may lie transposed, as bitsandbytes hands it to its products
         flat = data.t() if data.dim() == 2 and data.shape[0] == 1 else data
         return cls(
@@ -120,8 +119,82 @@ class Packed4bit:
             quant_state.blocksize,
             torch.Size(quant_state.shape),
             quant_state.dtype,
-            nested,
+            NestedScales.of(quant_state),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Packed8bit:
+    """A tensor of bitsandbytes' blockwise 8-bit format ("dynamic" or any other table of 256 values).
+
+    Args:
+        data: uint8, in the shape of the tensor, contiguous.
+        absmax: [ceil(values / blocksize)]: fp32, or uint8 where `nested` is given.
+        code: [256] fp32, the value of each byte.
+        blocksize: values that share a scale.
+        dtype: that the tensor had when it was quantized.
+        nested: the second level of scales, or None.
+    """
+
+    data: torch.Tensor
+    absmax: torch.Tensor
+    code: torch.Tensor
+    blocksize: int
+    dtype: torch.dtype
+    nested: NestedScales | None = None
+
+    def __post_init__(self) -> None:
+        """Raises KernelInputError for parts that do not belong together."""
+        if self.data.dtype != torch.uint8 or not self.data.is_contiguous():
+            raise KernelInputError(f"8-bit data must be contiguous uint8, but is {self.data.dtype}, strides {self.data.stride()}")
+        if self.blocksize not in BLOCKSIZES:
+            raise KernelInputError(f"block size {self.blocksize} is not one of bitsandbytes' {', '.join(map(str, BLOCKSIZES))}")
+        if self.dtype not in FLOATS:
+            raise KernelInputError(f"a tensor quantized from {self.dtype} is not known; only from fp32, fp16 and bf16")
+        _expect("code", self.code, (256,), torch.float32, self.data.device)
+        _check_scales(self)
+
+    @property
+    def values(self) -> int:
+        """Values of the tensor."""
+        return self.data.numel()
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the tensor."""
+        return self.data.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bytes lie."""
+        return self.data.device
+
+    @classmethod
+    def of(cls, data: torch.Tensor, quant_state: Any) -> "Packed8bit":
+        """Bytes and the `QuantState` that `bitsandbytes.functional.quantize_blockwise` gave with them.
+
+        Raises KernelInputError where the two do not fit, or the state is that of a 4-bit weight.
+        """
+        if quant_state is None or quant_state.quant_type is not None:
+            raise KernelInputError("this is not the quant state of a blockwise 8-bit tensor; dequantize_4bit takes nf4 and fp4")
+        dtype = quant_state.dtype or torch.float32
+        return cls(
+            data.detach(), quant_state.absmax, quant_state.code, quant_state.blocksize, dtype, NestedScales.of(quant_state)
+        )
+
+
+def _check_scales(packed: Packed4bit | Packed8bit) -> None:
+    blocks = -(-packed.values // packed.blocksize)
+    if packed.nested is None:
+        _expect("absmax", packed.absmax, (blocks,), torch.float32, packed.device)
+        return
+    _expect("absmax", packed.absmax, (blocks,), torch.uint8, packed.device)
+    size = packed.nested.blocksize
+    if size < 32 or size & (size - 1):
+        raise KernelInputError(f"the block size of the nested scales is {size}; it must be a power of two from 32 on")
+    _expect("state2.absmax", packed.nested.absmax, (-(-blocks // size),), torch.float32, packed.device)
+    _expect("state2.code", packed.nested.code, (256,), torch.float32, packed.device)
+    _expect("offset", packed.nested.offset, (), torch.float32, packed.device)
 
 
 def _expect(name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
@@ -134,3 +207,41 @@ def _expect(name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torc
         raise KernelInputError(f"{name} lies on {tensor.device}, the packed weight on {device}; move the quant state too")
     if not tensor.is_contiguous():
         raise KernelInputError(f"{name} is not contiguous")
+
+
+def decoded_scales(packed: Packed4bit | Packed8bit) -> torch.Tensor:
+    """fp32 scales of all blocks, [ceil(values / blocksize)], in plain torch: each step of double quantization rounded."""
+    nested = packed.nested
+    if nested is None:
+        return packed.absmax
+    block = torch.arange(packed.absmax.numel(), device=packed.device)
+    return nested.code[packed.absmax.long()] * nested.absmax[block // nested.blocksize] + nested.offset
+
+
+def check_out(
+    out: torch.Tensor | None, dtype: torch.dtype | None, own: torch.dtype, shape: torch.Size, device: torch.device
+) -> torch.dtype:
+    """The dtype of a result, from what was asked for, what `out` has, and the weight's own.
+
+    Raises KernelInputError for a dtype that nothing decodes to, and for an `out` of another dtype, shape, device or a
+    layout that cannot be written.
+    """
+    kind = dtype or (own if out is None else out.dtype)
+    if kind not in FLOATS:
+        raise KernelInputError(f"a weight cannot be decoded to {kind}; to fp32, fp16 and bf16 it can")
+    if out is None:
+        return kind
+    if out.dtype != kind:
+        raise KernelInputError(f"out is {out.dtype}, asked for was {kind}; leave dtype out, or give an out of that dtype")
+    if out.shape != shape:
+        raise KernelInputError(f"out has the shape {list(out.shape)}, the weight {list(shape)}")
+    if out.device != device:
+        raise KernelInputError(f"out lies on {out.device}, the weight on {device}")
+    if out.requires_grad:
+        raise KernelInputError("out needs a gradient; a frozen weight is written without one: give a detached tensor")
+    rows_apart = out.dim() == 2 and out.stride(1) == 1 and out.stride(0) >= out.shape[1]
+    if not out.is_contiguous() and not rows_apart:
+        raise KernelInputError(
+            f"out has the strides {out.stride()}; values of a row must lie side by side, rows must not overlap"
+        )
+    return kind

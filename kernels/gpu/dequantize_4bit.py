@@ -14,55 +14,37 @@ import triton
 import triton.language as tl
 
 from tuneplan.kernels.gpu.rounding import store
+from tuneplan.kernels.gpu.scales import scales
 from tuneplan.kernels.packed import Packed4bit
 
-WORDS = 2048
+WORDS = 1024
 WARPS = 4
 GATHER = True
-"""Fewest instructions a value on sm_80 to sm_100 of the shapes tried (see kernels/README.md); not timed on a GPU yet."""
+"""Of the shapes tried, the fewest instructions a value that leave registers for 24 warps a multiprocessor
+(`python -m tuneplan.kernels.compiled_programs`); not timed on a GPU yet."""
 BYTES = 1024
 """Of a program that takes bytes."""
 
 
 @triton.jit
-def _scales(
-    absmax: Any,
-    code2: Any,
-    absmax2: Any,
-    offset: Any,
-    first: Any,
-    block: Any,
-    mask: Any,
-    NESTED: tl.constexpr,
-    BLOCK2: tl.constexpr,
-) -> Any:
-    """fp32 scales of the blocks `first + block`; `first` counts in 64 bits, `block` in 32."""
-    if NESTED:
-        byte = tl.load(absmax + first + block, mask=mask, other=0).to(tl.int32)
-        second = tl.load(absmax2 + first // BLOCK2 + ((first % BLOCK2).to(tl.int32) + block) // BLOCK2, mask=mask, other=0.0)
-        return tl.load(code2 + byte) * second + tl.load(offset)
-    return tl.load(absmax + first + block, mask=mask, other=0.0)
-
-
-@triton.jit
 def _from_words(
-    data: Any,
-    absmax: Any,
-    code: Any,
-    code2: Any,
-    absmax2: Any,
-    offset: Any,
-    out: Any,
-    words: Any,
-    row_words: Any,
-    row_stride: Any,
+    data,
+    absmax,
+    code,
+    code2,
+    absmax2,
+    offset,
+    out,
+    words,
+    row_words,
+    row_stride,
     NESTED: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK2: tl.constexpr,
     STRIDED: tl.constexpr,
     WORDS: tl.constexpr,
     GATHER: tl.constexpr,
-) -> None:
+):
     BLOCK_WORDS: tl.constexpr = BLOCK // 8
     SCALES: tl.constexpr = WORDS // BLOCK_WORDS if WORDS > BLOCK_WORDS else 1
     start = tl.program_id(0).to(tl.int64) * WORDS
@@ -72,7 +54,7 @@ def _from_words(
 
     scale_S = tl.arange(0, SCALES)
     there_S = scale_S * BLOCK_WORDS < left
-    absmax_S = _scales(absmax, code2, absmax2, offset, start // BLOCK_WORDS, scale_S, there_S, NESTED, BLOCK2)
+    absmax_S = scales(absmax, code2, absmax2, offset, start // BLOCK_WORDS, scale_S, there_S, NESTED, BLOCK2)
 
     # little-endian words: the first value is the high half of the lowest byte
     place_8 = tl.arange(0, 8)
@@ -97,29 +79,29 @@ def _from_words(
 
 @triton.jit
 def _from_bytes(
-    data: Any,
-    absmax: Any,
-    code: Any,
-    code2: Any,
-    absmax2: Any,
-    offset: Any,
-    out: Any,
-    first_byte: Any,
-    values: Any,
-    row_values: Any,
-    row_stride: Any,
+    data,
+    absmax,
+    code,
+    code2,
+    absmax2,
+    offset,
+    out,
+    first_byte,
+    values,
+    row_values,
+    row_stride,
     NESTED: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK2: tl.constexpr,
     BYTES: tl.constexpr,
-) -> None:
+):
     start = first_byte + tl.program_id(0).to(tl.int64) * BYTES
     value_V = start * 2 + tl.arange(0, BYTES * 2)
     there_V = value_V < values
     byte_V = tl.load(data.to(tl.pointer_type(tl.uint8)) + value_V // 2, mask=there_V, other=0).to(tl.int32)
     nibble_V = (byte_V >> ((1 - value_V % 2) * 4).to(tl.int32)) & 15
     first = start * 2 // BLOCK
-    absmax_V = _scales(absmax, code2, absmax2, offset, first, (value_V // BLOCK - first).to(tl.int32), there_V, NESTED, BLOCK2)
+    absmax_V = scales(absmax, code2, absmax2, offset, first, (value_V // BLOCK - first).to(tl.int32), there_V, NESTED, BLOCK2)
     row_V = value_V // row_values
     store(out + row_V * row_stride + (value_V - row_V * row_values), tl.load(code + nibble_V) * absmax_V, there_V)
 

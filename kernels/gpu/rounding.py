@@ -4,8 +4,6 @@ Triton's interpreter (3.6 and 3.9) cuts fp32 to bf16 instead of rounding it, and
 (triton-lang/triton issues 4972, 10945 and 11584). There, values are rounded by hand and stored as 16-bit patterns.
 """
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -16,7 +14,18 @@ BY_HAND = tl.constexpr(interpreted())
 
 
 @triton.jit
-def store(pointers: Any, values: Any, mask: Any) -> None:
+def rounded(values, kind: tl.constexpr):
+    """fp32 values as they come back from a type: for the interpreter, whose products take fp32."""
+    if kind == tl.bfloat16:
+        bits = values.to(tl.int32, bitcast=True)
+        back = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+    else:
+        back = values.to(kind).to(tl.float32)
+    return back
+
+
+@triton.jit
+def store(pointers, values, mask):
     """Store fp32 values, rounded to nearest even in the type that the pointers have."""
     kind: tl.constexpr = pointers.dtype.element_ty
     if BY_HAND and kind == tl.bfloat16:
