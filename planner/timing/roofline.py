@@ -113,7 +113,8 @@ def device_seconds(work: Work, rates: Rates) -> Seconds:
     """
     compute: Any = 0.0
     memory: Any = work.moved / rates.memory + work.dequantized / rates.dequantize
-    if not isinstance(rates.memory, float):
+    bandwidth: Any = rates.memory
+    if not isinstance(bandwidth, float):
         compute, memory = _on_many_cards(work, rates, memory)
         return Seconds(compute, memory, work.launches * rates.kernel_seconds)
     for p in work.products:
