@@ -135,7 +135,7 @@ class Job:
 
     @property
     def alike(self) -> bool:
-        """Whether candidates differ in nothing but what is searched: not in the length of their batches, nor in what they generate."""
+        """Whether candidates differ only in what is searched, not in the length of their batches or in what they generate."""
         return self.data is None and self.settings.objective.plain
 
     @property
