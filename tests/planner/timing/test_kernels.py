@@ -83,7 +83,7 @@ def test_arrays_agree(settings: Settings) -> None:
     many = StepSeconds(network, replace(settings, micro_batch_size=sizes), [find("adamw")], [CARD, MEASURED])
     seconds, _ = many.under(SINGLE, np.array([1, 1]))
     expected = [[timed(replace(settings, micro_batch_size=int(n)), gpu).seconds for n in sizes] for gpu in (CARD, MEASURED)]
-    assert seconds[0] == pytest.approx(np.array(expected), rel=1e-9)
+    assert seconds.reshape(2, 2) == pytest.approx(np.array(expected), rel=1e-9)
 
 
 def test_the_switch_is_offered_where_the_gain_was_measured() -> None:
@@ -103,3 +103,16 @@ def test_unknown_kernels() -> None:
     """A name that is none."""
     with pytest.raises(UnknownNameError, match="kernels"):
         check_settings(replace(PLAIN, kernels="unsloth"))
+
+
+def test_estimates_say_what_is_not_known() -> None:
+    """Warnings of an estimate: whose layers the memory is of, and that the card was not measured."""
+    from tuneplan.planner.estimate import estimate
+
+    def warned(gpu: Gpu, settings: Settings) -> list[str]:
+        request = Request(SPEC, parse("qlora"), settings, find("adamw"), gpu=gpu)
+        return [text for text in estimate(request).warnings if "tuneplan" in text]
+
+    assert [] == warned(CARD, PLAIN)
+    assert 2 == len(warned(CARD, OURS))
+    assert 1 == len(warned(MEASURED, OURS))
