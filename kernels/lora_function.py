@@ -60,7 +60,8 @@ class LoraLinears(torch.autograd.Function):
         """Shapes: x [..., K]; each output [..., N]."""
         with torch.autocast(x.device.type, enabled=False):
             x_MK = x.reshape(-1, x.shape[-1])
-            S_MT, masks = _inner_products(plan, x_MK, tensors)
+            cast_MK = x_MK.to(plan.adapter)
+            S_MT, masks = _inner_products(plan, cast_MK, tensors)
             outputs = []
             at, column = 0, 0
             for member in plan.members:
@@ -70,8 +71,10 @@ class LoraLinears(torch.autograd.Function):
         ctx.plan = plan
         ctx.set_materialize_grads(False)
         needs_x, needs_A, needs_B = _needs(ctx, plan)
+        # gradients of A read x in the dtype of its product: the narrower of the two is kept
+        kept = cast_MK if plan.adapter.itemsize < x.dtype.itemsize else x
         # parameters and stored weights are there anyway: keeping them costs nothing and notices a change in place
-        ctx.save_for_backward(x if needs_A else None, S_MT if needs_B else None, *tensors, *masks if needs_x or needs_A else ())
+        ctx.save_for_backward(kept if needs_A else None, S_MT if needs_B else None, *tensors, *masks if needs_x or needs_A else ())
         ctx.shape, ctx.kind = x.shape, x.dtype
         return tuple(y_MN.view(*x.shape[:-1], y_MN.shape[1]) for y_MN in outputs)
 
@@ -124,7 +127,6 @@ def _inner_products(
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """S of all members side by side; without dropout x is read once. Masks of those that drop, in their order."""
     As = _each_A(plan, tensors)
-    x_MK = x_MK.to(plan.adapter)
     if not any(member.dropout for member in plan.members):
         return x_MK @ _joined(As).t(), []
     products, masks = [], []
