@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from tuneplan.hardware_profiles.errors import ProfileError
+from tuneplan.hardware_profiles.kernel_speeds import SECTION, KernelSpeeds, kernels_toml, read_kernels
 
 FOLDER = Path(__file__).parent / "calibration"
 UNITS = {
@@ -33,12 +34,14 @@ class Calibration:
         constants: by the names of UNITS.
         fitted: labels of the rows that each constant was fitted to.
         measured: where and when they were measured: device, driver, libraries, date, commit.
+        kernels: speeds of single kernels, or None where they were not measured.
     """
 
     gpu: str
     constants: Mapping[str, float] = field(hash=False)
     fitted: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     measured: Mapping[str, str] = field(default_factory=dict, hash=False)
+    kernels: KernelSpeeds | None = None
 
     def value(self, name: str, otherwise: float) -> float:
         """A constant, or the planner's own where it was not fitted."""
@@ -50,11 +53,11 @@ def read_calibration(path: str | Path) -> Calibration:
     from tuneplan.hardware_profiles.reading import read_toml
 
     table = read_toml(path)
-    unknown = sorted(set(table) - {"gpu", "measured", *UNITS})
+    unknown = sorted(set(table) - {"gpu", "measured", SECTION, *UNITS})
     if unknown:
         known = ", ".join(UNITS)
         raise ProfileError(
-            f"Cannot use {path}: the key {unknown[0]!r:.60} is not known. Write gpu, measured and some of {known}."
+            f"Cannot use {path}: the key {unknown[0]!r:.60} is not known. Write gpu, measured, {SECTION} and some of {known}."
         )
     gpu, measured = table.get("gpu"), table.get("measured", {})
     if not isinstance(gpu, str) or not isinstance(measured, dict):
@@ -74,7 +77,8 @@ def read_calibration(path: str | Path) -> Calibration:
             raise ProfileError(f"Cannot use {path}: {name} is {value}, which is not within {least:g} and {most:g}.")
         constants[name] = value
         fitted[name] = tuple(str(row) for row in rows)
-    return Calibration(gpu, constants, fitted, {str(key): str(value) for key, value in measured.items()})
+    kernels = read_kernels(table[SECTION], path) if SECTION in table else None
+    return Calibration(gpu, constants, fitted, {str(key): str(value) for key, value in measured.items()}, kernels)
 
 
 @cache
@@ -94,6 +98,8 @@ def to_toml(calibration: Calibration) -> str:
             rows = ", ".join(_text(row) for row in calibration.fitted[name])
             lines += [f"[{name}] # {unit}", f"value = {shown}", f"fitted_to = [{rows}]", ""]
     lines += ["[measured]", *[f"{key} = {_text(value)}" for key, value in calibration.measured.items()]]
+    if calibration.kernels:
+        lines += ["", *kernels_toml(calibration.kernels)[:-1]]
     return "\n".join(lines) + "\n"
 
 

@@ -63,7 +63,7 @@ class Assembly:
 
 
 def assembly(
-    program: Any, types: Mapping[str, str], constants: Mapping[str, Any], capability: int, warps: int = 4, stages: int = 3
+    program: Any, types: Mapping[str, str], constants: Mapping[str, Any], capability: int, warps: int = 4, fusion: bool = False
 ) -> Assembly:
     """Compile a Triton program and take it apart.
 
@@ -74,7 +74,7 @@ def assembly(
         constants: the `tl.constexpr` parameters.
         capability: 80 for sm_80 and so on.
         warps: of a program.
-        stages: of pipelined loops.
+        fusion: whether multiply and add may become one instruction with one rounding.
 
     Raises:
         KernelUnavailableError: where Triton's interpreter is on.
@@ -85,7 +85,7 @@ def assembly(
     place = {name: (program.arg_names.index(name),) for name in signature}
     whole = {place[name]: [["tt.divisibility", 16]] for name in types if types[name] != "fp32"}
     source = ASTSource(program, signature, {place[name]: value for name, value in constants.items()}, whole)
-    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False}
+    options = {"num_warps": warps, "enable_fp_fusion": fusion}
     result = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(result.asm["cubin"])

@@ -72,7 +72,7 @@ def fit(gpu: Gpu, measurements: Sequence[Measurement], left_out: Sequence[str] =
     """The calibration of a card.
 
     Args:
-        gpu: the card on which all were measured.
+        gpu: the card on which all were measured; speeds of kernels in its calibration are kept.
         measurements: measured steps on one card.
         left_out: rows that could not be read.
 
@@ -97,7 +97,8 @@ def fit(gpu: Gpu, measurements: Sequence[Measurement], left_out: Sequence[str] =
     labels = tuple(p.measurement.label for p in chosen)
     by_runtime = tuple(m.label for m in measurements if m.device_bytes and m.reserved_bytes)
     fitted = {name: by_runtime if name == "runtime_bytes" else labels for name in values}
-    calibration = Calibration(gpu.id, values, fitted, _origin(measurements))
+    kernels = gpu.calibration.kernels if gpu.calibration else None
+    calibration = Calibration(gpu.id, values, fitted, _origin(measurements), kernels)
     rows = [_compared(p, plain, values, chose) for group, chose in ((chosen, True), (judges, False)) for p in group]
     return Fit(calibration, tuple(rows), len(runtime), (*left_out, *skipped))
 

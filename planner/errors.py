@@ -10,7 +10,6 @@ Every message has three parts: what was given, why it cannot be, what to do.
 """
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 
 class TuneplanError(Exception):
@@ -54,6 +53,8 @@ class UnknownNameError(InputError):
             known: every name that would have been accepted.
             where: the command that lists them all, such as "plan models".
         """
+        from difflib import get_close_matches
+
         names = sorted(set(known))
         shown = given if len(given) <= 80 else given[:77] + "..."
         lowered = {name.lower(): name for name in reversed(names)}

@@ -125,7 +125,7 @@ class Estimate:
         if not self.time or self.request.gpu is None:
             return "no GPU named"
         fitted = self.request.gpu.calibration
-        if fitted is None:
+        if fitted is None or not fitted.constants:
             return "modelled: a roofline over the same ops with stated efficiencies"
         where = ", ".join(fitted.measured.get(key, "") for key in ("device", "date"))
         return f"calibrated: a roofline over the same ops with {', '.join(fitted.constants)} fitted to measured steps ({where})"

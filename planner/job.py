@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from tuneplan.planner.configs.training_config import ConfigUse
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.spec import ModelSpec
@@ -14,6 +13,7 @@ from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.wall_clock import NO_OVERHEADS, Overheads
 
 if TYPE_CHECKING:
+    from tuneplan.planner.configs.training_config import ConfigUse
     from tuneplan.planner.data.amount import Data
 
 AUTO = "auto"
@@ -72,7 +72,7 @@ class Job:
     safety_margin: float = 0.0
     max_hours: float | None = None
     max_usd: Decimal | None = None
-    config: ConfigUse | None = None
+    config: "ConfigUse | None" = None
     overheads: Overheads = NO_OVERHEADS
     data: "Data | None" = None
 

@@ -9,7 +9,6 @@ from tuneplan.planner.graph.tensor import ACTIVATIONS, KV_CACHE, LOGITS, TEMPORA
 from tuneplan.planner.lifetimes import gradient_uses, kept_outputs, lifetimes
 from tuneplan.planner.models.network import Network, Run
 from tuneplan.planner.models.parameter import Parameter
-from tuneplan.planner.objective_memory import with_objective
 from tuneplan.planner.parallel import deepspeed, fsdp, replicated
 from tuneplan.planner.parallel.step import EMPTY, HostBytes, Piece, RankStep, Walked
 from tuneplan.planner.training.optimizers import AnyOptimizer
@@ -80,7 +79,14 @@ def walk(network: Network, settings: Settings) -> Walked:
         segment = again.backward(shared, run.recomputation(settings), parted=True)
         backward += [Piece(segment, run.count, index), Piece(_deaths(lives.spent[index]))]
         loss = again.parts or loss
-    return Walked(forward, backward, loss=loss)
+    return Walked(forward, backward, settings.accumulating, loss=loss)
+
+
+def finds_gradients(settings: Settings, sharding: Sharding) -> bool:
+    """Which walk the engine of a layout reads: one whose backwards find gradients and add their own to them, or the other."""
+    if sharding.engine_used == "fsdp":
+        return False
+    return settings.accumulating or (sharding.engine_used == "deepspeed" and sharding.zero_stage > 1)
 
 
 def _births(storages: Iterable[Storage]) -> Segment:
@@ -115,7 +121,7 @@ def step_memory(
         settings: the run.
         optimizer: what updates the trained weights; several give arrays (optimizer, 1).
         sharding: which model states are split over how many ranks.
-        walked: the result of `walk` for the same network and settings, if it is known.
+        walked: the result of `walk` for the same network and settings, if it is known; `accumulating` may differ.
         waiting: micro-batches whose activations stand when a backward starts, itself included (pipelines).
     """
     walked = walked or walk(network, settings)
@@ -139,7 +145,10 @@ def step_memory(
         "backward": _phase(after_forward.delta, rank.backward),
         "optimizer_step": _phase(rank.held, rank.update),
     }
-    phases = with_objective(phases, network, settings, sharding)
+    if not settings.objective.plain:
+        from tuneplan.planner.objective_memory import with_objective
+
+        phases = with_objective(phases, network, settings, sharding)
     highest = max(phases, key=lambda name: _first(phases[name].peak_bytes))
     return StepMemory(phases, replace(rank.host, activations=scaled(offloaded, waiting)), highest)
 
@@ -147,20 +156,20 @@ def step_memory(
 def _rank_step(network: Network, settings: Settings, optimizer: AnyOptimizer, sharding: Sharding, walked: Walked) -> RankStep:
     """What the engine of a layout makes of a walk."""
     master = settings.precision == "master-weights"
+    if not network.fused_update or sharding.engine_used != "fsdp":
+        walked = _other(network, settings, walked, finds_gradients(settings, sharding))
     if sharding.engine_used == "fsdp":
-        fresh = _other(network, settings, walked, accumulating=False)
         if network.fused_update:  # the update waits for the reduced gradients of a unit
-            fresh = walk(replace(network, fused_update=False), replace(settings, accumulating=False))
-        return fsdp.step(network, fresh, optimizer, sharding, master, settings.accumulating)
+            walked = walk(replace(network, fused_update=False), replace(settings, accumulating=False))
+        return fsdp.step(network, walked, optimizer, sharding, master, settings.accumulating)
     if sharding.engine_used == "deepspeed":
-        absorbed = _other(network, settings, walked, accumulating=True)
-        return deepspeed.step(network, walked, absorbed, optimizer, sharding, settings.accumulating)
+        return deepspeed.step(network, walked, optimizer, sharding, settings.accumulating)
     return replicated.step(network, walked, optimizer, sharding.data_parallel, master, settings.accumulating)
 
 
 def _other(network: Network, settings: Settings, walked: Walked, accumulating: bool) -> Walked:
     """The walk in which a backward finds gradients, to which it adds its own, or none."""
-    if settings.accumulating == accumulating:
+    if walked.accumulating == accumulating:
         return walked
     if walked.other is None:
         walked.other = walk(network, replace(settings, accumulating=accumulating))
@@ -203,7 +212,7 @@ def without_activations(network: Network, walked: Walked) -> tuple[Walked, int]:
                 result.append(Piece(join(meter.segment(), piece.segment), piece.count, piece.run) if size else piece)
         return result
 
-    return Walked(moved(walked.forward, True), moved(walked.backward, False), loss=walked.loss), total
+    return Walked(moved(walked.forward, True), moved(walked.backward, False), walked.accumulating, loss=walked.loss), total
 
 
 def scaled(size: Size, factor: float) -> Size:

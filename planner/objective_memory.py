@@ -38,14 +38,12 @@ def with_objective(phases: "dict[str, Phase]", network: Network, settings: Setti
     """The phases of a step with those of its objective, and with what the objective keeps in all of them.
 
     Args:
-        phases: of the step without it.
+        phases: of the step without it, whose objective is not plain.
         network: with its inference networks.
         settings: the run.
         sharding: a reference model is split as the trained one is.
     """
     objective = settings.objective
-    if objective.plain:
-        return phases
     kept = _nothing()
     if objective.reference == "model" and network.reference is not None:
         total = sum(p.stored_bytes * p.count for p in network.reference.parameters)

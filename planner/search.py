@@ -1,9 +1,10 @@
 """From a job to plans: every method, count, sharding, checkpointing, optimizer and micro-batch that fits, the best first."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
 from datetime import date
 from math import inf
+from typing import Any
 
 from tuneplan.hardware_profiles.loader import Gpu
 from tuneplan.planner.cost import SPOT, cheapest, usd
@@ -11,7 +12,7 @@ from tuneplan.planner.device_memory import RuntimeMemory, checkpoint_bytes, runt
 from tuneplan.planner.fragmentation import allowance, moving_bytes
 from tuneplan.planner.graph.tensor import CATEGORIES, OPTIMIZER_STATES
 from tuneplan.planner.job import Job
-from tuneplan.planner.memory import step_memory, walk
+from tuneplan.planner.memory import finds_gradients, step_memory, walk
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import Network, build
 from tuneplan.planner.parallel.step import Walked
@@ -45,6 +46,7 @@ class Search:
         self.today = today
         self.evaluated = 0
         self._networks: dict[tuple[str, Settings], Network] = {}
+        self._known: dict[tuple[str, Settings], dict[Hashable, Any]] = {}  # of weights, which the batch does not change
         self._walks: dict[tuple[str, Settings], Walked] = {}
         self._fragments: dict[tuple[str, Settings, str], int] = {}
         self._works: dict[tuple[str, Settings], NetworkWork] = {}
@@ -113,7 +115,8 @@ class Search:
         settings = sharding.settings(replace(settings, accumulating=steps > 1))
         settings = for_method(settings, method, steps, sharding.data_parallel)
         network = self._network(method, settings)
-        memory = step_memory(network, settings, optimizer, sharding, self._walked(method, settings))
+        found = replace(settings, accumulating=finds_gradients(settings, sharding))
+        memory = step_memory(network, settings, optimizer, sharding, self._walked(method, found))
         runtime = self._runtime(target.gpu, sharding.data_parallel, network.quantized)
         request = Request(self.job.spec, method, settings, optimizer, sharding, steps, target.gpu)
         usable = usable_bytes(target.memory_bytes, self.job.safety_margin)
@@ -127,14 +130,22 @@ class Search:
             self._runtimes[key] = runtime_of(gpu, ranks, quantized)
         return self._runtimes[key]
 
+    @staticmethod
+    def _key(method: Method, settings: Settings) -> tuple[str, Settings]:
+        """What a network is remembered by: without fp32 adapters there is nothing that is cast as it is gathered."""
+        if settings.gathered_cast and not any(getattr(part, "autocast_adapter_dtype", False) for part in method.parts):
+            settings = replace(settings, gathered_cast=False)
+        return method.name, settings
+
     def _network(self, method: Method, settings: Settings) -> Network:
-        key = (method.name, replace(settings, accumulating=False))
+        key = self._key(method, replace(settings, accumulating=False))
         if key not in self._networks:
-            self._networks[key] = build(self.job.spec, method, settings)
+            network = self._networks[key] = build(self.job.spec, method, settings)
+            network.known = self._known.setdefault((method.name, replace(key[1], micro_batch_size=1)), network.known)
         return self._networks[key]
 
     def _walked(self, method: Method, settings: Settings) -> Walked:
-        key = (method.name, settings)
+        key = self._key(method, settings)
         if key not in self._walks:
             self._walks[key] = walk(self._network(method, settings), settings)
         return self._walks[key]

@@ -21,7 +21,7 @@ WORDS = 1024
 WARPS = 4
 GATHER = True
 """Of the shapes tried, the fewest instructions a value that leave registers for 24 warps a multiprocessor
-(`python -m tuneplan.kernels.compiled`); not timed on a GPU yet."""
+(`python -m tuneplan.kernels.compiled_programs`); not timed on a GPU yet."""
 BYTES = 1024
 """Of a program that takes bytes."""
 

@@ -16,7 +16,7 @@ ROWS = 4
 COLUMNS = 2048
 WARPS = 4
 """Of the shapes tried, few instructions a value with registers for 24 warps a multiprocessor
-(`python -m tuneplan.kernels.compiled`); not timed on a GPU yet."""
+(`python -m tuneplan.kernels.compiled_programs`); not timed on a GPU yet."""
 
 
 @triton.jit

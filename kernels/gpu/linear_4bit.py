@@ -21,8 +21,9 @@ VECTOR_ROWS = 8
 VECTOR_WORDS = 128
 VECTOR_WARPS = 4
 MATRIX_ROWS = 128
-MATRIX_WARPS = 8
-"""From counts of instructions (`python -m tuneplan.kernels.compiled`); not timed on a GPU yet."""
+MATRIX_WARPS = 4
+"""Of programs of up to 32 tokens, twice as many beyond. From counts of instructions and registers
+(`python -m tuneplan.kernels.compiled_programs`); not timed on a GPU yet."""
 PROGRAMS = 264
 """Of the matrix program at least, before K is no longer split: two for each multiprocessor of an H200."""
 
@@ -118,8 +119,17 @@ def _matrix(
         high_NK = tl.reshape(tl.gather(table_16, tl.reshape(byte_NK >> 4, (ROWS * HALF,)), 0), (ROWS, HALF))
         low_NK = tl.reshape(tl.gather(table_16, tl.reshape(byte_NK & 15, (ROWS * HALF,)), 0), (ROWS, HALF))
         at_KM = token_M[None, :] * width + (start + pair_K * 2)[:, None]
-        even_KM = tl.load(x + at_KM, mask=there_M[None, :], other=0.0)
-        odd_KM = tl.load(x + at_KM + 1, mask=there_M[None, :], other=0.0)
+        if BY_HAND or kind == tl.float32:
+            even_KM = tl.load(x + at_KM, mask=there_M[None, :], other=0.0)
+            odd_KM = tl.load(x + at_KM + 1, mask=there_M[None, :], other=0.0)
+        else:
+            pair_KM = tl.load(
+                x.to(tl.pointer_type(tl.int32)) + token_M[None, :] * (width // 2) + (start // 2 + pair_K)[:, None],
+                mask=there_M[None, :],
+                other=0,
+            )
+            even_KM = pair_KM.to(tl.int16).to(kind, bitcast=True)
+            odd_KM = (pair_KM >> 16).to(tl.int16).to(kind, bitcast=True)
         if BY_HAND:
             part_NM = tl.dot(high_NK, even_KM.to(tl.float32), input_precision="ieee")
             part_NM += tl.dot(low_NK, odd_KM.to(tl.float32), input_precision="ieee")
@@ -148,8 +158,11 @@ def linear(x: torch.Tensor, packed: Packed4bit, bias: torch.Tensor | None, out: 
     if not features:
         return
     nested = packed.nested
+    data = packed.data.view(torch.uint8)
+    # both are read as 32-bit words
+    data, x = (tensor if tensor.data_ptr() % 4 == 0 else tensor.clone() for tensor in (data, x))
     tensors = (
-        packed.data.view(torch.uint8),
+        data,
         packed.absmax,
         packed.code,
         nested.code if nested else packed.code,
@@ -196,7 +209,7 @@ def linear(x: torch.Tensor, packed: Packed4bit, bias: torch.Tensor | None, out: 
             TOKENS=max(16, triton.next_power_of_2(tokens)),
             ROWS=MATRIX_ROWS,
             VALUES=values,
-            num_warps=MATRIX_WARPS,
+            num_warps=MATRIX_WARPS if tokens <= 32 else 2 * MATRIX_WARPS,
             enable_fp_fusion=True,
         )
         if splits > 1:

@@ -5,6 +5,7 @@ that segments join, and repeat, without being walked again.
 """
 
 from dataclasses import dataclass
+from operator import add
 from typing import Any
 
 from tuneplan.planner.graph.tensor import CATEGORIES, TEMPORARY, Size
@@ -95,13 +96,16 @@ def _choose(mask: Any, total_a: Size, a: Levels, total_b: Size, b: Levels) -> tu
 
 def join(first: Segment, second: Segment) -> Segment:
     """One segment after the other."""
+    delta = list(map(add, first.delta, second.delta))
     base: Size = sum(first.delta)
     total = base + second.peak_total
-    levels = [x + y for x, y in zip(first.delta, second.peak, strict=True)]
     higher: Any = total > first.peak_total
+    if higher is False:
+        return Segment(delta, first.peak, first.peak_total, first.peak_op)
+    levels = list(map(add, first.delta, second.peak))
     peak_total, peak = _choose(higher, total, levels, first.peak_total, first.peak)
-    op = second.peak_op if (higher if isinstance(higher, bool) else higher.flat[0]) else first.peak_op
-    return Segment([x + y for x, y in zip(first.delta, second.delta, strict=True)], peak, peak_total, op)
+    op = second.peak_op if higher is True or higher.flat[0] else first.peak_op
+    return Segment(delta, peak, peak_total, op)
 
 
 def repeat(segment: Segment, times: int) -> Segment:
@@ -110,6 +114,9 @@ def repeat(segment: Segment, times: int) -> Segment:
         return segment
     shift: Size = (times - 1) * sum(segment.delta)
     rising: Any = shift > 0
+    delta = [times * d for d in segment.delta]
+    if rising is False:
+        return Segment(delta, segment.peak, segment.peak_total, segment.peak_op)
     last = [p + (times - 1) * d for p, d in zip(segment.peak, segment.delta, strict=True)]
     peak_total, peak = _choose(rising, segment.peak_total + shift, last, segment.peak_total, segment.peak)
-    return Segment([times * d for d in segment.delta], peak, peak_total, segment.peak_op)
+    return Segment(delta, peak, peak_total, segment.peak_op)

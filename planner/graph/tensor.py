@@ -74,7 +74,10 @@ class Tensor:
     @property
     def nbytes(self) -> Size:
         """Bytes of the elements, without the allocator's rounding."""
-        return elements(self.shape) * BITS[self.dtype] // 8
+        count = BITS[self.dtype]
+        for dimension in self.shape:  # as in `elements`, without the call: this is read for every op
+            count = count * dimension
+        return count // 8
 
 
 def tensor_bytes(shape: tuple[Size, ...], dtype: str) -> Size:

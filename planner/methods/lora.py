@@ -8,11 +8,11 @@ from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.matmul import linear
 from tuneplan.planner.graph.tensor import Tensor
-from tuneplan.planner.methods import dora, expert_adapters, gate
 from tuneplan.planner.methods.part import Part, Weight
 from tuneplan.planner.methods.targeted import Targeted
 
 if TYPE_CHECKING:
+    from tuneplan.planner.methods.expert_adapters import Weight as StackedWeight
     from tuneplan.planner.models.assembly import Assembly, Base, Site
 
 BIASES = ("none", "all", "lora_only")
@@ -126,8 +126,12 @@ class Lora(Targeted):
 
     def check_model(self, model: "Assembly", layers: int) -> None:
         """Raise InputError where a target names neither a module, nor the old name of an expert's, nor a parameter."""
-        old = expert_adapters.CONVERTED.get(model.spec.model_type, {}) if model.stacks else {}
-        modules = tuple([t for t in self.target_modules if not any(expert_adapters.asks(t, name) for name in old)])
+        modules = self.target_modules
+        if model.stacks:
+            from tuneplan.planner.methods.expert_adapters import CONVERTED, asks
+
+            old = CONVERTED.get(model.spec.model_type, {})
+            modules = tuple([t for t in modules if not any(asks(t, name) for name in old)])
         if modules:
             Targeted.check_model(replace(self, target_modules=modules), model, layers)
         for target in self.target_parameters:
@@ -137,14 +141,21 @@ class Lora(Targeted):
 
     def adapts(self, model: "Assembly", site: "Site") -> bool:
         """As for every part with targets, but for names that PEFT takes for those of experts."""
-        return not expert_adapters.converted(model.spec.model_type, site.module) and Targeted.adapts(self, model, site)
+        if model.spec.is_mixture:
+            from tuneplan.planner.methods.expert_adapters import converted
+
+            if converted(model.spec.model_type, site.module):
+                return False
+        return Targeted.adapts(self, model, site)
 
     def stacked_weight(
-        self, model: "Assembly", name: str, weight: expert_adapters.Weight, shape: tuple[int, ...], transposed: bool
-    ) -> expert_adapters.Weight:
+        self, model: "Assembly", name: str, weight: "StackedWeight", shape: tuple[int, ...], transposed: bool
+    ) -> "StackedWeight":
         """Wrap it as `target_parameters` would."""
-        rank = expert_adapters.targets_of(self, model.spec.model_type).rank(name, self.r)
-        return weight if rank is None else expert_adapters.wrap(self, model, name, rank, weight, shape, transposed)
+        from tuneplan.planner.methods.expert_adapters import targets_of, wrap
+
+        rank = targets_of(self, model.spec.model_type).rank(name, self.r)
+        return weight if rank is None else wrap(self, model, name, rank, weight, shape, transposed)
 
     def linear(self, model: "Assembly", site: "Site", x: Tensor, base: "Base") -> Tensor:
         """Add the low-rank product to an adapted module.
@@ -167,6 +178,8 @@ class Lora(Targeted):
         wide = pw.cast(tape, x, dtype)
         dropped = pw.dropout(tape, wide, self.lora_dropout)
         if self.use_dora:
+            from tuneplan.planner.methods import dora
+
             given = None if self.lora_dropout else y
             product = dora.record(model, site, dropped, given, a, b, dtype)
         else:
@@ -175,6 +188,8 @@ class Lora(Targeted):
                 low = pw.multiply(tape, low, model.adapter(f"{site.module}.lora_gate", (rank,), dtype))
             product = linear(tape, low, b, offset)
             if self.use_gating:
+                from tuneplan.planner.methods import gate
+
                 product = pw.multiply(tape, product, gate.record(model, f"{site.module}.lora_gate", wide))
             else:
                 product = pw.scale(tape, product)

@@ -1,6 +1,7 @@
 """A method: parts that act together on one model."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tuneplan.planner.methods.part import CLASSIFIER, Part, Weight
@@ -51,9 +52,9 @@ class Method:
         """Whether every part folds into the base weights."""
         return all(part.mergeable for part in self.parts)
 
-    def layer_form(self, index: int, count: int) -> tuple[object, ...]:
-        """What distinguishes decoder layer `index` of `count`: the forms of all parts."""
-        return tuple([part.layer_form(index, count) for part in self.parts])
+    def layer_forms(self, count: int) -> tuple[tuple[object, ...], ...]:
+        """What distinguishes each of `count` decoder layers: the forms of all parts."""
+        return _layer_forms(self.parts, count)
 
     @property
     def virtual_tokens(self) -> int:
@@ -64,3 +65,8 @@ class Method:
     def prefix_length(self) -> int:
         """Keys and values that the parts put before those of each sequence."""
         return sum([part.prefix_length() for part in self.parts])
+
+
+@lru_cache(maxsize=64)
+def _layer_forms(parts: tuple[Part, ...], count: int) -> tuple[tuple[object, ...], ...]:
+    return tuple([tuple([part.layer_form(index, count) for part in parts]) for index in range(count)])

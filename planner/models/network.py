@@ -1,9 +1,9 @@
 """A model under a method: runs of alike blocks, from token ids to the loss."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph.block import Block, close
@@ -17,6 +17,8 @@ from tuneplan.planner.models.registry import family
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.training.objective import PROMPT, REFERENCE
 from tuneplan.planner.training.settings import Settings
+
+Found = TypeVar("Found")
 
 
 @dataclass(slots=True)
@@ -84,6 +86,7 @@ class Network:
         reference: the model as it runs without gradients and adapters beside the one that is trained (DPO, GRPO); None where it
             does not.
         prompts: the same on the prompts of a generation (GRPO).
+        known: what was found out about its weights, by what it depends on beside them; see `remembered`.
     """
 
     runs: list[Run]
@@ -96,6 +99,15 @@ class Network:
     spec: ModelSpec | None = None
     reference: "Network | None" = None
     prompts: "Network | None" = None
+    known: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def remembered(self, key: Hashable, find: Callable[[], Found]) -> Found:
+        """A figure of the weights, found once. `key`: all that it depends on beside them."""
+        key = (key, self.fused_update)
+        if key not in self.known:
+            self.known[key] = find()
+        found: Found = self.known[key]
+        return found
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every weight by its name in the state dict, each layer's its own."""
@@ -186,7 +198,7 @@ def _layers(stack: Stack, model: Assembly, entry: Tensor, shared: Any, runs: lis
     layers, spec, method = stack.count, model.spec, model.method
     reversible = any(part.reversible() for part in method.parts)
     checkpointed = reversible or (stack.checkpoints and model.settings.gradient_checkpointing != "off")
-    weights = [(stack.kind(spec, index), method.layer_form(index, layers)) for index in range(layers)]
+    weights = [(stack.kind(spec, index), form) for index, form in enumerate(method.layer_forms(layers))]
     kinds = [(form, stack.form(model, spec, index)) for index, form in enumerate(weights)]
     prefixes = _prefixes(stack.layers, weights)
     recorded: dict[tuple[object, bool, bool], tuple[Block, set[str]]] = {}

@@ -41,22 +41,20 @@ class _Trained:
         return round_block(4 * self.elements)
 
 
-def step(
-    network: Network, whole: Walked, absorbed: Walked, optimizer: AnyOptimizer, sharding: Sharding, accumulating: bool
-) -> RankStep:
+def step(network: Network, walked: Walked, optimizer: AnyOptimizer, sharding: Sharding, accumulating: bool) -> RankStep:
     """One rank's step.
 
     Args:
         network: the model under its method.
-        whole: its walk in which gradients stay to the end of the backward, or are added to those that stand.
-        absorbed: its walk in which each gradient is taken away as soon as it is made.
+        walked: its walk; in stage 1 gradients stay to the end of the backward, or are added to those that stand, in stages 2
+            and 3 each is taken away as soon as it is made.
         optimizer: the update, on flat fp32 tensors.
         sharding: the stage, ranks, buckets and offload.
         accumulating: gradients of an earlier micro-batch stand already.
     """
     stage, ranks = sharding.zero_stage, sharding.shard_ranks
-    trained = _trained(network.parameters, ranks)
-    flat = _flat(network.parameters, trained.elements)
+    trained = network.remembered(("deepspeed", ranks), lambda: _trained(network.parameters, ranks))
+    flat = network.remembered(("deepspeed flat", ranks), lambda: _flat(network.parameters, trained.elements))
     states = state_bytes(optimizer, [flat] if flat else [], False)
     on_host = "optimizer" in sharding.offload
     base = EMPTY.copy()
@@ -80,7 +78,6 @@ def step(
     else:
         held[GRADIENTS] = part
         base[GRADIENTS] = (trained.whole_bytes if stage == 1 else part) if accumulating else 0
-    walked = whole if stage == 1 else absorbed
     key = ("deepspeed", stage, ranks, sharding.buckets, on_host, accumulating)
     if key not in walked.joined:
         forward, backward = list(walked.forward), list(walked.backward)

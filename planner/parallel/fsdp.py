@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from tuneplan.planner.graph.meter import Segment
 from tuneplan.planner.graph.tensor import GRADIENTS, OPTIMIZER_STATES, WEIGHTS
 from tuneplan.planner.models.network import Network
+from tuneplan.planner.models.parameter import Parameter
 from tuneplan.planner.parallel.replicated import update
 from tuneplan.planner.parallel.shards import (
     Unit,
@@ -33,6 +34,27 @@ from tuneplan.planner.training.optimizers import AnyOptimizer, state_bytes
 from tuneplan.planner.training.sharding import Sharding
 
 GATHER, REDUCE = "fsdp.all_gather", "fsdp.reduce_scatter"
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """A rank's parts of all weights, which neither the batch nor the optimizer changes.
+
+    Attributes:
+        layers: the unit of each run; an empty one where it is no layer.
+        root: the unit of the rest.
+        tail: see `_Frame`.
+        every: each weight's part.
+        kept_bytes: of all gradients as the optimizer reads them.
+        weight_bytes: of all parts as they are kept.
+    """
+
+    layers: list[Unit]
+    root: Unit
+    tail: tuple[int, int]
+    every: list[Parameter]
+    kept_bytes: int
+    weight_bytes: int
 
 
 @dataclass(slots=True)
@@ -84,17 +106,13 @@ def step(
     """
     ranks = sharding.shard_ranks
     reduce = sharding.reduce_dtype
-    members, rest, tail = layer_parameters(network), root_parameters(network), (-1, -1)
-    if sharding.units == "accelerate":
-        members, rest, tail = accelerate_units(network)
-    layers = [unit(parameters, ranks, wide, reduce) for parameters in members]
-    root = unit(rest, ranks, wide, reduce)
-    parts = [split(p, ranks, wide) for p in network.parameters]
-    kept = root.kept_bytes + sum(u.kept_bytes * run.count for u, run in zip(layers, network.runs, strict=True))
-    updated = [] if network.fused_update else parts
-    states = state_bytes(optimizer, updated, False)
+    key: tuple[object, ...] = ("fsdp", sharding.units, ranks, wide, reduce)
+    parts = network.remembered(key, lambda: _parts(network, sharding.units, ranks, wide, reduce))
+    layers, root, kept = parts.layers, parts.root, parts.kept_bytes
+    updated = [] if network.fused_update else parts.every
+    states = network.remembered((*key, optimizer), lambda: state_bytes(optimizer, updated, False))
     base = EMPTY.copy()
-    base[WEIGHTS] = weight_bytes(parts)
+    base[WEIGHTS] = parts.weight_bytes
     host = HostBytes(states=states.host)
     offloads = "parameters" in sharding.offload
     if offloads:  # parts come over to be gathered, and reduced gradients go back at once
@@ -109,14 +127,28 @@ def step(
         kept = 0
     base[GRADIENTS] = kept if accumulating else 0
     found = accumulating or network.fused_update
-    frame = _Frame(layers, root, sharding.zero_stage == 3, found, sharding.replicas > 1, tail)
-    key = ("fsdp", sharding.units, ranks, sharding.zero_stage, wide, reduce, accumulating, frame.replicated, offloads)
-    if key not in walked.joined:
-        walked.joined[key] = sequence(_forward(network, walked, frame)), sequence(_backward(network, walked, frame))
-    forward, backward = walked.joined[key]
+    frame = _Frame(layers, root, sharding.zero_stage == 3, found, sharding.replicas > 1, parts.tail)
+    way = ("fsdp", sharding.units, ranks, sharding.zero_stage, wide, reduce, accumulating, frame.replicated, offloads)
+    if way not in walked.joined:
+        walked.joined[way] = sequence(_forward(network, walked, frame)), sequence(_backward(network, walked, frame))
+    forward, backward = walked.joined[way]
     held = base.copy()
     held[GRADIENTS] = kept
-    return RankStep(base, forward, backward, held, NOTHING if offloads else update(updated, optimizer, False), host)
+    if offloads:
+        return RankStep(base, forward, backward, held, NOTHING, host)
+    done = network.remembered((*key, optimizer, "update"), lambda: update(updated, optimizer, False))
+    return RankStep(base, forward, backward, held, done, host)
+
+
+def _parts(network: Network, units: str, ranks: int, wide: bool, reduce: str) -> _Parts:
+    members, rest, tail = layer_parameters(network), root_parameters(network), (-1, -1)
+    if units == "accelerate":
+        members, rest, tail = accelerate_units(network)
+    layers = [unit(parameters, ranks, wide, reduce) for parameters in members]
+    root = unit(rest, ranks, wide, reduce)
+    every = [split(p, ranks, wide) for p in network.parameters]
+    kept = root.kept_bytes + sum(u.kept_bytes * run.count for u, run in zip(layers, network.runs, strict=True))
+    return _Parts(layers, root, tail, every, kept, weight_bytes(every))
 
 
 def _forward(network: Network, walked: Walked, frame: _Frame) -> list[Piece]:

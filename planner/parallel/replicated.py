@@ -35,17 +35,22 @@ def step(network: Network, walked: Walked, optimizer: AnyOptimizer, ranks: int, 
         accumulating: gradients stand when the forward starts.
     """
     updated = [] if network.fused_update else network.parameters
-    states = state_bytes(optimizer, updated, master)
-    gradients = gradient_bytes(updated)
-    buckets = bucket_bytes(updated) if ranks > 1 else 0
+    weights, gradients, buckets = network.remembered(
+        "replicated", lambda: (weight_bytes(network.parameters), gradient_bytes(updated), bucket_bytes(updated))
+    )
+    buckets = buckets if ranks > 1 else 0
+    states, done = network.remembered(
+        ("replicated", optimizer, master),
+        lambda: (state_bytes(optimizer, updated, master), update(updated, optimizer, master)),
+    )
     base = EMPTY.copy()
-    base[WEIGHTS] = weight_bytes(network.parameters)
+    base[WEIGHTS] = weights
     base[OPTIMIZER_STATES] = states.device
     base[GRADIENTS] = buckets + (gradients if accumulating else 0)
     held = base.copy()
     held[GRADIENTS] = buckets + gradients
     forward, backward = joined(walked)
-    return RankStep(base, forward, backward, held, update(updated, optimizer, master), HostBytes(states=states.host))
+    return RankStep(base, forward, backward, held, done, HostBytes(states=states.host))
 
 
 def update(parameters: list[Parameter], optimizer: AnyOptimizer, master: bool) -> Segment:

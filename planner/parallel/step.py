@@ -25,6 +25,7 @@ class Walked:
     Attributes:
         forward: pieces in order.
         backward: pieces in order.
+        accumulating: every backward finds gradients, to which it adds its own.
         joined: what engines made of them, remembered by what it depends on.
         other: the same for the other kind of backward: one that finds gradients, or one that finds none.
         loss: the last run's backward in two: the loss, and from the head on; None where they are one.
@@ -32,6 +33,7 @@ class Walked:
 
     forward: list[Piece]
     backward: list[Piece]
+    accumulating: bool = False
     joined: dict[object, tuple[Segment, Segment]] = field(default_factory=dict)
     other: "Walked | None" = None
     loss: tuple[Segment, Segment] | None = None

@@ -1,0 +1,60 @@
+"""The programs as the compiler leaves them, for four generations of cards, without any of them.
+
+A kernel that spills, loads bytes one by one or needs more instructions than the memory leaves time for is slow on every card;
+that is seen here before it is timed anywhere.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneplan.kernels.compiled import assembly
+from tuneplan.kernels.compiled_programs import ARCHITECTURES
+from tuneplan.kernels.errors import KernelUnavailableError
+
+ROOT = Path(__file__).parents[2]
+MOST_INSTRUCTIONS = {
+    "dequantize_4bit": 7.0,
+    "dequantize_4bit, rows apart": 13.0,
+    "dequantize_8bit": 8.0,
+    "dequantize_8bit_rows": 5.5,
+    "linear_4bit, 1 token": 8.0,
+    "linear_4bit, 16 tokens": 8.0,
+    "linear_4bit, 64 tokens": 14.0,
+}
+"""A value of the weight. An H200 has time for 19.6 while it decodes to bf16, and bitsandbytes 0.50 takes 26.5."""
+
+
+def compiled(architecture: int) -> dict[str, Any]:
+    """Each program, compiled in a process of its own: this one interprets."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-m", "tuneplan.kernels.compiled_programs", "--json", "--architecture", str(architecture)]
+    result = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return {row["name"]: row for row in map(json.loads, result.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_programs(architecture: int) -> None:
+    """Few instructions a value, no register in local memory, wide loads. No program is without a limit.
+
+    What is decoded is stored 16 bytes at a time, each step rounded; products of several tokens run on tensor cores.
+    """
+    rows = compiled(architecture)
+    assert set(MOST_INSTRUCTIONS) == set(rows)
+    assert [] == [name for name, most in MOST_INSTRUCTIONS.items() if rows[name]["instructions_a_value"] > most]
+    assert [] == [name for name, row in rows.items() if row["spilled"] or not row["loads_128_bits"]]
+    decoders = [row for name, row in rows.items() if name.startswith("dequantize")]
+    assert [] == [row for row in decoders if not row["stores_128_bits"] or row["stores_narrower"] or row["contracted"]]
+    assert [] == [name for name, row in rows.items() if name.endswith("tokens") and not row["tensor_core"]]
+
+
+def test_interpreted_programs_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said at once, not by an error of Triton."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(KernelUnavailableError, match="TRITON_INTERPRET is set"):
+        assembly(None, {}, {}, 90)
