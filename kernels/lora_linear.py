@@ -82,7 +82,7 @@ def lora_linears(
     """Outputs of several LoRA linears of one input (q, k and v; gate and up), as one node of autograd.
 
     x is read once for all A, and once for all their gradients; the gradient of x is added up in place. With dropout each adapter
-    drops values of its own, and reads x itself.
+    drops values of its own, and reads x itself. Under torch.compile no tensor may be given twice.
 
     Args:
         x: [..., K].
@@ -143,9 +143,7 @@ def check(x: torch.Tensor, member: Adapted) -> None:
         raise KernelInputError(f"the scale {member.scale} is not a finite number")
 
 
-def dtypes(
-    x: torch.Tensor, member: Adapted, compute_dtype: torch.dtype | None
-) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
+def dtypes(x: torch.Tensor, member: Adapted, compute_dtype: torch.dtype | None) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
     """Dtypes of the weight's products, the adapter's products, and the output.
 
     Raises:

@@ -1,7 +1,7 @@
 """PEFT's LoRA layers as LoRA linears: what a layer is at the moment of a call, or why its own code has to run.
 
-Mirrors peft 0.21 (tuners/lora/layer.py `Linear.forward`, tuners/lora/bnb.py) and bitsandbytes 0.50 (nn/modules.py). A layer can be
-merged, disabled, switched or offloaded at any time, so that everything is read anew for each call.
+Mirrors peft 0.21 (tuners/lora/layer.py `Linear.forward`, tuners/lora/bnb.py) and bitsandbytes 0.50 (nn/modules.py). A layer can
+be merged, disabled, switched or offloaded at any time, so that everything is read anew for each call.
 """
 
 import sys
@@ -20,7 +20,7 @@ Reading = tuple[Adapted, torch.dtype | None]
 """A layer, and the dtype of the products with its quantized weight."""
 
 
-def why_left_alone(layer: nn.Module) -> str | None:
+def why_left_alone(layer: Any) -> str | None:
     """Why a LoRA layer of PEFT can never run as a LoRA linear, in a few words; None where it can."""
     if type(layer) not in _lora_types():
         return f"a layer of PEFT's type {type(layer).__name__}; Linear, Linear4bit and Linear8bitLt are supported"
@@ -68,7 +68,7 @@ def read(layer: Any, x: torch.Tensor) -> Reading | None:
 
 def _takes(x: Any) -> bool:
     """Whether an input's dtype gives the dtypes that PEFT's layers give."""
-    if not isinstance(x, torch.Tensor) or type(x) not in (torch.Tensor, nn.Parameter) or x.dtype not in FLOATS:
+    if type(x) not in (torch.Tensor, nn.Parameter) or x.dtype not in FLOATS:
         return False
     kind = x.device.type
     if kind == "meta":

@@ -187,20 +187,27 @@ def test_second_derivative_is_refused() -> None:
         grad.sum().backward()
 
 
-@pytest.mark.parametrize("weight", [torch.randn(64, 128, dtype=BF16), packed(64, 128), rows_8bit(64, 128)], ids=KINDS)
-def test_compiles_in_one_graph(weight: Any) -> None:
-    """torch.compile(fullgraph=True), forward and backward, gives the bits of eager calls; so do layers that share an input."""
+MADE: dict[str, Callable[[], Any]] = {
+    "dense": lambda: torch.randn(64, 128, dtype=BF16),
+    "4bit": lambda: packed(64, 128),
+    "8bit": lambda: rows_8bit(64, 128),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiles_in_one_graph(kind: str) -> None:
+    """torch.compile(fullgraph=True), forward and backward, gives the bits of eager calls: two layers that share an input."""
     torch.manual_seed(0)
-    A, B = (torch.randn(*shape, dtype=BF16, requires_grad=True) for shape in ((4, 128), (64, 4)))
-    x = torch.randn(10, 128, dtype=BF16, requires_grad=True)
+    weights = [MADE[kind](), MADE[kind]()]
+    leaves = [torch.randn(*shape, dtype=BF16, requires_grad=True) for shape in ((10, 128), *((4, 128), (64, 4)) * 2)]
 
-    def total(x: torch.Tensor, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
-        outputs = lora_linears(x, [Adapted(weight, A, B, 2.0), Adapted(weight, A, B, 0.5)])
-        return sum((y.float().square().sum() for y in outputs), torch.zeros(()))
+    def total(x: torch.Tensor, *leaves: torch.Tensor) -> torch.Tensor:
+        members = [Adapted(weights[0], *leaves[:2], 2.0), Adapted(weights[1], *leaves[2:], 0.5)]
+        return sum((y.float().square().sum() for y in lora_linears(x, members)), torch.zeros(()))
 
-    expected = torch.autograd.grad(total(x, A, B), (x, A, B))
+    expected = torch.autograd.grad(total(*leaves), leaves)
     compiled: Callable[..., torch.Tensor] = torch.compile(total, fullgraph=True, backend="aot_eager")
-    result = torch.autograd.grad(compiled(x, A, B), (x, A, B))
+    result = torch.autograd.grad(compiled(*leaves), leaves)
     assert all(torch.equal(one, other) for one, other in zip(expected, result, strict=True))
 
 
@@ -283,7 +290,11 @@ def test_refused_weights_and_groups() -> None:
         lora_linears(x, [dense, Adapted(rows_8bit(4, 12), dense.A, dense.B)])
     with pytest.raises(KernelInputError, match="must be of one dtype"):
         lora_linears(x, [dense, Adapted(dense.weight, dense.A.to(BF16), dense.B.to(BF16))])
-    if not torch.cuda.is_available():
-        with pytest.MonkeyPatch.context() as patched, pytest.raises(KernelUnavailableError, match="cannot run here"):
-            patched.setenv("TRITON_INTERPRET", "0")
-            lora_linear(x, dense.weight, dense.A, dense.B, backend="triton")
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for Triton where it cannot run: refused before the forward, not in the backward pass."""
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    one = member(4, 2)
+    with pytest.raises(KernelUnavailableError, match="cannot run here"):
+        lora_linear(torch.randn(2, 12, dtype=FP64), one.weight, one.A, one.B, backend="triton")
