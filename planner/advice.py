@@ -25,6 +25,7 @@ def warnings(estimate: Estimate) -> tuple[str, ...]:
         *(request.config.config.warnings if request.config else ()),
         *_capacity(estimate),
         *([request.spec.note] if request.spec.note else []),
+        *([estimate.network.notes["assumed"]] if "assumed" in estimate.network.notes else []),
         *_experts(estimate),
         *_kernel(estimate),
         *_adapter_inputs(estimate),

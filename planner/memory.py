@@ -143,7 +143,7 @@ def step_memory(
         "load": _load(network.parameters, settings, rank),
         "forward": _phase(started, rank.forward),
         "backward": _phase(after_forward.delta, rank.backward),
-        "optimizer_step": _phase(rank.held, rank.update),
+        "optimizer_step": _phase(_with_batch(rank.held, network), rank.update),
     }
     if not settings.objective.plain:
         from tuneplan.planner.objective_memory import with_objective
@@ -151,6 +151,15 @@ def step_memory(
         phases = with_objective(phases, network, settings, sharding)
     highest = max(phases, key=lambda name: _first(phases[name].peak_bytes))
     return StepMemory(phases, replace(rank.host, activations=scaled(offloaded, waiting)), highest)
+
+
+def _with_batch(held: Levels, network: Network) -> Levels:
+    """What an update finds, with what stays of the batch."""
+    levels = held.copy()
+    for run in network.runs:
+        for storage in run.block.stays:
+            levels[storage.category] += storage.nbytes
+    return levels
 
 
 def _rank_step(network: Network, settings: Settings, optimizer: AnyOptimizer, sharding: Sharding, walked: Walked) -> RankStep:

@@ -89,7 +89,7 @@ def cells(model: str) -> list[Cell]:
 def estimated(model: SmallModel, method: str, settings: Settings) -> tuple[Network, StepMemory]:
     """The ledger's answer. Raises InputError where the planner refuses the combination."""
     spec = read_spec(model.name, ConfigReader(model.config, model.name), model.task)
-    network = build(spec, parse(method), settings)
+    network = build(spec, parse(model.written(method)), settings)
     return network, step_memory(network, settings, find_optimizer(OPTIMIZER))
 
 
@@ -103,7 +103,9 @@ def traced(model: SmallModel, method: str, settings: Settings) -> tuple[int, int
 
     attention.register()
     optimizer = find_optimizer(OPTIMIZER)
-    subject = Subject(model.name, model.config, parse(method), settings=settings, optimizer=optimizer, task=model.task)
+    subject = Subject(
+        model.name, model.config, parse(model.written(method)), settings=settings, optimizer=optimizer, task=model.task
+    )
     built = build_real(subject, attention.NAMES[settings.attention], model.device)
     trained = count(built.model).trainable
     return trained, trace_step(built, settings).peak_bytes

@@ -12,7 +12,10 @@ from tuneplan.planner.methods.formats import BLOCK_FORMATS
 from tuneplan.planner.methods.quantized_base import QuantizedBase
 
 HEADS = ("lm_head", "classifier", "score")
-"""Modules that stay dense. That of a classifier has to be named (`llm_int8_skip_modules`): PEFT trains a copy of it."""
+"""Modules that stay dense. That of a classifier has to be named (`llm_int8_skip_modules`): PEFT trains a copy of it.
+
+A name is also matched at the end of a module's, as in `should_convert_module` of transformers 5.23 quantizers_utils.py.
+"""
 _FORMAT = BLOCK_FORMATS["nf4-double"]
 
 
@@ -45,7 +48,7 @@ def quantize_4bit(
     kept = {*HEADS, *(getattr(model, "_keep_in_fp32_modules", None) or ())}
     for path, module in list(model.named_modules()):
         for child_name, child in list(module.named_children()):
-            if not isinstance(child, (nn.Linear, Conv1D)) or {*path.split("."), child_name} & kept:
+            if not isinstance(child, (nn.Linear, Conv1D)) or {*path.split("."), child_name} & kept or child_name.endswith(HEADS):
                 continue
             rows, columns = (child.nf, child.nx) if isinstance(child, Conv1D) else (child.out_features, child.in_features)
             layer = bnb.nn.Linear4bit(

@@ -77,7 +77,10 @@ class Walk:
         meter = self._meter()
         self._run(len(self.block.ops), keep, meter)
         if (keep or rebuilt) and self.block.entry is not None and self.block.entry_held:
-            self._unreference(self.block.entry.storage, meter)
+            if self.block.entries_kept:
+                self._released.add(id(self.block.entry.storage))
+            else:
+                self._unreference(self.block.entry.storage, meter)
         for storage in self.block.beside:
             self._unreference(storage, meter)
         return meter.segment()

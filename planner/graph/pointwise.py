@@ -335,14 +335,24 @@ def rotate(tape: Tape, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Mirrors `apply_rotary_pos_emb` and `rotate_half` of transformers 5.23.
     """
-    half = (*x.shape[:-1], x.shape[-1] // 2)
     turned = multiply(tape, x, cos)
+    return add(tape, turned, multiply(tape, _rotate_half(tape, x), sin))
+
+
+def _rotate_half(tape: Tape, x: Tensor) -> Tensor:
+    half = (*x.shape[:-1], x.shape[-1] // 2)
     first, second = narrow(tape, x, half), narrow(tape, x, half)
     negative = scale(tape, second, "neg")
     joined = tape.fresh(x.shape, x.dtype, x.requires_grad)
     tape.record("cat", (negative, first), joined, gradients=(Gradient(negative, None), Gradient(first, None)))
     tape.hold(first, second)
-    return add(tape, turned, multiply(tape, joined, sin))
+    return joined
+
+
+def rotate_wide(tape: Tape, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The same in fp32, for which each of the two products makes a copy of its own (ModernBERT, vision towers)."""
+    turned = multiply(tape, cast(tape, x, "fp32"), cos)
+    return add(tape, turned, multiply(tape, _rotate_half(tape, cast(tape, x, "fp32")), sin))
 
 
 def rotate_part(tape: Tape, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:

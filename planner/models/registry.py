@@ -50,6 +50,11 @@ FAMILIES = {
     "bart": ("bart",),
     "t5": ("t5", "mt5"),
     "bert": ("bert", "roberta", "xlm-roberta", "electra"),
+    "albert": ("albert",),
+    "deberta": ("deberta-v2",),
+    "distilbert": ("distilbert",),
+    "vit": ("vit",),
+    "modernbert": ("modernbert",),
 }
 """Module names in `families/`, which are imported when they are needed, with the model types that each mirrors."""
 
@@ -77,6 +82,11 @@ def has_flash(spec: ModelSpec) -> bool:
     """Whether transformers has FlashAttention for the architecture (`EAGER_ONLY` or `NO_FLASH` of a family: it does not)."""
     module = family(spec.model_type)
     return not (getattr(module, "EAGER_ONLY", False) or getattr(module, "NO_FLASH", False))
+
+
+def has_checkpointing(spec: ModelSpec) -> bool:
+    """Whether transformers has gradient checkpointing for the architecture (`NO_CHECKPOINTING` of a family: it does not)."""
+    return not getattr(family(spec.model_type), "NO_CHECKPOINTING", False)
 
 
 def read_spec(id: str, config: ConfigReader, task: str = "") -> ModelSpec:
