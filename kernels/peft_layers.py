@@ -54,7 +54,7 @@ def read(layer: Any, x: torch.Tensor) -> Reading | None:
         return None
     name = names[0]
     A, B, dropout, base = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name], layer.base_layer
-    linear = type(A) is nn.Linear and type(B) is nn.Linear and B.bias is None and A.weight.dtype == B.weight.dtype
+    linear = {type(A), type(B)} == {nn.Linear} and B.bias is None and A.weight.dtype == B.weight.dtype
     if not linear or type(dropout) not in (nn.Identity, nn.Dropout) or not all(map(_plain, (A, B, dropout, base))):
         return None
     if not _takes(x) or any(type(weight) is not nn.Parameter for weight in (A.weight, B.weight)):
