@@ -1,6 +1,6 @@
 """Step times of many cards at once: the rates of cards as columns, and the sums of `step_time` over arrays.
 
-Shapes: (optimizer, card, micro-batch).
+Shapes: (optimizer, card, number of cards, micro-batch).
 """
 
 from collections.abc import Callable, Sequence
@@ -25,12 +25,12 @@ Floats = NDArray[np.float64]
 
 
 def card_rates(gpus: Sequence[Gpu | None], dtypes: set[str]) -> tuple[Rates, NDArray[np.bool_]]:
-    """Rates of cards as columns (card, 1), and which cards can be timed; the others get rates of 1, which nobody reads."""
+    """Rates of cards as columns (card, 1, 1), and which cards can be timed; the others get rates of 1, which nobody reads."""
     found = [gpu_rates(gpu, dtypes) if gpu is not None else None for gpu in gpus]
     timed = np.array([rates is not None and not rates.reason for rates in found])
 
     def column(read: Callable[[Rates], float]) -> Any:
-        return np.array([[read(rates) if rates is not None and not rates.reason else 1.0] for rates in found])
+        return np.array([[[read(rates) if rates is not None and not rates.reason else 1.0]] for rates in found])
 
     together = Rates(
         matmul={dtype: column(partial(_product, dtype)) for dtype in dtypes},
@@ -66,7 +66,7 @@ class StepSeconds:
         phases = (work.forward, work.recompute, work.backward)
         dtypes = {settings.autocast or settings.dtype} | {p.dtype for phase in phases for p in phase.products}
         self._rates, timed = card_rates(gpus, dtypes)
-        self._timed = timed[:, None]
+        self._timed = timed[:, None, None]
         forward, recompute, backward = (device_seconds(phase, self._rates) for phase in phases)
         self._forward: Any = forward.total
         self._micro: Any = forward.total + recompute.total + backward.total
@@ -74,15 +74,17 @@ class StepSeconds:
         master, clips = settings.precision == "master-weights", settings.max_grad_norm > 0
         updates = [update_bytes(o, network.parameters, master, clips) for o in optimizers]
         self._moved, self._paged, self._started = (
-            np.array([[[getattr(u, name)]] for u in updates]) for name in ("moved", "paged", "launches")
+            np.array([[[[getattr(u, name)]]] for u in updates]) for name in ("moved", "paged", "launches")
         )
-        self._copy = np.array([[collectives.copy_seconds(1.0, gpu) if gpu else 0.0] for gpu in gpus])
-        self._link = np.array([[collectives.gpu_link(gpu).bytes_per_second if gpu else 1.0] for gpu in gpus])
+        self._copy = np.array([[[collectives.copy_seconds(1.0, gpu) if gpu else 0.0]] for gpu in gpus])
+        self._link = np.array([[[collectives.gpu_link(gpu).bytes_per_second if gpu else 1.0]] for gpu in gpus])
 
     def under(self, sharding: Sharding, steps: NDArray[np.int64]) -> tuple[Floats, Floats]:
         """Seconds of a step, and of its forwards; infinite for cards that cannot be timed.
 
-        `steps`: micro-batches of an update, by micro-batch size.
+        Args:
+            sharding: over one card, or over numbers of them (count, 1).
+            steps: micro-batches of an update (count, micro-batch).
         """
         counted: Any = steps
         computed = steps * self._micro + accumulation_seconds(self._network, self._rates, counted)

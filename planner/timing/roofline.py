@@ -113,6 +113,10 @@ def device_seconds(work: Work, rates: Rates) -> Seconds:
     """
     compute: Any = 0.0
     memory: Any = work.moved / rates.memory + work.dequantized / rates.dequantize
+    bandwidth: Any = rates.memory
+    if not isinstance(bandwidth, float):
+        compute, memory = _on_many_cards(work, rates, memory)
+        return Seconds(compute, memory, work.launches * rates.kernel_seconds)
     for p in work.products:
         rate = rates.attention[p.dtype] if p.attention else rates.matmul[p.dtype]
         arithmetic = p.flops / rate + rates.start_seconds
@@ -122,6 +126,27 @@ def device_seconds(work: Work, rates: Rates) -> Seconds:
         compute = compute + longer * limited * p.count
         memory = memory + longer * (1 - limited) * p.count
     return Seconds(compute, memory, work.launches * rates.kernel_seconds)
+
+
+def _on_many_cards(work: Work, rates: Rates, memory: Any) -> tuple[Any, Any]:
+    """The sums over products of `device_seconds` for columns of cards, all products at once: the same, in the same order."""
+    import numpy as np
+
+    products = work.products
+    if not products:
+        return 0.0, memory
+    flops, moved = (
+        np.stack(np.broadcast_arrays(*figures)) for figures in ([p.flops for p in products], [p.moved for p in products])
+    )
+    alike = (-1, *(1,) * (np.ndim(rates.memory) - flops.ndim + 1), *flops.shape[1:])
+    rate = np.stack([rates.attention[p.dtype] if p.attention else rates.matmul[p.dtype] for p in products])
+    arithmetic = flops.reshape(alike) / rate + rates.start_seconds
+    traffic = moved.reshape(alike) / rates.memory
+    longer = np.maximum(arithmetic, traffic)
+    limited = arithmetic >= traffic
+    count = np.array([p.count for p in products]).reshape(-1, *(1,) * (longer.ndim - 1))
+    first = np.broadcast_to(memory, longer.shape[1:])[None]
+    return (longer * limited * count).sum(0), np.concatenate([first, longer * (1 - limited) * count]).sum(0)
 
 
 def host_seconds(forward_launches: int, backward_launches: int, rates: Rates) -> float:

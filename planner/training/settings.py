@@ -28,7 +28,7 @@ class Settings:
         loss: eager, liger or chunked.
         gradient_checkpointing: "off", "non-reentrant" (transformers' default) or "reentrant".
         optimizer: a name of the optimizer registry.
-        accumulating: gradients exist when the forward starts (all micro-batches of a step but the first).
+        accumulating: gradients exist when the forward starts (all micro-batches of a step but the first); for FSDP, an array too.
         max_grad_norm: gradients are clipped to this norm; 0 is no clipping.
         attention_dropout: overrides the model's own when not None.
         compute_capability: of the card, as (major, minor), where sdpa's choice of kernel depends on it.
