@@ -1,8 +1,8 @@
 """The autograd function of LoRA linears that read one input: what it keeps, and its products in the order that saves most.
 
 Legend: M rows (tokens), K inputs, N outputs, R rank, T ranks of all members together.
-y = x W^T + b + scale * drop(x) A^T B^T. The adapter's product comes first and the frozen weight's accumulates into it, so that the
-output is written twice and rounded once more than a plain linear layer's; the gradient of x likewise.
+y = x W^T + b + scale * drop(x) A^T B^T. The adapter's product comes first and the frozen weight's accumulates into it, so that
+the output is written twice and rounded once more than a plain linear layer's; the gradient of x likewise.
 
 Kept for the backward pass: x, S = drop(x) A^T, the parameters, the weights as they are stored, and a byte for each dropped value.
 """
@@ -53,14 +53,15 @@ class Plan:
 
 
 class LoraLinears(torch.autograd.Function):
-    """Outputs of the members for one input. `apply(plan, x, *tensors)`, for each member A, B, bias or None, the weight's parts."""
+    """Outputs of the members for one input. `apply(plan, x, *tensors)`: of each member A, B, bias or None, the weight's parts."""
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, x: torch.Tensor, *tensors: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """Shapes: x [..., K]; each output [..., N]."""
         with torch.autocast(x.device.type, enabled=False):
             x_MK = x.reshape(-1, x.shape[-1])
-            S_MT, masks = _inner_products(plan, x_MK, tensors)
+            cast_MK = x_MK.to(plan.adapter)
+            S_MT, masks = _inner_products(plan, cast_MK, tensors)
             outputs = []
             at, column = 0, 0
             for member in plan.members:
@@ -70,8 +71,12 @@ class LoraLinears(torch.autograd.Function):
         ctx.plan = plan
         ctx.set_materialize_grads(False)
         needs_x, needs_A, needs_B = _needs(ctx, plan)
+        # gradients of A read x in the dtype of its product: the narrower of the two is kept
+        kept = cast_MK if plan.adapter.itemsize < x.dtype.itemsize else x
         # parameters and stored weights are there anyway: keeping them costs nothing and notices a change in place
-        ctx.save_for_backward(x if needs_A else None, S_MT if needs_B else None, *tensors, *masks if needs_x or needs_A else ())
+        ctx.save_for_backward(
+            kept if needs_A else None, S_MT if needs_B else None, *tensors, *masks if needs_x or needs_A else ()
+        )
         ctx.shape, ctx.kind = x.shape, x.dtype
         return tuple(y_MN.view(*x.shape[:-1], y_MN.shape[1]) for y_MN in outputs)
 
@@ -101,7 +106,7 @@ def _needs(ctx: Any, plan: Plan) -> tuple[bool, bool, bool]:
     return ctx.needs_input_grad[1], any_A, any_B
 
 
-def _each_A(plan: Plan, tensors: tuple[torch.Tensor | None, ...]) -> list[torch.Tensor]:
+def _each_a(plan: Plan, tensors: tuple[torch.Tensor | None, ...]) -> list[torch.Tensor]:
     found = []
     at = 0
     for member in plan.members:
@@ -123,8 +128,7 @@ def _inner_products(
     plan: Plan, x_MK: torch.Tensor, tensors: tuple[torch.Tensor | None, ...]
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """S of all members side by side; without dropout x is read once. Masks of those that drop, in their order."""
-    As = _each_A(plan, tensors)
-    x_MK = x_MK.to(plan.adapter)
+    As = _each_a(plan, tensors)
     if not any(member.dropout for member in plan.members):
         return x_MK @ _joined(As).t(), []
     products, masks = [], []
@@ -162,7 +166,7 @@ def _output(
 
 def _gradients(ctx: Any, grads: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
     plan: Plan = ctx.plan
-    needs_x, needs_A, needs_B = _needs(ctx, plan)
+    needs_x, needs_A, _ = _needs(ctx, plan)
     x, S_MT, *saved = ctx.saved_tensors
     count = sum(PER_MEMBER + member.weight.parts for member in plan.members)
     tensors, masks = saved[:count], iter(saved[count:])
@@ -187,7 +191,7 @@ def _gradients(ctx: Any, grads: tuple[torch.Tensor | None, ...]) -> tuple[torch.
             parts.append(_Part(member, at, needs[0], A_RK, dS_MR, mask_MK, grad_MN, weight))
         at, column = at + PER_MEMBER + member.weight.parts, column + member.rank
     if parts and needs_A:
-        _grads_of_A(plan, _there(x_MK), parts, results)
+        _grads_of_a(plan, _there(x_MK), parts, results)
     if parts and needs_x:
         results[1] = _grad_of_x(plan, ctx.kind, parts).view(ctx.shape)
     return tuple(results)
@@ -195,15 +199,15 @@ def _gradients(ctx: Any, grads: tuple[torch.Tensor | None, ...]) -> tuple[torch.
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A member that got a gradient, on the way back."""
+    """A member that got a gradient, on the way back: A [R, K], the gradients of S [M, R] and of its output [M, N]."""
 
     member: Member
     at: int
-    trains_A: bool
-    A_RK: torch.Tensor
-    dS_MR: torch.Tensor | None
-    mask_MK: torch.Tensor | None
-    grad_MN: torch.Tensor
+    trains: bool
+    A: torch.Tensor
+    inner: torch.Tensor | None
+    mask: torch.Tensor | None
+    grad: torch.Tensor
     weight: list[torch.Tensor]
 
 
@@ -224,42 +228,40 @@ def _adapter_grads(
 
 def _dropped(values_MK: torch.Tensor, part: _Part) -> torch.Tensor:
     """Values where the mask kept them, scaled as dropout scales them; itself without dropout."""
-    if part.mask_MK is None:
+    if part.mask is None:
         return values_MK
     kept = 1.0 - part.member.dropout
-    return values_MK * part.mask_MK * (1.0 / kept if kept else 0.0)
+    return values_MK * part.mask * (1.0 / kept if kept else 0.0)
 
 
-def _grads_of_A(plan: Plan, x_MK: torch.Tensor, parts: list[_Part], results: list[torch.Tensor | None]) -> None:
+def _grads_of_a(plan: Plan, x_MK: torch.Tensor, parts: list[_Part], results: list[torch.Tensor | None]) -> None:
     x_MK = x_MK.to(plan.adapter)
-    trained = [part for part in parts if part.trains_A]
-    shared = [part for part in trained if part.mask_MK is None]
+    trained = [part for part in parts if part.trains]
+    shared = [part for part in trained if part.mask is None]
     if shared:
-        dA_TK = _joined([_there(part.dS_MR) for part in shared], 1).t() @ x_MK
+        dA_TK = _joined([_there(part.inner) for part in shared], 1).t() @ x_MK
         for part, dA_RK in zip(shared, dA_TK.split([part.member.rank for part in shared]), strict=True):
-            results[2 + part.at] = dA_RK.to(part.A_RK.dtype)
+            results[2 + part.at] = dA_RK.to(part.A.dtype)
     for part in trained:
-        if part.mask_MK is not None:
-            results[2 + part.at] = (_there(part.dS_MR).t() @ _dropped(x_MK, part)).to(part.A_RK.dtype)
+        if part.mask is not None:
+            results[2 + part.at] = (_there(part.inner).t() @ _dropped(x_MK, part)).to(part.A.dtype)
 
 
 def _grad_of_x(plan: Plan, kind: torch.dtype, parts: list[_Part]) -> torch.Tensor:
-    shared = [part for part in parts if part.mask_MK is None]
+    shared = [part for part in parts if part.mask is None]
     dx_MK: torch.Tensor | None = None
     if shared:
-        dS_MT = _joined([_there(part.dS_MR) for part in shared], 1)
-        dx_MK = dS_MT @ _joined([part.A_RK.to(plan.adapter) for part in shared])
+        dS_MT = _joined([_there(part.inner) for part in shared], 1)
+        dx_MK = dS_MT @ _joined([part.A.to(plan.adapter) for part in shared])
     for part in parts:
-        if part.mask_MK is not None:
-            more_MK = _dropped(_there(part.dS_MR) @ part.A_RK.to(plan.adapter), part)
+        if part.mask is not None:
+            more_MK = _dropped(_there(part.inner) @ part.A.to(plan.adapter), part)
             dx_MK = more_MK if dx_MK is None else dx_MK.add_(more_MK)
     # wide enough for both
     accumulates = torch.promote_types(plan.compute, kind)
     dx_MK = _there(dx_MK).to(accumulates)
     for part in parts:
         W_NK = decoded(put_together(part.member.weight, part.weight), plan.compute, plan.backend)
-        grad_MN = part.grad_MN.to(plan.compute)
+        grad_MN = part.grad.to(plan.compute)
         dx_MK = dx_MK.addmm_(grad_MN, W_NK) if accumulates == plan.compute else dx_MK.add_(grad_MN @ W_NK)
     return dx_MK.to(kind)
-
-

@@ -41,9 +41,7 @@ def lora_grad(
     return torch.ops.tuneplan.lora_grad(grad_MN, B_NR, S_MR, scale, backend)  # type: ignore[no-any-return]  # an op is Any
 
 
-def reference(
-    grad_MN: torch.Tensor, B_NR: torch.Tensor, S_MR: torch.Tensor, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def reference(grad_MN: torch.Tensor, B_NR: torch.Tensor, S_MR: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The same by two matrix products, both in the dtype of B."""
     grad_MN = grad_MN.to(B_NR.dtype)
     unused = B_NR.new_empty(())

@@ -12,7 +12,7 @@ import torch
 
 from tuneplan.kernels.backend import chosen
 from tuneplan.kernels.errors import KernelInputError
-from tuneplan.kernels.frozen_weight import DENSE, Weight, checked, taken_apart
+from tuneplan.kernels.frozen_weight import DENSE, Rows8bit, Weight, checked, taken_apart
 from tuneplan.kernels.lora_function import LoraLinears, Member, Plan
 
 
@@ -51,9 +51,9 @@ def lora_linear(
 ) -> torch.Tensor:
     """`x W^T + bias + scale * drop(x) A^T B^T`, with gradients of x, A, B and bias.
 
-    Dtypes follow PEFT's layers. The adapter's products are in A's dtype (fp32 adapters over bf16 inputs give fp32 products), or in
-    autocast's where it is on. The weight's products are in x's dtype (autocast's for a dense weight), or in `compute_dtype` for
-    a quantized one. The output has x's dtype; autocast's over a dense weight, and the wider of the two over a quantized one.
+    Dtypes follow PEFT's layers. The adapter's products are in A's dtype (fp32 adapters over bf16 inputs give fp32 products), the
+    weight's in x's, or in `compute_dtype` for a quantized one, and the output has the dtype of x. Where autocast is on, all
+    products are in its dtype, and the output too; over a quantized weight the output has the wider of that and x's.
 
     Args:
         x: [..., K].
@@ -82,7 +82,7 @@ def lora_linears(
     """Outputs of several LoRA linears of one input (q, k and v; gate and up), as one node of autograd.
 
     x is read once for all A, and once for all their gradients; the gradient of x is added up in place. With dropout each adapter
-    drops values of its own, and reads x itself.
+    drops values of its own, and reads x itself. Under torch.compile no tensor may be given twice.
 
     Args:
         x: [..., K].
@@ -143,9 +143,7 @@ def check(x: torch.Tensor, member: Adapted) -> None:
         raise KernelInputError(f"the scale {member.scale} is not a finite number")
 
 
-def dtypes(
-    x: torch.Tensor, member: Adapted, compute_dtype: torch.dtype | None
-) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
+def dtypes(x: torch.Tensor, member: Adapted, compute_dtype: torch.dtype | None) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
     """Dtypes of the weight's products, the adapter's products, and the output.
 
     Raises:
@@ -160,9 +158,12 @@ def dtypes(
         if cast is None and member.weight.dtype != x.dtype:
             raise KernelInputError(f"x is {x.dtype}, the weight {member.weight.dtype}; cast one of them, or use autocast")
         return cast or x.dtype, adapter, cast or x.dtype
-    compute = compute_dtype or x.dtype
+    # bitsandbytes' own products are autocast's too, except that those of a GPU give LLM.int8 outputs the dtype of x
+    compute = cast or compute_dtype or x.dtype
     if torch.float64 in (compute, x.dtype, member.A.dtype):
         raise KernelInputError("a quantized weight is decoded to fp32, fp16 or bf16, not to fp64: cast x and the adapter")
     if compute not in DENSE:
         raise KernelInputError(f"compute_dtype {compute} is not supported: fp32, fp16 and bf16 are")
-    return compute, adapter, torch.promote_types(x.dtype, cast) if cast else x.dtype
+    if cast is None or (isinstance(member.weight, Rows8bit) and kind != "cuda"):
+        return compute, adapter, cast or x.dtype
+    return compute, adapter, torch.promote_types(x.dtype, cast)

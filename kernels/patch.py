@@ -1,8 +1,8 @@
 """Make the LoRA layers of a `peft` model run as LoRA linears, and back.
 
-The model stays what it is: modules, parameters, state dict, adapters, saving and loading. A patched layer reads its own state at
-each call; whatever a LoRA linear cannot do (merged or disabled adapters, several at a time, DoRA, mixed batches, hooks) runs PEFT's
-code as before.
+The model stays what it is: modules, parameters, state dict, adapters, saving and loading. A patched layer reads its own state
+at each call; whatever a LoRA linear cannot do (merged or disabled adapters, several at a time, DoRA, mixed batches, hooks) runs
+PEFT's code as before.
 """
 
 from collections.abc import Iterator

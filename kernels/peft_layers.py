@@ -1,7 +1,7 @@
 """PEFT's LoRA layers as LoRA linears: what a layer is at the moment of a call, or why its own code has to run.
 
-Mirrors peft 0.21 (tuners/lora/layer.py `Linear.forward`, tuners/lora/bnb.py) and bitsandbytes 0.50 (nn/modules.py). A layer can be
-merged, disabled, switched or offloaded at any time, so that everything is read anew for each call.
+Mirrors peft 0.21 (tuners/lora/layer.py `Linear.forward`, tuners/lora/bnb.py) and bitsandbytes 0.50 (nn/modules.py). A layer can
+be merged, disabled, switched or offloaded at any time, so that everything is read anew for each call.
 """
 
 import sys
@@ -20,7 +20,7 @@ Reading = tuple[Adapted, torch.dtype | None]
 """A layer, and the dtype of the products with its quantized weight."""
 
 
-def why_left_alone(layer: nn.Module) -> str | None:
+def why_left_alone(layer: Any) -> str | None:
     """Why a LoRA layer of PEFT can never run as a LoRA linear, in a few words; None where it can."""
     if type(layer) not in _lora_types():
         return f"a layer of PEFT's type {type(layer).__name__}; Linear, Linear4bit and Linear8bitLt are supported"
@@ -54,7 +54,7 @@ def read(layer: Any, x: torch.Tensor) -> Reading | None:
         return None
     name = names[0]
     A, B, dropout, base = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name], layer.base_layer
-    linear = type(A) is nn.Linear and type(B) is nn.Linear and B.bias is None and A.weight.dtype == B.weight.dtype
+    linear = {type(A), type(B)} == {nn.Linear} and B.bias is None and A.weight.dtype == B.weight.dtype
     if not linear or type(dropout) not in (nn.Identity, nn.Dropout) or not all(map(_plain, (A, B, dropout, base))):
         return None
     if not _takes(x) or any(type(weight) is not nn.Parameter for weight in (A.weight, B.weight)):
@@ -68,7 +68,7 @@ def read(layer: Any, x: torch.Tensor) -> Reading | None:
 
 def _takes(x: Any) -> bool:
     """Whether an input's dtype gives the dtypes that PEFT's layers give."""
-    if not isinstance(x, torch.Tensor) or type(x) not in (torch.Tensor, nn.Parameter) or x.dtype not in FLOATS:
+    if type(x) not in (torch.Tensor, nn.Parameter) or x.dtype not in FLOATS:
         return False
     kind = x.device.type
     if kind == "meta":

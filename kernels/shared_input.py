@@ -96,7 +96,6 @@ class SharedInput:
         self.layers = tuple(layers)
         self.waiting: dict[int, tuple[torch.Tensor, tuple[Any, ...]]] = {}
         self.x: torch.Tensor | None = None
-        self.in_vain = 0
 
     def output(self, index: int, x: torch.Tensor, reading: Reading) -> torch.Tensor | None:
         """The output of a layer for an input, or None where it has to compute its own.
@@ -114,10 +113,11 @@ class SharedInput:
                 if not self.waiting:
                     self.x = None
                 return output
-            self.in_vain += 1
             self.drop()
             return None
         self.drop()
+        if index:  # the first had code of PEFT's to run, or another input
+            return None
         readings = [reading if at == index else read(layer, x) for at, layer in enumerate(self.layers)]
         members = [one for one in readings if one is not None]
         if len(members) < len(readings) or len({_kind(one) for one in members}) > 1:

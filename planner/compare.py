@@ -210,6 +210,8 @@ def compare(job: Job, filters: Filters, today: date, skip_misfits: bool = False)
     """
     if len(job.targets) != 1:
         raise InputError(f"plan compare holds methods side by side on one card, not on {len(job.targets)}; name one")
+    if job.spec.fixed_length:
+        raise InputError(f"plan compare also holds methods side by side as they answer, and {job.spec.id} reads images; use plan")
     job.check()
     filters.check(job)
     left_out: list[tuple[str, str]] = []

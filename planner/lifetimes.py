@@ -38,6 +38,7 @@ def lifetimes(network: Network) -> Lifetimes:
     saved = {id(storage) for run in runs for op in run.block.ops for storage in op.saved}
     arguments = {id(storage) for run in runs if run.checkpointed for op in run.block.ops for storage in op.reads}
     arguments |= {id(storage) for run in runs for storage in run.block.leaves}
+    holders = _holders(runs)
     ends = [index for index, run in enumerate(runs) if not run.layered]
     reborn: dict[int, list[Storage]] = {}
     ended: dict[int, list[Storage]] = {index: [] for index in ends}
@@ -49,20 +50,32 @@ def lifetimes(network: Network) -> Lifetimes:
         over = ended.get(end, released)  # a pipeline stage without the head ends with a layer
         for place, storage in enumerate(run.block.carried):
             batch = place < run.block.batch
-            if batch or id(storage) in arguments or id(storage) in saved:
-                spent[0 if batch or _leaf(run, storage) else _last_reader(runs, index)].append(storage)
+            if storage in run.block.stays:
+                held.add(id(storage))
+            elif batch or id(storage) in arguments or id(storage) in saved:
+                spent[0 if batch or _leaf(run, storage) else _last_reader(runs, index, holders.get(id(storage), 0))].append(
+                    storage
+                )
                 held.add(id(storage))
             elif storage not in run.block.outputs:
                 over.append(storage)
         for storage in run.block.locals:
             where = spent[_start(runs, index)] if id(storage) in saved else over
             where.append(storage)
+        if run.block.entries_kept and not run.checkpointed and run.block.entry is not None:
+            entry = run.block.entry.storage
+            over += [] if any(entry in op.saved for op in run.block.ops) else [entry] * run.count
         pinned = {id(storage): storage for op in run.block.ops for storage in op.pinned}
         spent[0] += list(pinned.values()) * run.count
+        if run.checkpointed and run.block.left:
+            spent[_start(runs, index) + 1] += run.block.left_here() * run.count
         entering = _held_entry(runs, index)
         if entering is not None:
             reborn[index + 1] = [entering]
-            (released if network.embeddings_passed and run.block.exit_passed else over).append(entering)
+            if any(entering in op.saved for op in run.block.ops):
+                spent[index].append(entering)
+            else:
+                (released if network.embeddings_passed and run.block.exit_passed else over).append(entering)
     rebuilt = [run.block.entry for run in runs if run.reversible]
     spent[0] += [entry.storage for entry in rebuilt[:1] if entry is not None]
     return Lifetimes(reborn, ended, released, spent, frozenset(held))
@@ -73,10 +86,28 @@ def _leaf(run: Run, storage: Storage) -> bool:
     return any(op.allocates is storage and op.output is not None and op.output.crosses and not op.reads for op in run.block.ops)
 
 
-def _last_reader(runs: list[Run], index: int) -> int:
-    """The run whose backward is the last that needs what a run shares; a checkpointed layer makes it anew for itself."""
+def _holders(runs: list[Run]) -> dict[int, int]:
+    """The first run, whose backward is the last, that holds a storage (by id): its ops save it, or its checkpoint has it."""
+    first: dict[int, int] = {}
+    for index, run in enumerate(runs):
+        for op in run.block.ops:
+            for storage in (*op.saved, *op.reads) if run.checkpointed else op.saved:
+                first.setdefault(id(storage), index)
+        for storage in run.block.leaves:
+            first.setdefault(id(storage), index)
+    for index, run in enumerate(runs):
+        if run.checkpointed:  # what it leaves behind goes with the first layer
+            first |= {id(storage): min(_start(runs, index) + 1, first[id(storage)]) for storage in run.block.left}
+    return first
+
+
+def _last_reader(runs: list[Run], index: int, holder: int) -> int:
+    """The run whose backward is the last that needs what run `index` shares; a checkpointed layer makes it anew for itself.
+
+    `holder`: the first run that holds it, such as the first layer with a window of a mask for windows.
+    """
     run = runs[index]
-    return min(index + 1, len(runs) - 1) if run.layered and run.checkpointed else _start(runs, index)
+    return min(index + 1, len(runs) - 1) if run.layered and run.checkpointed else max(_start(runs, index), holder)
 
 
 def _start(runs: list[Run], index: int) -> int:
@@ -87,9 +118,10 @@ def _start(runs: list[Run], index: int) -> int:
 
 
 def _held_entry(runs: list[Run], index: int) -> Storage | None:
-    """What enters a stack's first layer, where nothing else holds it: a variable of the model's forward does, to its end.
+    """What enters a stack's first layer, where that layer does not save it.
 
-    The walk of that layer lets it go with its other input, so it is born again after it.
+    A variable of the model's forward holds it to its end, or an op of the block before saved it for its own backward. The walk
+    of that layer lets it go with its other input, so it is born again after it.
     """
     block = runs[index].block
     if runs[index].layered or index + 1 == len(runs) or block.exit is None or not block.exit_held:

@@ -202,6 +202,8 @@ def replay(
         if not net.fused_update:
             _update(stage.allocator, net, optimizer, settings, first=step == 0)
         stage.zero_grad()
+        for _ in recorded[id(net)].backwards:
+            stage.play(_deaths([storage for run in net.runs for storage in run.block.stays]), "forward")
     a = stage.allocator
     return Replay(
         a.peak_reserved_bytes,

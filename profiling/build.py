@@ -27,15 +27,18 @@ _AUTO = {
     "seq2seq-lm": "AutoModelForSeq2SeqLM",
     "masked-lm": "AutoModelForMaskedLM",
     "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
     "image-classification": "AutoModelForImageClassification",
     "image-text-to-text": "AutoModelForImageTextToText",
 }
 _TASK_OF = {
     "ForSequenceClassification": "sequence-classification",
+    "ForTokenClassification": "token-classification",
     "ForMaskedLM": "masked-lm",
     "ForImageClassification": "image-classification",
 }
 _BY_TASK = ("MULTITASK_PROMPT_TUNING", "POLY")  # their forward takes the number of each sequence's task
+_CAST_PIXELS = ("vit",)  # their code casts what a processor gives, which is fp32
 _GENERATES = ("causal-lm", "image-text-to-text", "seq2seq-lm", "masked-lm")
 
 
@@ -223,15 +226,19 @@ def batch_of(subject: Subject, model: nn.Module, device: str) -> dict[str, torch
 
     if task == "image-classification":
         side, channels = subject.config.get("image_size", 224), subject.config.get("num_channels", 3)
+        size = side if isinstance(side, list) else (side, side)
         with torch.device(device) if device == "meta" else nullcontext():
-            pixels = torch.zeros(s.micro_batch_size, channels, side, side, device=device)
-        return {"pixel_values": pixels.to(next(model.parameters()).dtype), "labels": integers(shape[:1], 2)}
+            pixels = torch.zeros(s.micro_batch_size, channels, *size, device=device)
+        if subject.config.get("model_type") not in _CAST_PIXELS:
+            pixels = pixels.to(next(model.parameters()).dtype)
+        return {"pixel_values": pixels, "labels": integers(shape[:1], 2)}
     batch = {"input_ids": integers(shape, highest)}
     if s.padded:
         batch["attention_mask"] = torch.ones(shape, dtype=torch.long, device=device)
     if subject.peft_config is not None and subject.peft_config.get("peft_type") in _BY_TASK:
         batch["task_ids"] = torch.zeros(s.micro_batch_size, dtype=torch.long, device=device)
     target = (s.micro_batch_size, s.target_length) if task == "seq2seq-lm" else shape
+    highest = 2 if task == "token-classification" else highest
     batch["labels"] = integers(shape[:1], 2) if task == "sequence-classification" else integers(target, highest)
     return batch
 

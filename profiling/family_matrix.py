@@ -40,8 +40,9 @@ class Cell:
 
     @property
     def expected_refusal(self) -> str:
-        """Why the real code does not run it, by what the small model's file says; "" where it does."""
-        refuses = {**REFUSED, **small_models.load(self.model).refuses}
+        """Why the real code does not run it, or the planner does not model it, by what the small model's file says; else ""."""
+        model = small_models.load(self.model)
+        refuses = {**REFUSED, **model.not_modelled, **model.refuses}
         checkpointed = self.gradient_checkpointing != "off"
         return (refuses.get(f"{self.method} checkpointed", "") if checkpointed else "") or refuses.get(self.method, "")
 
@@ -89,7 +90,7 @@ def cells(model: str) -> list[Cell]:
 def estimated(model: SmallModel, method: str, settings: Settings) -> tuple[Network, StepMemory]:
     """The ledger's answer. Raises InputError where the planner refuses the combination."""
     spec = read_spec(model.name, ConfigReader(model.config, model.name), model.task)
-    network = build(spec, parse(method), settings)
+    network = build(spec, parse(model.written(method)), settings)
     return network, step_memory(network, settings, find_optimizer(OPTIMIZER))
 
 
@@ -103,7 +104,9 @@ def traced(model: SmallModel, method: str, settings: Settings) -> tuple[int, int
 
     attention.register()
     optimizer = find_optimizer(OPTIMIZER)
-    subject = Subject(model.name, model.config, parse(method), settings=settings, optimizer=optimizer, task=model.task)
+    subject = Subject(
+        model.name, model.config, parse(model.written(method)), settings=settings, optimizer=optimizer, task=model.task
+    )
     built = build_real(subject, attention.NAMES[settings.attention], model.device)
     trained = count(built.model).trainable
     return trained, trace_step(built, settings).peak_bytes
@@ -137,7 +140,7 @@ def refusal(cell: Cell, batch: int, length: int) -> str:
     """
     model, settings = small_models.load(cell.model), cell.settings(batch, length)
     said = cell.expected_refusal
-    if said not in REFUSED.values():
+    if said not in (*REFUSED.values(), *model.not_modelled.values()):
         try:
             traced(model, cell.method, settings)
         except Exception as error:  # whatever the code meets
@@ -208,7 +211,7 @@ def _refusals(rows: list[Row]) -> Iterator[str]:
             )
     if not said:
         return
-    yield "`*`: not under gradient checkpointing; `-`: not at all. What the real code says:"
+    yield "`*`: not under gradient checkpointing; `-`: not at all. What the real code says, or why the planner refuses:"
     yield ""
     for (method, reason), where in said.items():
         shown = where if len(where) <= 6 else [*where[:5], f"{len(where) - 5} more"]

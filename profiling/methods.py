@@ -26,7 +26,12 @@ _REWRITES = (
     "storage",
 )
 """What a part can change beyond choosing the weights that are trained."""
-TASK_TYPES = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM", "sequence-classification": "SEQ_CLS"}
+TASK_TYPES = {
+    "causal-lm": "CAUSAL_LM",
+    "seq2seq-lm": "SEQ_2_SEQ_LM",
+    "sequence-classification": "SEQ_CLS",
+    "token-classification": "TOKEN_CLS",
+}
 """PEFT's name of a task; the others have none."""
 NEEDS = {
     "XLORA": ("adapters", "folders of trained LoRA adapters by name, which it mixes, and hidden_size of the model"),
@@ -110,6 +115,9 @@ def with_method(model: nn.Module, method: Method, task: str = "causal-lm") -> nn
     for part, config in zip(method.parts, configs, strict=True):
         if config is not None:
             told = {**config, "task_type": TASK_TYPES.get(task)} if "task_type" in config else config
+            if task == "image-classification" and "target_modules" in config and "modules_to_save" not in config:
+                left_out = [*config.get("exclude_modules", ()), "classifier"]  # PEFT has no such task, so its user says so
+                told = {**told, "modules_to_save": ["classifier"], "exclude_modules": left_out}
             model = with_adapter(model, told, getattr(part, "autocast_adapter_dtype", True))
         if getattr(part, "freeze_a", False):  # as `create_lorafa_optimizer` of peft does
             for name, parameter in model.named_parameters():

@@ -2,8 +2,8 @@
 
 Legend: M rows (tokens), N outputs, R rank, padded to a power of two from 16 on.
 
-A program holds ROWS rows of S and of the sum for dS, and walks over its share of the columns in tiles of COLUMNS. A tile is loaded
-once and multiplied twice: with B into dS, transposed with S into a partial dB. Partial sums are fp32, written to places of
+A program holds ROWS rows of S and of the sum for dS, and walks over its share of the columns in tiles of COLUMNS. A tile is
+loaded once and multiplied twice: with B into dS, transposed with S into a partial dB. Partial sums are fp32, written to places of
 their own and added up in the order of the programs: no atomics, the same bits each time. fp32 adapters over a gradient of bf16
 are split into three bf16 parts, whose sum they are: as exact as fp32, at the speed of three bf16 products.
 
@@ -19,7 +19,7 @@ from tuneplan.kernels.gpu.rounding import BY_HAND, rounded
 ROWS, WARPS = 256, 8
 SPLIT_ROWS, SPLIT_WARPS = 128, 4
 COLUMNS = 64
-"""Of the tiles tried (128 and 256 rows, 64 and 128 columns) those whose registers suffice up to rank 32 from sm_80 to sm_100, with
+"""Of the tiles tried (128 and 256 rows, 64 and 128 columns) those whose registers suffice up to rank 32, sm_80 to sm_100, with
 the fewest instructions: 3 to 5 an element, 7 to 17 where fp32 is split. Compiled and counted; not timed on a GPU yet."""
 PROGRAMS = 264
 """Two for each multiprocessor of an H200."""

@@ -3,6 +3,7 @@
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.export.job import Export, ExportJob
 from tuneplan.planner.export.registry import writer
+from tuneplan.planner.models.spec import CAUSAL_LM
 from tuneplan.planner.report import document
 from tuneplan.planner.report.json_report import plan_json
 
@@ -27,6 +28,12 @@ def bundle(job: ExportJob, format_name: str, engine: str | None = None, skypilot
         raise InputError(
             f"plan export writes supervised fine-tuning, and the plan is for --training {objective.name}; plan without it, and "
             "set TRL's own options for it"
+        )
+    spec = job.plan.request.spec
+    if spec.task != CAUSAL_LM:
+        raise InputError(
+            f"plan export writes supervised fine-tuning of causal language models, and {spec.id} is planned for {spec.task}; "
+            "plan estimate and plan have its memory, time and cost"
         )
     made = writer(format_name)(job, engine)
     files, gaps = dict(made.files), list(made.gaps)

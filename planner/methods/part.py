@@ -36,7 +36,7 @@ class Weight:
         module: name of its module within its block, such as "self_attn.q_proj".
         layer: index of its decoder layer, None outside the layers.
         layers: how many decoder layers the model has.
-        owner: of a bias: "linear", "norm" or "head".
+        owner: of a bias: "linear", "norm", "convolution" or "head".
     """
 
     name: str

@@ -3,7 +3,7 @@
 Mirrors transformers 5.23; a family's own file names the modelling file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,9 @@ from tuneplan.planner.graph import attention as kernels
 from tuneplan.planner.graph import loss as losses
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.block import Block, close
+from tuneplan.planner.graph.matmul import embedding
 from tuneplan.planner.graph.tensor import Storage, Tensor, tensor_bytes
+from tuneplan.planner.methods.targeted import Targeted
 from tuneplan.planner.models import tasks
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.attention import heads_first, split_heads
@@ -40,6 +42,55 @@ class EncoderSpec(ModelSpec):
         return self.max_position_embeddings
 
 
+def dimensions(
+    id: str,
+    config: ConfigReader,
+    defaults: Mapping[str, Any],
+    keys: Mapping[str, str] | None = None,
+    activations: Container[str] = FUSED_ACTIVATIONS,
+) -> dict[str, Any]:
+    """The fields of `EncoderSpec` by name; the classifier's dropout is that of hidden states where the config has none.
+
+    Args:
+        id: hub id or path.
+        config: the config.json.
+        defaults: what the upstream configuration class has, by BERT's names; dropouts are 0.1, the activation gelu unless given.
+        keys: names of keys that are not BERT's (`attribute_map` upstream), by BERT's.
+        activations: those that the family's code here has.
+
+    Raises:
+        InputError: dimensions are missing, absurd or contradict each other.
+    """
+    renamed = keys or {}
+
+    def key(name: str) -> str:
+        other = renamed.get(name, name)
+        return name if not config.has(other) and config.has(name) else other
+
+    hidden = config.integer(key("hidden_size"), defaults["hidden_size"])
+    heads = config.integer(key("num_attention_heads"), defaults["num_attention_heads"], maximum=2**16)
+    dropout = dropouts(config, key("hidden_dropout_prob"), defaults.get("hidden_dropout_prob", 0.1))
+    return {
+        "id": id,
+        "model_type": config.text("model_type"),
+        "hidden_size": hidden,
+        "num_hidden_layers": config.integer(key("num_hidden_layers"), defaults["num_hidden_layers"], maximum=2**12),
+        "vocab_size": config.integer("vocab_size", defaults["vocab_size"]),
+        "max_position_embeddings": config.integer("max_position_embeddings", defaults["max_position_embeddings"], maximum=2**24),
+        "tie_word_embeddings": True,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "head_dim": heads_of(config, hidden, heads, (key("hidden_size"), key("num_attention_heads"))),
+        "intermediate_size": config.integer(key("intermediate_size"), defaults["intermediate_size"]),
+        "hidden_act": activation_of(config, key("hidden_act"), defaults.get("hidden_act", "gelu"), activations),
+        "hidden_dropout": dropout,
+        "attention_dropout": dropouts(
+            config, key("attention_probs_dropout_prob"), defaults.get("attention_probs_dropout_prob", 0.1)
+        ),
+        "classifier_dropout": dropouts(config, key("classifier_dropout"), defaults.get("classifier_dropout", dropout)),
+    }
+
+
 def heads_of(config: ConfigReader, hidden: int, heads: int, keys: tuple[str, str]) -> int:
     """Size of a head. Raises InputError where the width is no multiple of the heads; `keys` name the two."""
     if hidden % heads:
@@ -47,10 +98,10 @@ def heads_of(config: ConfigReader, hidden: int, heads: int, keys: tuple[str, str
     return hidden // heads
 
 
-def activation_of(config: ConfigReader, key: str, default: str) -> str:
+def activation_of(config: ConfigReader, key: str, default: str, activations: Container[str] = FUSED_ACTIVATIONS) -> str:
     """The activation of a config. Raises InputError for one that is not known."""
     name = config.text(key, default)
-    if name not in FUSED_ACTIVATIONS:
+    if name not in activations:
         known = ", ".join(FUSED_ACTIVATIONS)
         raise InputError(f"{config.origin}: {key} {name!r} is an activation that tuneplan does not know; it knows {known}")
     return name
@@ -81,6 +132,46 @@ def token_ids(model: Assembly, length: Any = None) -> tuple[Storage, ...]:
     labels = tape.fresh((batch,) if single else ids.shape, "int64", False)
     tape.record("labels", (), labels)
     return ids.storage, labels.storage
+
+
+def begin(model: Assembly, weight: str, width: int) -> tuple[tuple[Storage, ...], Tensor, tuple[Storage, ...]]:
+    """Start the first block: the batch, embedded tokens (virtual ones included), and what is held of them as a leaf.
+
+    Raises InputError for a loss of causal models, for virtual tokens that are wider than the embeddings, and for sequences that
+    are longer than a model's positions.
+
+    `weight`: name of the embedding; `width`: its columns.
+    """
+    spec = model.spec
+    refuse_losses(model)
+    if spec.longest is not None:
+        check_length(model, spec.longest)
+    if model.method.virtual_tokens and width != spec.hidden_size:
+        raise InputError(
+            f"{spec.id} embeds tokens in {width} numbers, and peft makes virtual tokens of hidden_size={spec.hidden_size}, which "
+            "it cannot join; use prefix_tuning or lora"
+        )
+    if model.method.virtual_tokens and spec.task == tasks.TOKEN_CLS:
+        raise InputError(
+            f"{spec.id} for {spec.task}: peft gives virtual tokens logits but no labels, so that the loss fails; use "
+            "prefix_tuning or lora"
+        )
+    tape = model.begin("", 1)
+    batch = token_ids(model)
+    words = embedding(tape, model.token_shape, model.embedding_weight(weight, width))
+    leaves = leaf(model, words)
+    for part in model.method.parts:
+        words = part.embedded(model, words)
+    if model.method.virtual_tokens:
+        embeddings_held(model, words)
+    return batch, words, leaves
+
+
+def opened(model: Assembly, batch: tuple[Storage, ...], hidden: Tensor, leaves: tuple[Storage, ...]) -> tuple[Block, Any]:
+    """End the first block: the masks, which layers share."""
+    masks = mask_of(model, hidden.dtype)
+    carried = (*batch, *[m.storage for m in masks], *leaves, *model.tape.held)
+    return close("embeddings", model.tape, None, hidden, carried, batch=len(batch), leaves=leaves * 2), masks
 
 
 def leaf(model: Assembly, hidden: Tensor) -> tuple[Storage, ...]:
@@ -155,10 +246,12 @@ def both_ways(
     dropout: float,
     prefixed: bool = True,
     causal: bool = False,
+    wide: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Attention over all tokens: its output `(batch, length, width)`, weights that the layer's code holds, what the module holds.
 
     `prefixed`: a method may put keys and values before those of the layer. `causal`: a decoder's own tokens.
+    `wide`: the written-out softmax runs in fp32.
     """
     tape = model.tape
     q, k, v = heads
@@ -167,7 +260,7 @@ def both_ways(
             k, v = part.keys_values(model, k, v)
     weights: tuple[Tensor, ...] = ()
     if kernel.name == "eager":
-        out, scores = kernels.eager(tape, q, k, v, masks[0] if masks else None, dropout, wide=False)
+        out, scores = kernels.eager(tape, q, k, v, masks[0] if masks else None, dropout, wide=wide)
         weights = (scores,)
     elif kernel.name == "efficient":
         out = kernels.efficient(tape, q, k, v, masks[0] if masks else None, causal=causal)
@@ -176,6 +269,17 @@ def both_ways(
         out = kernels.flash(tape, q, k, v, causal=causal)
     out = tape.view("join_heads", out, (*out.shape[:2], spec.num_attention_heads * spec.head_dim))
     return out, weights, (q, k, v)
+
+
+def residual(model: Assembly, x: Tensor, residual: Tensor, module: str, name: str, dropout: float) -> Tensor:
+    """`LayerNorm(dropout(dense(x)) + residual)` of `module`; `name`: see `Assembly.submodule`."""
+    tape = model.tape
+    y = model.linear(x, f"{module}.dense", residual.shape[-1], bias=True)
+    y = pw.dropout(tape, y, dropout)
+    y = model.submodule(name, residual, residual, y)
+    out = model.layer_norm(pw.add(tape, y, residual), f"{module}.LayerNorm")
+    tape.hold(y)
+    return out
 
 
 def first_token(model: Assembly, hidden: Tensor) -> Tensor:
@@ -188,12 +292,28 @@ def head(model: Assembly, x: Tensor, name: str, outputs: int, bias: bool = True)
     return model.linear(x, name, outputs, bias, kind="classifier")
 
 
-def classified(model: Assembly, entry: Tensor, logits: Tensor, held: tuple[Tensor, ...] = ()) -> Block:
-    """The loss of a classification and the end of the model. `held`: what the model's code holds to the end."""
+def classified(
+    model: Assembly, entry: Tensor, logits: Tensor, held: tuple[Tensor, ...] = (), last: Tensor | None = None
+) -> Block:
+    """The loss of a classification and the end of the model.
+
+    `held`: what the model's code holds to the end; `last`: the hidden states among it, where a norm made them of `entry`.
+    """
     tape = model.tape
+    for part in model.method.parts if model.spec.task != tasks.SEQ_CLS else ():
+        if isinstance(part, Targeted) and model.spec.task == tasks.IMAGE_CLS:
+            model.notes["assumed"] = (
+                f"peft knows no task of images: give {part.label} exclude_modules=classifier and modules_to_save=classifier too, "
+                "which the estimate assumes, or the new head is not trained."
+            )
+        elif isinstance(part, Targeted) and part.targets("classifier"):
+            model.notes["assumed"] = (
+                f"peft refuses {part.label} with target_modules={','.join(part.target_modules)} for token classification, as "
+                "it trains a copy of the classifier as well; the estimate is with exclude_modules=classifier."
+            )
     loss = losses.classification(tape, logits)
     tape.outputs.append(logits.storage)
-    tape.hold(entry, *held)
+    tape.hold(entry if last is None else last, *held)
     return ended(model, entry, loss)
 
 
@@ -211,6 +331,15 @@ def refuse_prefixes(model: Assembly) -> None:
         raise InputError(
             f"prefixes before the keys and values of an encoder-decoder such as {model.spec.id} are not modelled; use "
             "prompt_tuning or lora, or plan trace for what peft makes of it"
+        )
+
+
+def refuse_past(model: Assembly) -> None:
+    """Raise InputError for prefixes of a model that takes no keys and values (`past_key_values`)."""
+    if model.method.prefix_length:
+        raise InputError(
+            f"peft gives a model its prefixes as past_key_values, which {model.spec.model_type} models do not take, and refuses; "
+            "use lora"
         )
 
 

@@ -13,7 +13,7 @@ from tuneplan.planner.methods.full import Full
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.parameter import Parameter
-from tuneplan.planner.models.registry import family
+from tuneplan.planner.models.registry import family, has_checkpointing
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.training.objective import PROMPT, REFERENCE
 from tuneplan.planner.training.settings import Settings
@@ -59,6 +59,7 @@ class Stack:
         kind: what distinguishes a layer's weights, by spec and index; see `build`.
         form: what distinguishes its ops, by assembly, spec and index.
         checkpoints: gradient checkpointing applies to them.
+        shared: layers of one kind share one set of weights, and the kind stands for the "*" of `layers` (ALBERT).
     """
 
     layers: str
@@ -68,6 +69,7 @@ class Stack:
     kind: Callable[[Any, int], str] = lambda *_: ""
     form: Callable[[Assembly, Any, int], object] = lambda *_: None
     checkpoints: bool = True
+    shared: bool = False
 
 
 @dataclass(slots=True)
@@ -147,6 +149,10 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
     """
     builder, given = family(spec.model_type), spec
     method = method.for_depth(spec.num_hidden_layers)
+    if settings.gradient_checkpointing != "off" and not has_checkpointing(spec):
+        raise InputError(
+            f"transformers has no gradient checkpointing for {spec.model_type} models; use --no-gradient-checkpointing"
+        )
     for part in method.parts:
         if part.one_stack and hasattr(builder, "stacks"):
             raise InputError(f"{part.label} is modelled for one stack of decoder layers, and {spec.id} has several; use lora")
@@ -201,6 +207,8 @@ def _layers(stack: Stack, model: Assembly, entry: Tensor, shared: Any, runs: lis
     weights = [(stack.kind(spec, index), form) for index, form in enumerate(method.layer_forms(layers))]
     kinds = [(form, stack.form(model, spec, index)) for index, form in enumerate(weights)]
     prefixes = _prefixes(stack.layers, weights)
+    if stack.shared:
+        prefixes = {form: stack.layers.replace("*", form[0]) for form in weights}
     recorded: dict[tuple[object, bool, bool], tuple[Block, set[str]]] = {}
     index = 0
     while index < layers:
@@ -217,7 +225,7 @@ def _layers(stack: Stack, model: Assembly, entry: Tensor, shared: Any, runs: lis
             while index + alike < layers and kinds[index + alike] == kinds[index]:
                 alike += 1
         for name, parameter in model.parameters.items():
-            if name in met and name.startswith(prefix):
+            if name in met and name.startswith(prefix) and not stack.shared:
                 parameter.count += alike if name in known else alike - 1
         assert block.exit is not None
         again = checkpointed and (reversible or block.exit.requires_grad)
@@ -226,7 +234,7 @@ def _layers(stack: Stack, model: Assembly, entry: Tensor, shared: Any, runs: lis
         index += alike
         entry = hidden
     for prefix in prefixes.values():
-        indices[prefix] = [i for i, form in enumerate(weights) if prefixes[form] == prefix]
+        indices[prefix] = [0] if stack.shared else [i for i, form in enumerate(weights) if prefixes[form] == prefix]
     return entry
 
 

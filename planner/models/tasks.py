@@ -51,6 +51,7 @@ def described(spec: ModelSpec, target_len: int) -> list[tuple[str, str]]:
     if spec.task == CAUSAL_LM:
         return []
     more = f", {spec.num_labels} classes" if spec.task in CLASSIFIES else ""
+    more = f"{more}, {spec.fixed_length} tokens an image" if spec.fixed_length else more
     more = f", targets of {target_len} tokens" if spec.task == SEQ2SEQ else more
     return [("task", f"{spec.task}{more}")]
 

@@ -4,8 +4,10 @@ A file is an object with:
 
     config      contents of a config.json with the proportions of a real model, small enough to trace in half a second
     task        a name of subject.TASKS, where it is not what the config says
+    methods     {method: written out}: what stands for a method of the matrix where PEFT does not run its defaults on this model
     refuses     {method: reason}: methods that the real code does not run on this model; "METHOD checkpointed" for one that it
                 does not run under gradient checkpointing alone
+    not_modelled {method: reason}: methods that the real code runs on this model and the planner refuses
     tolerances  {method: {"percent": x, "reason": why}}: where the peak may differ by more than validation's usual 0.1 %
     points      [[batch, length], ...] instead of POINTS
     device      "cpu" for code that asks for values, which the meta device does not have
@@ -33,10 +35,16 @@ class SmallModel:
     name: str
     config: Mapping[str, Any]
     task: str = ""
+    methods: Mapping[str, str] = field(default_factory=dict)
     refuses: Mapping[str, str] = field(default_factory=dict)
+    not_modelled: Mapping[str, str] = field(default_factory=dict)
     tolerances: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     points: tuple[tuple[int, int], ...] = POINTS
     device: str = "meta"
+
+    def written(self, method: str) -> str:
+        """A method of the matrix as it is run on this model."""
+        return self.methods.get(method, method)
 
     @property
     def model_type(self) -> str:

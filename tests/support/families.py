@@ -18,7 +18,7 @@ PEAK_PERCENT = 0.1
 def check_weights(name: str) -> None:
     """Names and shapes of all weights are those of transformers."""
     model = small_models.load(name)
-    network, _ = family_matrix.estimated(model, "full", Settings(seq_len=64))
+    network, _ = family_matrix.estimated(model, "full", Settings(seq_len=model.points[1][1], gradient_checkpointing="off"))
     task = task_of(Subject(name, model.config, task=model.task))
     real = transformers_model(model.config, task, "eager", torch.bfloat16, "meta")
 
@@ -45,7 +45,8 @@ def check_kernels(name: str) -> None:
     """Eager attention, FlashAttention and a cache that the model keeps, on a cell each."""
     model = small_models.load(name)
     for method, changes in (("full", {"attention": "eager"}), ("qlora", {"attention": "flash"}), ("full", {"use_cache": True})):
-        settings = Settings(micro_batch_size=2, seq_len=256, gradient_checkpointing="off", **changes)
+        batch, length = model.points[0]
+        settings = Settings(micro_batch_size=batch, seq_len=length, gradient_checkpointing="off", **changes)
         trained, peak = family_matrix.traced(model, method, settings)
         network, memory = family_matrix.estimated(model, method, settings)
         highest = max(memory.phases[phase].peak_bytes for phase in family_matrix.STEP_PHASES)

@@ -7,11 +7,10 @@ modeling_electra.py: learned positions, layer norm after each residual, biases e
 
 from dataclasses import dataclass
 
-from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.matmul import embedding
-from tuneplan.planner.graph.tensor import Tensor
+from tuneplan.planner.graph.tensor import Storage, Tensor
 from tuneplan.planner.models import encoder, tasks
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
@@ -77,33 +76,17 @@ def read(id: str, config: ConfigReader) -> BertSpec:
     """The spec of a config.json. Raises InputError where dimensions are missing, absurd or contradict each other."""
     model_type = config.text("model_type")
     variant = _VARIANTS[model_type]
-    default = variant.default
-    hidden = config.integer("hidden_size", default["hidden_size"])
-    heads = config.integer("num_attention_heads", default["num_attention_heads"], maximum=2**16)
-    positions = config.integer("max_position_embeddings", default["max_position_embeddings"], maximum=2**24)
+    fields = encoder.dimensions(id, config, variant.default)
+    rows = fields["max_position_embeddings"]
     padding = config.optional_integer("pad_token_id", minimum=0)
     skipped = (1 if padding is None else padding) + 1 if variant.counted else 0
-    dropout = encoder.dropouts(config, "hidden_dropout_prob", 0.1)
-    width = config.integer("embedding_size", 128) if model_type == "electra" else hidden
+    fields["max_position_embeddings"] = rows - skipped
+    hidden = fields["hidden_size"]
     return BertSpec(
-        id=id,
-        model_type=model_type,
-        hidden_size=hidden,
-        num_hidden_layers=config.integer("num_hidden_layers", default["num_hidden_layers"], maximum=2**12),
-        vocab_size=config.integer("vocab_size", default["vocab_size"]),
-        max_position_embeddings=positions - skipped,
-        tie_word_embeddings=True,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        head_dim=encoder.heads_of(config, hidden, heads, ("hidden_size", "num_attention_heads")),
-        intermediate_size=config.integer("intermediate_size", default["intermediate_size"]),
-        hidden_act=encoder.activation_of(config, "hidden_act", "gelu"),
-        hidden_dropout=dropout,
-        attention_dropout=encoder.dropouts(config, "attention_probs_dropout_prob", 0.1),
-        classifier_dropout=encoder.dropouts(config, "classifier_dropout", dropout),
-        embedding_size=width,
-        type_vocab_size=config.integer("type_vocab_size", default["type_vocab_size"]),
-        positions=positions,
+        **fields,
+        embedding_size=config.integer("embedding_size", 128) if model_type == "electra" else hidden,
+        type_vocab_size=config.integer("type_vocab_size", variant.default["type_vocab_size"]),
+        positions=rows,
     )
 
 
@@ -114,29 +97,28 @@ def stacks(spec: BertSpec) -> tuple[Stack, ...]:
 
 
 def _start(model: Assembly, spec: BertSpec, _: Tensor | None) -> tuple[Block, tuple[Tensor, ...]]:
-    """Words, segments and positions, summed, normed and dropped; a projection where they are narrow."""
-    encoder.refuse_losses(model)
-    encoder.check_length(model, spec.max_position_embeddings)
+    """The embeddings, and a projection where they are narrow."""
     variant = _VARIANTS[spec.model_type]
-    if model.method.virtual_tokens and spec.embedding_size != spec.hidden_size:
-        raise InputError(
-            f"{spec.id} embeds tokens in {spec.embedding_size} numbers, and peft makes virtual tokens of hidden_size="
-            f"{spec.hidden_size}, which it cannot join; use prefix_tuning or lora"
-        )
-    tape = model.begin("", 1)
-    batch = encoder.token_ids(model)
-    prefix = f"{variant.base}.embeddings"
-    rows, length = model.token_shape
-    words = embedding(tape, (rows, length), model.embedding_weight(f"{prefix}.word_embeddings", spec.embedding_size))
-    leaves = encoder.leaf(model, words)
-    for part in model.method.parts:
-        words = part.embedded(model, words)
-    if model.method.virtual_tokens:
-        encoder.embeddings_held(model, words)
+    batch, hidden, leaves = embedded(model, spec, f"{variant.base}.embeddings", variant.counted)
+    if spec.embedding_size != spec.hidden_size:
+        hidden = model.linear(hidden, f"{variant.base}.embeddings_project", spec.hidden_size, bias=True)
+    return encoder.opened(model, batch, hidden, leaves)
+
+
+def embedded(
+    model: Assembly, spec: BertSpec, prefix: str, counted: bool
+) -> tuple[tuple[Storage, ...], Tensor, tuple[Storage, ...]]:
+    """Words, segments and positions, summed, normed and dropped; with the batch and leaves as `encoder.begin` gives them.
+
+    `prefix`: name of the module; `counted`: see `_Variant`.
+    """
+    batch, words, leaves = encoder.begin(model, f"{prefix}.word_embeddings", spec.embedding_size)
+    tape = model.tape
+    rows, _ = model.token_shape
     length = words.shape[1]
-    count = rows if variant.counted else 1
+    count = rows if counted else 1
     numbers = []
-    if variant.counted:
+    if counted:
         numbers.append(tape.fresh((rows, length), "int64", False))
         tape.record("position_ids", (), numbers[-1], scratch=2 * numbers[-1].storage.nbytes)
     numbers.append(tape.fresh((count, length), "int64", False))
@@ -151,11 +133,7 @@ def _start(model: Assembly, spec: BertSpec, _: Tensor | None) -> tuple[Block, tu
     hidden = pw.add(tape, total, positions)
     hidden = pw.dropout(tape, model.layer_norm(hidden, f"{prefix}.LayerNorm"), spec.hidden_dropout)
     tape.hold(words, segments, positions, *numbers)
-    if spec.embedding_size != spec.hidden_size:
-        hidden = model.linear(hidden, f"{variant.base}.embeddings_project", spec.hidden_size, bias=True)
-    masks = encoder.mask_of(model, hidden.dtype)
-    carried = (*batch, *[m.storage for m in masks], *leaves, *tape.held)
-    return close("embeddings", tape, None, hidden, carried, batch=2, leaves=leaves * 2), masks
+    return batch, hidden, leaves
 
 
 def _layer(model: Assembly, spec: BertSpec, entry: Tensor, masks: tuple[Tensor, ...]) -> Block:
@@ -169,28 +147,17 @@ def _layer(model: Assembly, spec: BertSpec, entry: Tensor, masks: tuple[Tensor, 
     mixed, weights, held = encoder.both_ways(model, spec, kernel, heads, masks, dropout)
     tape.hold(*held)
     tape.scope = ""
-    hidden = _residual(model, spec, mixed, entry, "attention.output", "self_attn")
+    hidden = encoder.residual(model, mixed, entry, "attention.output", "self_attn", spec.hidden_dropout)
     tape.hold(mixed, *weights)
     inner = model.linear(hidden, "intermediate.dense", spec.intermediate_size, bias=True)
     tape.scope = "intermediate"
     inner = encoder.activate(model, inner, spec.hidden_act)
     tape.scope = ""
-    exit = _residual(model, spec, inner, hidden, "output", "mlp")
+    exit = encoder.residual(model, inner, hidden, "output", "mlp", spec.hidden_dropout)
     tape.hold(inner, hidden)
     for part in model.method.parts:
         exit = part.layer_exit(model, exit)
     return close("layer", tape, entry, exit)
-
-
-def _residual(model: Assembly, spec: BertSpec, x: Tensor, residual: Tensor, module: str, name: str) -> Tensor:
-    """`LayerNorm(dropout(dense(x)) + residual)`."""
-    tape = model.tape
-    y = model.linear(x, f"{module}.dense", spec.hidden_size, bias=True)
-    y = pw.dropout(tape, y, spec.hidden_dropout)
-    y = model.submodule(name, residual, residual, y)
-    out = model.layer_norm(pw.add(tape, y, residual), f"{module}.LayerNorm")
-    tape.hold(y)
-    return out
 
 
 def finish(model: Assembly, spec: BertSpec, entry: Tensor) -> Block:

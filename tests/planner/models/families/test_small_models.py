@@ -30,7 +30,8 @@ def test_files(name: str) -> None:
     """Named after the model type, with methods of the matrix, and a reason for every tolerance, none beyond the goal."""
     model = small_models.load(name)
     assert model.model_type == name or name.startswith(f"{model.model_type}-")
-    assert {key.removesuffix(" checkpointed") for key in [*model.refuses, *model.tolerances]} <= set(family_matrix.METHODS)
+    named = [*model.refuses, *model.not_modelled, *model.tolerances, *model.methods]
+    assert {key.removesuffix(" checkpointed") for key in named} <= set(family_matrix.METHODS)
     for tolerance in model.tolerances.values():
         assert tolerance["percent"] <= PEAK_PERCENT
         assert tolerance["reason"]
@@ -50,7 +51,7 @@ def test_steps_can_be_replayed(name: str) -> None:
     model = small_models.load(name)
     for method in ("full", "lora", "qlora"):
         for checkpointing in ("off", "non-reentrant"):
-            settings = Settings(micro_batch_size=2, seq_len=64, gradient_checkpointing=checkpointing)
+            settings = Settings(micro_batch_size=2, seq_len=model.points[1][1], gradient_checkpointing=checkpointing)
             try:
                 network, memory = family_matrix.estimated(model, method, settings)
             except InputError:
