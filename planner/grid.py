@@ -4,21 +4,22 @@ The bytes and seconds come from the functions that one estimate uses, so that bo
 rules of `search.Search` for one candidate after the other (`grid_choice`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tuneplan.hardware_profiles.records import Gpu
-from tuneplan.planner.cost import SPOT, Price, cheapest
+from tuneplan.planner.cost import SPOT, cheapest
 from tuneplan.planner.device_memory import checkpoint_bytes, runtime_of, usable_bytes
 from tuneplan.planner.fragmentation import allowance
 from tuneplan.planner.graph.tensor import OPTIMIZER_STATES, WEIGHTS
 from tuneplan.planner.grid_choice import Candidates, choose
 from tuneplan.planner.job import Job
-from tuneplan.planner.memory import step_memory, walk
+from tuneplan.planner.memory import finds_gradients, step_memory, walk
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import build
 from tuneplan.planner.parallel.step import Walked
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from tuneplan.planner.search import Search
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class Grid:
         self.total = self.job.candidates
         self.evaluated = 0
         self._told = told
-        self._prices: dict[tuple[str, int], Price | None] = {}
+        self._cards: dict[tuple[int, ...], _Cards] = {}
 
     def choices(self) -> list[Choice]:
         """One for each method on each number of each card that the batch can be split over. Raises InputError as the search."""
@@ -92,45 +94,56 @@ class Grid:
 
     def of_method(self, method: Method) -> Iterator[Choice]:
         """By classes of cards for which a step has the same bytes: one dtype and precision, FlashAttention on all or none."""
-        classes: dict[Settings, list[Target]] = {}
-        for target in self.job.targets:
+        classes: dict[Settings, list[int]] = {}
+        for index, target in enumerate(self.job.targets):
             settings = self.job.settings_for(method, target)
-            if settings.compute_capability >= AMPERE:
-                settings = replace(settings, compute_capability=AMPERE)
-            classes.setdefault(settings, []).append(target)
-        for settings, cards in classes.items():
-            kinds = [
-                _Kind(self, method, replace(settings, gradient_checkpointing=checkpointing), cards)
+            capability = AMPERE if settings.compute_capability >= AMPERE else OLDER
+            classes.setdefault(replace(settings, compute_capability=capability), []).append(index)
+        for settings, members in classes.items():
+            if tuple(members) not in self._cards:
+                self._cards[tuple(members)] = _Cards(self.job, [self.job.targets[index] for index in members], self.today)
+            cards = self._cards[tuple(members)]
+            allowed = [
+                replace(settings, gradient_checkpointing=checkpointing)
                 for checkpointing in self.job.checkpointing
                 if method.allows(replace(settings, gradient_checkpointing=checkpointing))
             ]
-            if kinds:
-                yield from self._of_class(method, kinds, cards)
+            if allowed and cards.counts:
+                known: dict[bool, dict[Hashable, Any]] = {}
+                yield from self._of_class(method, [_Kind(self.job, method, own, cards, known) for own in allowed], cards)
 
-    def _of_class(self, method: Method, kinds: list["_Kind"], cards: list[Target]) -> Iterator[Choice]:
+    def _of_class(self, method: Method, kinds: list["_Kind"], cards: "_Cards") -> Iterator[Choice]:
+        """The choices of a method on cards of one class, all numbers of them at once."""
         from tuneplan.planner.search import GAIN, SMALL_STATES
 
         job = self.job
-        for count in sorted({n for card in cards for n in card.counts if job.micro_batches(n)}):
-            own = job.stages(count)
-            made = [[kind.series(Sharding(count, stage, units=job.fsdp_units)) for stage in own] for kind in kinds]
-            # series are (optimizer, card, micro-batch); stacked: (checkpointing, optimizer, stage, card, micro-batch)
-            short, *ranks = (np.stack([np.stack([getattr(s, name) for s in line], 1) for line in made]) for name in _FIGURES)
-            candidates = Candidates(
-                short=short,
-                ranks=(ranks[0], ranks[1], ranks[2]),
-                limited=np.stack([np.stack([s.limited for s in line], 1) for line in made]),
-                states=np.stack([np.stack([s.states for s in line], 1) for line in made]),
-                small=np.array([SMALL_STATES * usable_bytes(card.memory_bytes, job.safety_margin) for card in cards]),
-                gain=GAIN,
-            )
-            taken = choose(candidates)
-            for index, card in enumerate(cards):
+        made = [kind.series() for kind in kinds]
+        every = (len(cards.cards) * len(cards.counts), len(cards.sizes))  # a number of a card is a card to `choose`
+
+        def flat(name: str) -> Any:
+            figures = np.stack([getattr(series, name) for series in made])
+            return figures.reshape(*figures.shape[:3], *every)
+
+        short, first, second, third = (flat(name) for name in ("short", "first", "second", "third"))
+        states = np.stack([series.states for series in made])  # (checkpointing, optimizer, stage, 1, count)
+        states = np.broadcast_to(states, (*states.shape[:3], len(cards.cards), len(cards.counts)))
+        candidates = Candidates(
+            short=short,
+            ranks=(first, second, third),
+            limited=flat("limited"),
+            states=states.reshape(*states.shape[:3], -1),
+            small=np.repeat(SMALL_STATES * cards.usable[:, 0, 0], len(cards.counts)),
+            gain=GAIN,
+        )
+        taken = choose(candidates)
+        for index, card in enumerate(cards.cards):
+            for number, count in enumerate(cards.counts):
                 if count not in card.counts:
                     continue
-                kind, optimizer, stage, place = (int(i) for i in taken.index[index])
-                at = (kind, optimizer, stage, index, place)
-                settings = replace(kinds[kind].settings, micro_batch_size=int(kinds[kind].sizes[place]))
+                place = index * len(cards.counts) + number
+                kind, optimizer, stage, size = (int(i) for i in taken.index[place])
+                at = (kind, optimizer, stage, place, size)
+                settings = replace(kinds[kind].settings, micro_batch_size=int(cards.sizes[size]))
                 if card.gpu is not None and card.gpu.compute_capability is not None:
                     settings = replace(settings, compute_capability=card.gpu.compute_capability)
                 yield Choice(
@@ -138,19 +151,13 @@ class Grid:
                     card,
                     settings,
                     job.optimizers[optimizer],
-                    Sharding(count, own[stage], units=job.fsdp_units),
-                    tuple(float(rank[at]) for rank in ranks),
-                    bool(taken.fits[index]),
-                    bool(taken.over[index]),
+                    Sharding(count, cards.stages[stage], units=job.fsdp_units),
+                    (float(first[at]), float(second[at]), float(third[at])),
+                    bool(taken.fits[place]),
+                    bool(taken.over[place]),
                     int(min(short[at], 2.0**62)),
                 )
-
-    def price(self, card: Target, count: int) -> Price | None:
-        """The cheapest offer, remembered."""
-        key = (card.label, count)
-        if key not in self._prices:
-            self._prices[key] = cheapest(card.offers, count, self.job.purchase, self.today)
-        return self._prices[key]
+        self.count(cards.candidates * len(kinds) * len(job.optimizers))
 
     def count(self, candidates: int) -> None:
         """So many were evaluated."""
@@ -159,12 +166,68 @@ class Grid:
             self._told(candidates)
 
 
-_FIGURES = ("short", "first", "second", "third")
+OLDER = (7, 0)
+"""Stands for every card before Ampere: they run the same kernels."""
+
+
+class _Cards:
+    """Cards of one class, and all that does not depend on the method.
+
+    Attributes:
+        cards: the cards.
+        counts: numbers of them that the batch can be split over.
+        sizes: micro-batches.
+        stages: of sharding, in the order in which they are tried.
+        tried: whether a stage is tried with a micro-batch on a number of cards (stage, count, micro-batch).
+        steps: micro-batches of an update (count, micro-batch).
+        usable: bytes of a card (card, 1, 1).
+        usd: for an hour (card, count, 1), infinite where there is no price.
+        spot: whether the machine may be taken away (card, count, 1).
+        candidates: for each kind of checkpointing and optimizer.
+    """
+
+    def __init__(self, job: Job, cards: list[Target], today: date) -> None:
+        self.cards = cards
+        self.counts = sorted({n for card in cards for n in card.counts if job.micro_batches(n)})
+        self.sizes: Ints = np.array(sorted({size for n in self.counts for size in job.micro_batches(n)}), np.int64)
+        found = dict.fromkeys(stage for n in reversed(self.counts) for stage in job.stages(n))
+        self.stages = tuple(found) if not found or 0 in job.zero_stages or 0 not in found else (0, *[s for s in found if s])
+        whole = np.array([np.isin(self.sizes, job.micro_batches(n)) for n in self.counts])
+        tried = np.array([[stage in job.stages(n) for n in self.counts] for stage in self.stages])
+        self.tried = tried[:, :, None] & whole
+        self.steps = np.maximum(1, job.global_batch_size // (self.sizes * np.array(self.counts, np.int64)[:, None]))
+        self.usable = np.array([usable_bytes(card.memory_bytes, job.safety_margin) for card in cards], float)[:, None, None]
+        prices = [[cheapest(card.offers, n, job.purchase, today) for n in self.counts] for card in cards]
+        self.usd = np.array([[float(p.usd_per_hour) if p else np.inf for p in line] for line in prices])[..., None]
+        self.spot = np.array([[p is not None and p.offer.purchase == SPOT for p in line] for line in prices])[..., None]
+        asked = np.array([[n in card.counts for n in self.counts] for card in cards])
+        self.candidates = int((asked.sum(0)[:, None] * self.tried.sum(0)).sum())
+        self._runtimes: dict[bool, Floats] = {}
+
+    def shardings(self, stage: int, units: str) -> Iterator[tuple[slice, Sharding]]:
+        """One for a single card, one for all other numbers of them; with the counts that it is for."""
+        tried = self.tried[self.stages.index(stage)].any(1)
+        alone = int(self.counts[0] == 1)
+        if alone and tried[0]:
+            yield np.s_[:1], Sharding(units=units)
+        if tried[alone:].any():
+            ranks: Any = np.array(self.counts[alone:], np.int64)[:, None]
+            yield np.s_[alone:], Sharding(ranks, stage, units=units)
+
+    def runtime(self, quantized: bool) -> Floats:
+        """Bytes outside the allocator (card, count, 1)."""
+        if quantized not in self._runtimes:
+            found = [[runtime_of(card.gpu, n, quantized).total_bytes for n in self.counts] for card in self.cards]
+            self._runtimes[quantized] = np.array(found, float)[..., None]
+        return self._runtimes[quantized]
 
 
 @dataclass(frozen=True, slots=True)
 class _Series:
-    """Candidates under one sharding, by (optimizer, card, micro-batch); `states` by optimizer. See `Candidates`."""
+    """Candidates of a kind by (optimizer, stage, card, count, micro-batch); `states` by (optimizer, stage, 1, count).
+
+    See `Candidates`.
+    """
 
     short: Floats
     first: Floats
@@ -177,106 +240,125 @@ class _Series:
 class _Kind:
     """A method under one kind of checkpointing, for cards of one class."""
 
-    def __init__(self, grid: Grid, method: Method, settings: Settings, cards: list[Target]) -> None:
-        self.grid, self.job, self.method, self.cards = grid, grid.job, method, cards
-        self.sizes = np.array(sorted({n for card in cards for c in card.counts for n in self.job.micro_batches(c)}), np.int64)
-        batches: Any = self.sizes
+    def __init__(
+        self, job: Job, method: Method, settings: Settings, cards: _Cards, known: dict[bool, dict[Hashable, Any]]
+    ) -> None:
+        self.job, self.method, self.cards, self._known = job, method, cards, known
+        batches: Any = cards.sizes
         self.settings = replace(settings, micro_batch_size=batches)
-        self.usable = np.array([[usable_bytes(card.memory_bytes, self.job.safety_margin)] for card in cards], float)
+        self._narrows = any(getattr(part, "autocast_adapter_dtype", False) for part in method.parts)
         self._walked: dict[bool, _Walks] = {}
 
-    def series(self, sharding: Sharding) -> _Series:
-        """All candidates under a sharding; micro-batches that do not split the batch do not fit."""
-        job, count = self.job, sharding.data_parallel
-        walks = self._walks(sharding)
-        steps = np.maximum(1, job.global_batch_size // (self.sizes * count))
-        whole = np.isin(self.sizes, job.micro_batches(count))
-        allocated, states, host = walks.memory(sharding, steps > 1)
-        quantized = walks.network.quantized
-        runtime = np.array([[runtime_of(card.gpu, count, quantized).total_bytes] for card in self.cards], float)
-        device = allocated[:, None, :] + runtime
-        hours, cost = self._money(walks, sharding, steps, states * sharding.state_ranks + host)
-        memory = device * count
-        first, second, third = {"cost": (cost, hours, memory), "time": (hours, cost, memory), "memory": (memory, cost, hours)}[
-            job.objective
-        ]
+    def series(self) -> _Series:
+        """All candidates; those that are not tried do not fit."""
+        job, cards = self.job, self.cards
+        shape = (len(job.optimizers), len(cards.stages), len(cards.cards), len(cards.counts), len(cards.sizes))
+        device, hours, cost = (np.full(shape, np.inf) for _ in range(3))
+        states = np.zeros((*shape[:2], 1, shape[3]))
+        for index, stage in enumerate(cards.stages):
+            for rows, sharding in cards.shardings(stage, job.fsdp_units):
+                at = np.s_[:, index, :, rows]
+                device[at], hours[at], cost[at], states[at] = self._under(sharding, rows)
+        if cards.counts[0] == 1:  # one card has one stage, which is the last that is tried
+            states[..., 0] = states[:, cards.stages.index(0), None, :, 0]
+        memory = device * np.array(cards.counts)[:, None]
+        orders = {"cost": (cost, hours, memory), "time": (hours, cost, memory), "memory": (memory, cost, hours)}
         limited = np.zeros(device.shape, bool)
         if job.max_hours is not None:
             limited |= hours > job.max_hours
         if job.max_usd is not None:
             limited |= cost > float(job.max_usd)
-        self.grid.count(int(whole.sum()) * len(self.cards) * len(job.optimizers))
-        return _Series(np.where(whole, device - self.usable, np.inf), first, second, third, limited, states)
+        short = np.where(cards.tried[:, None], device - cards.usable, np.inf)
+        return _Series(short, *orders[job.objective], limited, states)
+
+    def _under(self, sharding: Sharding, rows: slice) -> tuple[Floats, Floats, Floats, Floats]:
+        """Bytes of a card, hours and dollars by (optimizer, card, count, micro-batch), and states by (optimizer, 1, count).
+
+        `rows`: the counts that the sharding is over.
+        """
+        walks = self._walks(sharding)
+        allocated, states, host = walks.memory(sharding, self.cards.steps[rows] > 1)
+        device = allocated[:, None] + self.cards.runtime(walks.network.quantized)[:, rows]
+        saved = states * sharding.state_ranks + host + walks.saved
+        hours, cost = self._money(walks, sharding, rows, saved[:, None])
+        return device, hours, cost, states[:, None, :, 0]
 
     def _walks(self, sharding: Sharding) -> "_Walks":
         """The network as ranks under a sharding run it: engines that keep fp32 weights themselves have one of their own."""
         settings = sharding.settings(self.settings)
-        if settings.gathered_cast not in self._walked:
-            gpus = [card.gpu for card in self.cards]
-            self._walked[settings.gathered_cast] = _Walks(self.job, self.method, settings, self.sizes, gpus)
-        return self._walked[settings.gathered_cast]
+        cast = settings.gathered_cast and self._narrows
+        if cast not in self._walked:
+            gpus = [card.gpu for card in self.cards.cards]
+            known = self._known.setdefault(cast, {})
+            self._walked[cast] = _Walks(self.job, self.method, replace(settings, gathered_cast=cast), gpus, known)
+        return self._walked[cast]
 
-    def _money(self, walks: "_Walks", sharding: Sharding, steps: NDArray[np.int64], states: Floats) -> tuple[Floats, Floats]:
-        """Hours and dollars of the whole run by (optimizer, card, micro-batch); infinite where they are not known."""
-        job = self.job
-        seconds, ahead = walks.clock.under(sharding, steps)
+    def _money(self, walks: "_Walks", sharding: Sharding, rows: slice, saved: Floats) -> tuple[Floats, Floats]:
+        """Hours and dollars of the whole run by (optimizer, card, count, micro-batch); infinite where they are not known."""
+        job, cards = self.job, self.cards
+        seconds, ahead = walks.clock.under(sharding, cards.steps[rows])
         tokens = job.global_batch_size * job.settings.seq_len
-        updates = -(-job.tokens // tokens)
-        prices = [self.grid.price(card, sharding.data_parallel) for card in self.cards]
-        saved = (states + walks.saved)[:, None, None]
-        spot = np.array([[price is not None and price.offer.purchase == SPOT] for price in prices])
+        updates = job.updates()
+        spot = cards.spot[:, rows]
         whole = run_seconds(seconds, updates, ahead / tokens, saved, job.overheads, spot=False)
         if spot.any():
             whole = np.where(spot, run_seconds(seconds, updates, ahead / tokens, saved, job.overheads, spot=True), whole)
-        usd = np.array([[float(price.usd_per_hour) if price else np.inf] for price in prices])
         hours = whole / SECONDS_PER_HOUR
         with np.errstate(invalid="ignore"):
-            return hours, np.round(usd * hours, 2)
+            return hours, np.round(cards.usd[:, rows] * hours, 2)
 
 
 class _Walks:
     """One network, walked once for all micro-batches, timed once for all cards."""
 
-    def __init__(self, job: Job, method: Method, settings: Settings, sizes: NDArray[np.int64], gpus: list[Gpu | None]) -> None:
-        self._settings, self._sizes = settings, sizes
+    def __init__(self, job: Job, method: Method, settings: Settings, gpus: list[Gpu | None], known: dict[Hashable, Any]) -> None:
+        """`known`: of networks with the same weights; see `Network.known`."""
+        self._settings = settings
         self.network = build(job.spec, method, settings)
         self._optimizers = Optimizers(job.optimizers)
         self.saved = checkpoint_bytes(self.network)
         self.clock = StepSeconds(self.network, settings, job.optimizers, gpus)
         self._walks: dict[bool, Walked] = {}
+        self.network.known = known
 
     def memory(self, sharding: Sharding, accumulating: NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:
-        """Bytes with the allowance by (optimizer, micro-batch); bytes of states by optimizer, on the device and on the host."""
-        shape = (len(self._optimizers.every), len(self._sizes))
+        """Bytes with the allowance by (optimizer, count, micro-batch); bytes of states by (optimizer, count, 1).
+
+        Those on the device, and those on the host.
+        """
+        shape = (len(self._optimizers.every), *accumulating.shape)
         result = np.zeros(shape)
-        states = host = np.zeros(shape[0])
-        for on in (False, True):
-            if not (accumulating == on).any():
-                continue
+        states = host = np.zeros((*shape[:2], 1))
+        for on, taken in self._kinds(sharding, accumulating):
             settings = replace(self._settings, accumulating=on)
-            self._walk(on, settings)
-            memory = step_memory(self.network, settings, self._optimizers, sharding, self._walks[on])
+            memory = step_memory(self.network, settings, self._optimizers, sharding, self._walk(settings, sharding))
             phases = list(memory.phases.values())
             peaks = np.stack([_whole(phase.peak_bytes, shape) for phase in phases])
             still = np.stack([_whole(p.levels[WEIGHTS] + p.levels[OPTIMIZER_STATES], shape) for p in phases])
             highest = peaks.argmax(0)[None]
             peak = np.take_along_axis(peaks, highest, 0)[0]
             held = np.take_along_axis(still, highest, 0)[0]
-            result = np.where(accumulating == on, peak + allowance(peak - held), result)
-            states = _whole(memory.phases["optimizer_step"].levels[OPTIMIZER_STATES], (shape[0], 1))[:, 0].astype(float)
-            host = _whole(memory.host.states, (shape[0], 1))[:, 0].astype(float)
+            result = np.where(taken, peak + allowance(peak - held), result)
+            states = _whole(memory.phases["optimizer_step"].levels[OPTIMIZER_STATES], states.shape).astype(float)
+            host = _whole(memory.host.states, states.shape).astype(float)
         return result, states, host
 
-    def _walk(self, on: bool, settings: Settings) -> None:
-        """Walk once; engines that need the other kind of backward find it too."""
-        if on in self._walks:
-            return
-        self._walks[on] = walk(self.network, settings)
-        if len(self._walks) == 2:
-            self._walks[False].other, self._walks[True].other = self._walks[True], self._walks[False]
+    @staticmethod
+    def _kinds(sharding: Sharding, accumulating: NDArray[np.bool_]) -> list[tuple[Any, NDArray[np.bool_]]]:
+        """Values of `Settings.accumulating`, and which candidates have them; FSDP reads one walk, and takes them as they are."""
+        if sharding.engine_used == "fsdp":
+            return [(accumulating, np.ones(accumulating.shape, bool))]
+        return [(on, accumulating == on) for on in (False, True) if (accumulating == on).any()]
+
+    def _walk(self, settings: Settings, sharding: Sharding) -> Walked:
+        """The walk that the engine reads."""
+        on = finds_gradients(settings, sharding)
+        if on not in self._walks:
+            self._walks[on] = walk(self.network, replace(settings, accumulating=on))
+        return self._walks[on]
 
 
-def _whole(value: Any, shape: tuple[int, int]) -> NDArray[np.int64]:
+def _whole(value: Any, shape: tuple[int, ...]) -> Ints:
     """A figure as an array of a shape."""
-    whole: NDArray[np.int64] = np.zeros(shape, np.int64) + value
+    whole: Ints = np.zeros(shape, np.int64) + value
     return whole

@@ -22,7 +22,7 @@ class Candidates:
         short: bytes above the card's memory; infinite where the batch cannot be split so.
         ranks: three sort keys, most important first; infinite where unknown.
         limited: whether a limit of the job is broken.
-        states: bytes of optimizer states (checkpointing, optimizer, stage).
+        states: bytes of optimizer states (checkpointing, optimizer, stage, card).
         small: bytes of states, by card, below which no further optimizer is looked at.
         gain: share by which another optimizer must be better.
     """
@@ -79,8 +79,8 @@ def choose(c: Candidates) -> Taken:
 
 def _active(c: Candidates, stage: Ints) -> Bools:
     """Optimizers that are looked at: all up to the first whose states are small."""
-    kinds, optimizers, _, cards = c.short.shape[:4]
-    last = c.states[np.arange(kinds)[:, None, None], np.arange(optimizers)[None, :, None], stage]
+    kinds, _, _, cards = c.short.shape[:4]
+    last = np.take_along_axis(c.states, stage[:, :, None], 2)[:, :, 0]
     large = np.logical_and.accumulate(last >= c.small, axis=1)
     first: Bools = np.ones((kinds, 1, cards), bool)
     return np.concatenate([first, large[:, :-1]], axis=1)

@@ -134,6 +134,11 @@ class Job:
         return spread * len(self.checkpointing) * len(self.optimizers) * len(self.methods)
 
     @property
+    def alike(self) -> bool:
+        """Whether candidates differ only in what is searched, not in the length of their batches or in what they generate."""
+        return self.data is None and self.settings.objective.plain
+
+    @property
     def left_out(self) -> list[int]:
         """Numbers of GPUs that the global batch cannot be split over, so that no plan uses them."""
         return sorted({count for target in self.targets for count in target.counts if not self.micro_batches(count)})

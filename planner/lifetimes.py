@@ -67,10 +67,15 @@ def lifetimes(network: Network) -> Lifetimes:
             over += [] if any(entry in op.saved for op in run.block.ops) else [entry] * run.count
         pinned = {id(storage): storage for op in run.block.ops for storage in op.pinned}
         spent[0] += list(pinned.values()) * run.count
+        if run.checkpointed and run.block.left:
+            spent[_start(runs, index) + 1] += run.block.left_here() * run.count
         entering = _held_entry(runs, index)
         if entering is not None:
             reborn[index + 1] = [entering]
-            (released if network.embeddings_passed and run.block.exit_passed else over).append(entering)
+            if any(entering in op.saved for op in run.block.ops):
+                spent[index].append(entering)
+            else:
+                (released if network.embeddings_passed and run.block.exit_passed else over).append(entering)
     rebuilt = [run.block.entry for run in runs if run.reversible]
     spent[0] += [entry.storage for entry in rebuilt[:1] if entry is not None]
     return Lifetimes(reborn, ended, released, spent, frozenset(held))
@@ -90,6 +95,9 @@ def _holders(runs: list[Run]) -> dict[int, int]:
                 first.setdefault(id(storage), index)
         for storage in run.block.leaves:
             first.setdefault(id(storage), index)
+    for index, run in enumerate(runs):
+        if run.checkpointed:  # what it leaves behind goes with the first layer
+            first |= {id(storage): min(_start(runs, index) + 1, first[id(storage)]) for storage in run.block.left}
     return first
 
 
@@ -110,9 +118,10 @@ def _start(runs: list[Run], index: int) -> int:
 
 
 def _held_entry(runs: list[Run], index: int) -> Storage | None:
-    """What enters a stack's first layer, where nothing else holds it: a variable of the model's forward does, to its end.
+    """What enters a stack's first layer, where that layer does not save it.
 
-    The walk of that layer lets it go with its other input, so it is born again after it.
+    A variable of the model's forward holds it to its end, or an op of the block before saved it for its own backward. The walk
+    of that layer lets it go with its other input, so it is born again after it.
     """
     block = runs[index].block
     if runs[index].layered or index + 1 == len(runs) or block.exit is None or not block.exit_held:

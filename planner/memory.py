@@ -1,7 +1,10 @@
 """Device memory over one training step in steady state: phases, peak and what is live at the peak."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
+from typing import Any
 
 from tuneplan.planner.graph.ledger import Shared, Walk
 from tuneplan.planner.graph.meter import Levels, Meter, Segment, join
@@ -52,13 +55,14 @@ class StepMemory:
 
 def walk(network: Network, settings: Settings) -> Walked:
     """Walk each distinct block forward and backward."""
+    meter = _meter_for(settings)
     shared = Shared(settings.accumulating, gradient_uses(network), fused_update=network.fused_update)
     lives = lifetimes(network)
     forward: list[Piece] = []
     walks: list[tuple[Run, Walk]] = []
     for index, run in enumerate(network.runs):
         forward.append(Piece(_deaths(lives.ended.get(index, ()))))
-        walked = Walk(run.block)
+        walked = Walk(run.block, meter)
         segment = walked.forward(keep=not run.checkpointed, rebuilt=run.reversible)
         held = lives.reborn.get(index, [])
         if held:
@@ -75,7 +79,7 @@ def walk(network: Network, settings: Settings) -> Walked:
     backward: list[Piece] = []
     loss = None
     for index, (run, walked) in reversed(list(enumerate(walks))):
-        again = Walk(run.block) if run.checkpointed else walked
+        again = Walk(run.block, meter) if run.checkpointed else walked
         segment = again.backward(shared, run.recomputation(settings), parted=True)
         backward += [Piece(segment, run.count, index), Piece(_deaths(lives.spent[index]))]
         loss = again.parts or loss
@@ -87,6 +91,19 @@ def finds_gradients(settings: Settings, sharding: Sharding) -> bool:
     if sharding.engine_used == "fsdp":
         return False
     return settings.accumulating or (sharding.engine_used == "deepspeed" and sharding.zero_stage > 1)
+
+
+def _meter_for(settings: Settings) -> Callable[[], Meter]:
+    """What counts births and deaths: a table of events for a few configurations at once."""
+    sizes: Any = (settings.micro_batch_size, settings.seq_len, settings.target_length)
+    if all(isinstance(size, int) for size in sizes):
+        return Meter
+    import numpy as np
+
+    from tuneplan.planner.graph.array_meter import MOST, ArrayMeter
+
+    shape = np.broadcast_shapes(*[np.shape(size) for size in sizes])
+    return partial(ArrayMeter, shape) if prod(shape) <= MOST else Meter
 
 
 def _births(storages: Iterable[Storage]) -> Segment:
@@ -119,7 +136,7 @@ def step_memory(
     Args:
         network: the model under its method.
         settings: the run.
-        optimizer: what updates the trained weights; several give arrays (optimizer, 1).
+        optimizer: what updates the trained weights; several give arrays, see `Optimizers`.
         sharding: which model states are split over how many ranks.
         walked: the result of `walk` for the same network and settings, if it is known; `accumulating` may differ.
         waiting: micro-batches whose activations stand when a backward starts, itself included (pipelines).

@@ -57,7 +57,7 @@ class Search:
 
         `told`: hears how many more candidates a large search has looked at.
         """
-        if self.job.candidates >= LARGE:
+        if self.job.candidates >= LARGE and self.job.alike:
             return self._large(told)
         plans: list[Plan] = []
         rejected: list[Rejected] = []

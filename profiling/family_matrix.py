@@ -41,8 +41,9 @@ class Cell:
 
     @property
     def expected_refusal(self) -> str:
-        """Why the real code does not run it, by what the small model's file says; "" where it does."""
-        refuses = {**REFUSED, **small_models.load(self.model).refuses}
+        """Why the real code does not run it, or the planner does not model it, by what the small model's file says; else ""."""
+        model = small_models.load(self.model)
+        refuses = {**REFUSED, **model.not_modelled, **model.refuses}
         checkpointed = self.gradient_checkpointing != "off"
         return (refuses.get(f"{self.method} checkpointed", "") if checkpointed else "") or refuses.get(self.method, "")
 
@@ -144,7 +145,7 @@ def refusal(cell: Cell, batch: int, length: int) -> str:
     """
     model, settings = small_models.load(cell.model), cell.settings(batch, length)
     said = cell.expected_refusal
-    if said not in REFUSED.values():
+    if said not in (*REFUSED.values(), *model.not_modelled.values()):
         try:
             traced(model, cell.method, settings)
         except Exception as error:  # whatever the code meets
@@ -215,7 +216,7 @@ def _refusals(rows: list[Row]) -> Iterator[str]:
             )
     if not said:
         return
-    yield "`*`: not under gradient checkpointing; `-`: not at all. What the real code says:"
+    yield "`*`: not under gradient checkpointing; `-`: not at all. What the real code says, or why the planner refuses:"
     yield ""
     for (method, reason), where in said.items():
         shown = where if len(where) <= 6 else [*where[:5], f"{len(where) - 5} more"]

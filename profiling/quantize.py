@@ -21,6 +21,7 @@ _FORMAT = BLOCK_FORMATS["nf4-double"]
 
 def quantize(model: Any, base: QuantizedBase, compute_dtype: torch.dtype, device: str) -> None:
     """Give the linear layers the storage that a quantized base has. Raises InputError for int8 layers on a real device."""
+    _unpack_experts(model)
     if base.quant_type != "int8":
         quantize_4bit(model, compute_dtype, base.quant_type, base.double_quant, device)
         return
@@ -29,6 +30,19 @@ def quantize(model: Any, base: QuantizedBase, compute_dtype: torch.dtype, device
     from tuneplan.profiling.quantize_8bit import quantize_8bit
 
     quantize_8bit(model)
+
+
+def _unpack_experts(model: Any) -> None:
+    """Put the modules in place that transformers quantizes instead of stacked experts (`_convert_model_for_quantization`)."""
+    from transformers.quantizers.base import MODULES_TO_PATCH_FOR_QUANTIZATION as PATCHES
+    from transformers.utils.quantization_config import QuantizationMethod
+
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            patch = PATCHES.get(type(child).__name__)
+            if patch is not None and QuantizationMethod.BITS_AND_BYTES in patch["quantization_methods"]:
+                with torch.device("meta"):
+                    setattr(module, name, patch["module_name"](model.config.get_text_config()))
 
 
 def quantize_4bit(
@@ -48,7 +62,8 @@ def quantize_4bit(
     kept = {*HEADS, *(getattr(model, "_keep_in_fp32_modules", None) or ())}
     for path, module in list(model.named_modules()):
         for child_name, child in list(module.named_children()):
-            if not isinstance(child, (nn.Linear, Conv1D)) or {*path.split("."), child_name} & kept or child_name.endswith(HEADS):
+            linear = type(child) is nn.Linear or isinstance(child, Conv1D)  # not a kind of one, such as a router
+            if not linear or {*path.split("."), child_name} & kept or child_name.endswith(HEADS):
                 continue
             rows, columns = (child.nf, child.nx) if isinstance(child, Conv1D) else (child.out_features, child.in_features)
             layer = bnb.nn.Linear4bit(

@@ -30,6 +30,7 @@ class Block:
         frozen_exit: what the next layer reads, where the exit is the state of a network beside the layers.
         locals: storages that a variable of the model's forward holds to its end, and nothing else.
         exit_held: of the block before a stack's first layer: such a variable holds its exit.
+        left: storages that a recomputed forward leaves in a variable until the first layer's backward is over.
         entries_kept: of a layer: a variable of the model's forward holds what enters each of them, to its end.
         exit_passed: where the model is called with embeddings, they are its exit; the model's code makes nothing of them first.
     """
@@ -53,8 +54,14 @@ class Block:
     locals: tuple[Storage, ...] = ()
     exit_held: bool = True
     exit_passed: bool = True
+    left: tuple[Storage, ...] = ()
     entries_kept: bool = False
     stays: tuple[Storage, ...] = ()
+
+    def left_here(self) -> tuple[Storage, ...]:
+        """Those of `left` that the block makes itself."""
+        made = {id(op.allocates) for op in self.ops}
+        return tuple([storage for storage in self.left if id(storage) in made])
 
 
 def close(
@@ -110,6 +117,17 @@ def close(
         locals=locals,
         exit_held=exit_held,
     )
+
+
+def behind(tape: Tape, *tensors: Tensor) -> tuple[Storage, ...]:
+    """What the graph of tensors keeps alive: their storages, and those that the ops of a tape behind them saved."""
+    wanted = {id(tensor) for tensor in tensors}
+    found = {id(tensor.storage): tensor.storage for tensor in tensors}
+    for op in reversed(tape.ops):
+        if op.output is not None and id(op.output) in wanted:
+            wanted |= {id(gradient.of) for gradient in op.gradients}
+            found |= {id(storage): storage for storage in op.saved}
+    return tuple(found.values())
 
 
 def recomputed(ops: list[Op]) -> int:

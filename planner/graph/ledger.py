@@ -6,7 +6,7 @@ of one tensor are added in place if the earlier one has no other user and is no 
 input_buffer.cpp).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from tuneplan.planner.graph.block import Block, recomputed
@@ -59,7 +59,7 @@ class Shared:
 class Walk:
     """One block, walked forward and then backward, with the references that autograd holds in between."""
 
-    def __init__(self, block: Block, meter: type[Meter] = Meter) -> None:
+    def __init__(self, block: Block, meter: Callable[[], Meter] = Meter) -> None:
         self.block = block
         self._meter = meter
         self._saved: dict[int, int] = {}
@@ -129,6 +129,8 @@ class Walk:
         if start.requires_grad:
             pending[id(start)] = incoming
         waiting = checkpointing == "non-reentrant"
+        for storage in block.left_here() if waiting else ():
+            self._saved[id(storage)] = self._saved.get(id(storage), 0) + 1
         if reversible and block.entry is not None:
             meter.add(incoming.nbytes, TEMPORARY)
             meter.add(block.entry.storage.nbytes, block.entry.storage.category)

@@ -168,6 +168,11 @@ def rms_norm(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
     return multiply(tape, weight, cast(tape, _normal(tape, x), x.dtype))
 
 
+def rms_normal(tape: Tape, x: Tensor) -> Tensor:
+    """The same without a weight; `Llama4TextL2Norm.forward` of transformers 5.23."""
+    return cast(tape, _normal(tape, x), x.dtype)
+
+
 def rms_norm_t5(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
     """`T5LayerNorm.forward` of transformers 5.23: `x` over its fp32 root, cast to a 16-bit weight's dtype.
 
@@ -195,6 +200,19 @@ def rms_norm_wide(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
 def rms_norm_cast(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
     """The same with the weight cast to fp32 first; `HeliumRMSNorm.forward` of transformers 5.23."""
     return cast(tape, multiply(tape, cast(tape, weight, "fp32"), _normal(tape, x)), x.dtype)
+
+
+def rms_norm_power(tape: Tape, x: Tensor, weight: Tensor | None) -> Tensor:
+    """The same by `pow(-0.5)`, scaled in fp32 by the weight, if there is one; `Gemma4RMSNorm.forward` of transformers 5.23."""
+    wide = cast(tape, x, "fp32")
+    mean = _mean(tape, _square(tape, wide), (*wide.shape[:-1], 1))
+    small = round_block(mean.nbytes)
+    shifted = shift(tape, mean)
+    root = tape.fresh(mean.shape, mean.dtype, mean.requires_grad)
+    tape.record("pow", (shifted,), root, saved=(shifted,), gradients=(Gradient(shifted, small, scratch=2 * small),))
+    normal = multiply(tape, wide, root)
+    tape.hold(wide, shifted)
+    return cast(tape, normal if weight is None else multiply(tape, normal, cast(tape, weight, "fp32")), x.dtype)
 
 
 def cohere_norm(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:

@@ -160,6 +160,13 @@ class Tape:
         self.ops.append(Op(kind, (x.storage,), output, gradients=gradients, launches=0))
         return output
 
+    def append(self, other: "Tape") -> None:
+        """Another tape's ops follow, as if they had been recorded here."""
+        self.ops += other.ops
+        self.parameters |= other.parameters
+        for name in ("outputs", "cached", "side", "held", "handed", "passed"):
+            getattr(self, name).extend(getattr(other, name))
+
     def save(self, *tensors: Tensor) -> None:
         """The op before saves these, in a graph that nobody will go back through; `discard` ends it."""
         self.ops[-1].saved = tuple([tensor.storage for tensor in tensors if not tensor.name])

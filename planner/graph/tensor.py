@@ -15,19 +15,33 @@ WEIGHTS, GRADIENTS, OPTIMIZER_STATES, ACTIVATIONS, LOGITS, TEMPORARY, KV_CACHE =
 CATEGORIES = ("weights", "gradients", "optimizer_states", "activations", "logits", "temporary", "kv_cache")
 
 BLOCK_BYTES = 512
+_REST = BLOCK_BYTES - 1
 
 
 def round_block(size_bytes: Size) -> Size:
     """Bytes that the CUDA caching allocator counts for a request: rounded up to 512 (kMinBlockSize, CUDACachingAllocator.cpp)."""
-    return -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
+    return (size_bytes + _REST) & ~_REST
 
 
 def elements(shape: tuple[Size, ...]) -> Size:
     """Number of elements of a shape."""
-    count: Size = 1
+    return _times(1, shape)
+
+
+def _times(count: int, shape: tuple[Size, ...]) -> Size:
+    """A number times all dimensions, whole ones first: an array is then multiplied once."""
+    many: Any = None
     for dimension in shape:
-        count = count * dimension
-    return count
+        if type(dimension) is int:
+            count *= dimension
+        else:
+            many = dimension if many is None else many * dimension
+    result: Size = count if many is None else many * count
+    return result
+
+
+def _element_bytes(shape: tuple[Size, ...], dtype: str) -> Size:
+    return _times(BITS[dtype] // 8, shape)
 
 
 def same_shape(a: tuple[Size, ...], b: tuple[Size, ...]) -> bool:
@@ -74,12 +88,9 @@ class Tensor:
     @property
     def nbytes(self) -> Size:
         """Bytes of the elements, without the allocator's rounding."""
-        count = BITS[self.dtype]
-        for dimension in self.shape:  # as in `elements`, without the call: this is read for every op
-            count = count * dimension
-        return count // 8
+        return _element_bytes(self.shape, self.dtype)
 
 
 def tensor_bytes(shape: tuple[Size, ...], dtype: str) -> Size:
     """Bytes of a fresh contiguous tensor as the allocator counts them."""
-    return round_block(elements(shape) * BITS[dtype] // 8)
+    return round_block(_element_bytes(shape, dtype))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.matmul import embedding, linear
+from tuneplan.planner.graph.tape import Tape
 from tuneplan.planner.graph.tensor import Size, Tensor, round_block
 from tuneplan.planner.methods.full import Full
 from tuneplan.planner.methods.method import Method
@@ -84,7 +85,9 @@ class HyperTuning(PrefixTuning):
         for index in range(self.hyper_layers or spec.num_hidden_layers):
             layer = model.within(f"hyper.layers.{index}", spec, Method("hypermodel", (Full(),)))
             layer.rotary, layer.layer = inner.rotary, index
+            layer.tape = Tape(tape.autocast)  # of its own while it is recorded: a layer looks over all of its tape when it ends
             x = family(spec.model_type).layer(layer, spec, x, (*inner.rotary, *masks)).exit
+            tape.append(layer.tape)
             model.adopt(layer)
         x = inner.rms_norm(x, "norm")
         model.adopt(inner)

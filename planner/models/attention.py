@@ -134,6 +134,7 @@ def attend(
     masks: tuple[Tensor, ...],
     softcap: bool = False,
     wide: bool = True,
+    own: bool = True,
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Cache, prefix and the kernel.
 
@@ -145,6 +146,7 @@ def attend(
         masks: the layer's mask, if it has one.
         softcap: scores are capped.
         wide: the written-out softmax runs in fp32.
+        own: keys and values are the layer's own; if not, an earlier layer has put them into the cache and behind the prefix.
 
     Returns:
         The output `(batch, length, heads * head_dim)`; attention weights that the layer's code holds (eager); what the
@@ -152,7 +154,8 @@ def attend(
     """
     tape = model.tape
     q, k, v = rotated
-    k, v = stored(model, k, v)
+    if own:
+        k, v = stored(model, k, v)
     held: tuple[Tensor, ...] = (q, k, v)
     for part in model.method.parts:
         q, k, v = part.grouped(model, q, k, v)

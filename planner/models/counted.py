@@ -187,24 +187,6 @@ def _compressor(prefix: str, c: ConfigReader, ratio: int, columns: int) -> Shape
     return {f"{prefix}.position_bias": (ratio, wide), f"{prefix}.kv_norm.weight": (columns,), **linears}
 
 
-def _llama4(c: ConfigReader, index: int) -> Shapes:
-    """Llama 4: every `interleave_moe_layer_step`-th layer has experts and a shared one."""
-    hidden = c.integer("hidden_size")
-    step = c.integer("interleave_moe_layer_step", 1)
-    chosen = c.mapping.get("moe_layers")
-    moe = index in chosen if isinstance(chosen, list) and chosen else (index + 1) % step == 0
-    if not moe:
-        return {**_attention(c), **_mlp("feed_forward", hidden, c.integer("intermediate_size_mlp", 16384)), **_norms(c)}
-    count, width = c.integer("num_local_experts"), c.integer("intermediate_size")
-    return {
-        **_attention(c),
-        "feed_forward.router.weight": (count, hidden),
-        **_experts("feed_forward", count, hidden, width, transposed=True),
-        **_mlp("feed_forward.shared_expert", hidden, width),
-        **_norms(c),
-    }
-
-
 def _qwen3_5(c: ConfigReader, index: int) -> Shapes:
     """Qwen3.5: gated delta nets, and in some layers attention whose output is gated."""
     hidden = c.integer("hidden_size")
@@ -238,19 +220,6 @@ def _qwen3_5(c: ConfigReader, index: int) -> Shapes:
         **_experts("mlp", count, hidden, c.integer("moe_intermediate_size")),
         **_mlp("mlp.shared_expert", hidden, c.integer("shared_expert_intermediate_size")),
         "mlp.shared_expert_gate.weight": (1, hidden),
-        **_norms(c),
-    }
-
-
-def _minimax_m2(c: ConfigReader, index: int) -> Shapes:
-    hidden, head = c.integer("hidden_size"), _heads(c)
-    count = c.integer("num_local_experts")
-    return {
-        **_attention(c),
-        "self_attn.q_norm.weight": (c.integer("num_attention_heads") * head,),
-        "self_attn.k_norm.weight": (c.integer("num_key_value_heads") * head,),
-        "mlp.gate.weight": (count, hidden),
-        **_experts("mlp", count, hidden, c.integer("intermediate_size")),
         **_norms(c),
     }
 
@@ -321,9 +290,7 @@ LAYERS: dict[str, tuple[Callable[[ConfigReader, int], Shapes], str, str]] = {
     "deepseek_v32": (_sparse_latent, "embed_tokens", "norm"),
     "deepseek_v4": (_deepseek_v4, "embed_tokens", "norm"),
     "glm_moe_dsa": (_sparse_latent, "embed_tokens", "norm"),
-    "llama4_text": (_llama4, "embed_tokens", "norm"),
     "mimo_v2_flash": (_mimo_v2_flash, "embed_tokens", "norm"),
-    "minimax_m2": (_minimax_m2, "embed_tokens", "norm"),
     "nemotron_h": (_nemotron_h, "embeddings", "norm_f"),
     "qwen3_5_moe_text": (_qwen3_5, "embed_tokens", "norm"),
     "qwen3_5_text": (_qwen3_5, "embed_tokens", "norm"),

@@ -166,6 +166,7 @@ def start(
     width: int = 0,
     beside: Callable[[Tensor], Tensor] | None = None,
     boolean_mask: bool = False,
+    chunked: bool = False,
 ) -> tuple[Block, tuple[Tensor, ...]]:
     """The first block: token ids, embeddings, rotary tables and masks.
 
@@ -182,6 +183,7 @@ def start(
         width: of the embeddings, where that is not `hidden_size`.
         beside: gives, for what enters the first layer, a further tensor that layers share.
         boolean_mask: the model's code makes the mask boolean.
+        chunked: windows are chunks.
 
     Returns:
         The block, and what layers share: the tables, then a mask for each window that has one, then what is `beside`.
@@ -222,7 +224,7 @@ def start(
             locals = tuple([tensor for tensor in locals if tensor.storage is not passed.storage])
     shared = [_table(model, width, "fp32" if wide_tables else hidden.dtype) for width in widths]
     model.rotary = tuple(shared[:2])
-    shared += [mask for window in windows if (mask := _mask(model, window, hidden.dtype)) is not None]
+    shared += [mask for window in windows if (mask := _mask(model, window, hidden.dtype, chunked)) is not None]
     if boolean_mask:
         shared[-1] = tape.record("boolean_mask", (shared[-1],), tape.fresh(shared[-1].shape, "bool", False))
     if beside:
@@ -248,13 +250,16 @@ def run_eagerly(model: Assembly, name: str) -> None:
 
 
 def masked(model: Assembly, window: int | None) -> bool:
-    """Whether sdpa gets a mask: for padding, for a prefix of keys, and for a window shorter than the sequences."""
+    """Whether sdpa gets a mask: for padding, for a prefix of keys, and for a window that sequences reach.
+
+    Mirrors `_ignore_causal_mask_sdpa` of transformers 5.23: a window as long as the sequences gets one too.
+    """
     settings = model.settings
     if model.method.prefix_length:
         return True
     if settings.padded or window is None:
         return settings.padded
-    longer: Any = settings.seq_len + model.method.virtual_tokens > window
+    longer: Any = settings.seq_len + model.method.virtual_tokens >= window
     return longer if isinstance(longer, bool) else bool(longer.any())
 
 
@@ -270,10 +275,11 @@ def _table(model: Assembly, width: int, dtype: str) -> Tensor:
     return model.tape.record("rotary_table", (), table, scratch=3 * wide)
 
 
-def _mask(model: Assembly, window: int | None, dtype: str) -> Tensor | None:
+def _mask(model: Assembly, window: int | None, dtype: str, chunked: bool) -> Tensor | None:
     """Eager attention adds a mask of the hidden states' dtype; sdpa gets a boolean one for padding, a prefix or a window.
 
-    That of a window alone is the same for each sequence and lies there once (`sdpa_mask` of transformers 5.23 expands it).
+    That of a window alone is the same for each sequence and lies there once (`sdpa_mask` of transformers 5.23 expands it); that
+    of chunks is not, as they begin behind the padding of each sequence (`chunked_overlay`).
     """
     batch, length = model.token_shape
     length = length + model.method.virtual_tokens
@@ -282,6 +288,7 @@ def _mask(model: Assembly, window: int | None, dtype: str) -> Tensor | None:
         mask = model.tape.fresh((batch, 1, length, keys), dtype, False)
     elif model.settings.attention == "sdpa" and masked(model, window):
         alike = not model.settings.padded and not model.method.prefix_length
+        alike = alike and not (chunked and window is not None)
         stored = tensor_bytes((1 if alike else batch, 1, length, keys), "bool")
         mask = Tensor(Storage(stored, model.tape.category), (batch, 1, length, keys), "bool")
     else:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
-from tuneplan.planner.graph.tape import Gradient, Op
+from tuneplan.planner.graph.in_place import copy_into
+from tuneplan.planner.graph.tape import Gradient
 from tuneplan.planner.graph.tensor import Tensor, round_block
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.attention import cached, heads_first, run_kernel, split_heads
@@ -158,24 +159,9 @@ def _expanded(model: Assembly, sizes: Latent, latent: Tensor, k_rot: Tensor, hea
         tape.ops[-1].gradients = (Gradient(k_rot, round_block(k_rot.nbytes), moved=spread.nbytes),)
     shape = (batch, heads, length, sizes.qk_head_dim)
     empty = tape.record("new_empty", (), tape.fresh(shape, k_nope.dtype, False), moved=0)
-    k = _copied_in(model, _copied_in(model, empty, k_nope), spread)
+    k = copy_into(tape, copy_into(tape, empty, k_nope), spread)
     tape.hold(wide, spread)
     return k, v
-
-
-def _copied_in(model: Assembly, whole: Tensor, part: Tensor) -> Tensor:
-    """`whole[..., a:b].copy_(part)`: in place; the backward (`CopySlices`) copies the gradient of the whole, and the slice's."""
-    tape = model.tape
-    out = Tensor(whole.storage, whole.shape, whole.dtype, whole.requires_grad or part.requires_grad)
-    full, slice_bytes = round_block(whole.nbytes), round_block(part.nbytes)
-    gradients = []
-    if whole.requires_grad:
-        gradients = [Gradient(whole, full, moved=2 * full), Gradient(part, slice_bytes, scratch=slice_bytes)]
-    elif part.requires_grad:
-        gradients = [Gradient(part, slice_bytes, scratch=full, moved=2 * full)]
-    reads = (whole.storage, part.storage)
-    tape.ops.append(Op(f"{tape.scope}.copy_", reads, out, gradients=tuple(gradients), moved=2 * part.nbytes))
-    return out
 
 
 def _attended(

@@ -93,6 +93,25 @@ def grouped_sigmoid_router(model: Assembly, module: str, x: Tensor, experts: int
     return Routed(weights, chosen, (logits,))
 
 
+def sigmoid_router(model: Assembly, module: str, x: Tensor, experts: int, k: int) -> Routed:
+    """`MiniMaxM2TopKRouter`: sigmoid scores in fp32; a bias, which is no parameter, decides which experts run.
+
+    Arguments as for `softmax_router`.
+    """
+    tape = model.tape
+    logits = router_logits(model, module, x, experts)
+    wide = pw.cast(tape, logits, "fp32")
+    scores = pw.sigmoid(tape, wide)
+    biased = tape.record("add", (scores,), tape.fresh(scores.shape, "fp32", False))
+    best = tape.record("topk", (biased,), tape.fresh((x.shape[0], k), "fp32", False))
+    chosen = rt.indices(tape, "topk", (x.shape[0], k))
+    weights = rt.gather(tape, scores, chosen, (x.shape[0], k), "gather")
+    weights = rt.divide_in_place(tape, weights, rt.summed(tape, weights, (x.shape[0], 1)))
+    tape.hold(scores, biased, best)
+    tape.scope = ""
+    return Routed(weights, chosen, (logits,))
+
+
 def router_logits(model: Assembly, module: str, x: Tensor, experts: int, dtype: str = "") -> Tensor:
     """`F.linear` with the router's own weight, which is no module that PEFT or bitsandbytes would take. Gives `(T, E)`.
 

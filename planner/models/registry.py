@@ -16,6 +16,7 @@ FAMILIES = {
     "cohere": ("cohere", "cohere2"),
     "falcon": ("falcon",),
     "gemma": ("gemma", "gemma2", "gemma3_text"),
+    "gemma4": ("gemma4_text",),
     "gpt2": ("gpt2", "gpt-sw3"),
     "gpt_bigcode": ("gpt_bigcode",),
     "gpt_neo": ("gpt_neo",),
@@ -28,6 +29,7 @@ FAMILIES = {
     "opt": ("opt",),
     "phi": ("phi",),
     "phi3": ("phi3",),
+    "llama4": ("llama4_text",),
     "relatives": (
         "internlm3",
         "iquestcoder",
@@ -42,6 +44,7 @@ FAMILIES = {
         "exaone4",
     ),
     "deepseek": ("deepseek_v2", "deepseek_v3"),
+    "glm_moe": ("glm4_moe", "minimax_m2"),
     "gpt_oss": ("gpt_oss",),
     "granite_moe": ("granitemoe",),
     "stablelm": ("stablelm",),
@@ -61,6 +64,8 @@ FAMILIES = {
 
 TEXT_MODELS = {"llama4": "llama4_text", "qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text"}
 """Models with images whose config transformers loads as a text model where a causal model is asked for."""
+BESIDE_TOWERS = {"gemma4": "gemma4_text"}
+"""Models with images that are loaded whole where a causal model is asked for, with the type of their text model alone."""
 SAME_SHAPE = {"kimi_k2": "deepseek_v3"}
 """Types that transformers does not have, with the type that has the same weights and ops."""
 MADE_DENSE = ("fp8", "mxfp4")
@@ -145,12 +150,18 @@ def described(config: ConfigReader) -> tuple[ConfigReader, str]:
                 "tuneplan does not know; use the original model's config, with --method qlora for a 4-bit base"
             )
         notes.append(f"the checkpoint is in {method}; figures are of the model in 16 bits, as it is made dense to be trained")
-    text = TEXT_MODELS.get(config.text("model_type"))
+    kind = config.text("model_type")
+    text = TEXT_MODELS.get(kind) or BESIDE_TOWERS.get(kind)
     if text is not None and config.has("text_config"):
         inner = config.section("text_config")
         given = {key: config.mapping[key] for key in ("tie_word_embeddings",) if key in config.mapping}
         config = ConfigReader({**given, **inner.mapping, "model_type": text}, inner.origin)
-        notes.append("figures are of the text model alone, as AutoModelForCausalLM loads it")
+        notes.append(
+            "figures are of the text model alone, as AutoModelForCausalLM loads it"
+            if kind in TEXT_MODELS
+            else "figures are of the text model alone; AutoModelForCausalLM loads its vision and audio towers beside it, which "
+            "lie in memory and which text does not train"
+        )
     same = SAME_SHAPE.get(config.text("model_type"))
     if same is not None:
         notes.append(f"its own code is not part of transformers; it is planned as {same}, whose shape it has")

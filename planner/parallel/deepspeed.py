@@ -17,7 +17,7 @@ from tuneplan.planner.methods.formats import QUANTIZED
 from tuneplan.planner.models.network import Network
 from tuneplan.planner.models.parameter import Parameter
 from tuneplan.planner.parallel.shards import flat_part, layer_parameters, root_parameters, weight_bytes
-from tuneplan.planner.parallel.step import EMPTY, Events, HostBytes, Piece, RankStep, Walked, sequence
+from tuneplan.planner.parallel.step import EMPTY, Events, HostBytes, Piece, RankStep, Walked, key_of, sequence
 from tuneplan.planner.training.optimizers import AnyOptimizer, state_bytes, step_scratch
 from tuneplan.planner.training.sharding import Buckets, Sharding, share
 
@@ -53,8 +53,9 @@ def step(network: Network, walked: Walked, optimizer: AnyOptimizer, sharding: Sh
         accumulating: gradients of an earlier micro-batch stand already.
     """
     stage, ranks = sharding.zero_stage, sharding.shard_ranks
-    trained = network.remembered(("deepspeed", ranks), lambda: _trained(network.parameters, ranks))
-    flat = network.remembered(("deepspeed flat", ranks), lambda: _flat(network.parameters, trained.elements))
+    of_ranks = ("deepspeed", key_of(ranks))
+    trained = network.remembered(of_ranks, lambda: _trained(network.parameters, ranks))
+    flat = network.remembered((*of_ranks, "flat"), lambda: _flat(network.parameters, trained.elements))
     states = state_bytes(optimizer, [flat] if flat else [], False)
     on_host = "optimizer" in sharding.offload
     base = EMPTY.copy()
@@ -78,7 +79,7 @@ def step(network: Network, walked: Walked, optimizer: AnyOptimizer, sharding: Sh
     else:
         held[GRADIENTS] = part
         base[GRADIENTS] = (trained.whole_bytes if stage == 1 else part) if accumulating else 0
-    key = ("deepspeed", stage, ranks, sharding.buckets, on_host, accumulating)
+    key = (*of_ranks, stage, sharding.buckets, on_host, accumulating)
     if key not in walked.joined:
         forward, backward = list(walked.forward), list(walked.backward)
         if stage == 3:
@@ -86,10 +87,10 @@ def step(network: Network, walked: Walked, optimizer: AnyOptimizer, sharding: Sh
             backward.append(Events(BUCKET).touch(min(bucket, trained.whole_bytes)).piece)
         elif stage == 2:
             backward.insert(_first(network, walked), Events(BUCKET).take(bucket).gradients(part).piece)
-            backward.append(Events(BUCKET).give(bucket).gradients(-part if accumulating else 0).piece)
+            backward.append(Events(BUCKET).give(bucket).spend(part if accumulating else 0).piece)
         else:
             filled = min(bucket, trained.whole_bytes)
-            copied = Events(BUCKET).gradients(-filled).gradients(part).gradients(filled - trained.whole_bytes)
+            copied = Events(BUCKET).spend(filled).gradients(part).spend(trained.whole_bytes - filled)
             if accumulating:
                 copied.gradients(trained.whole_bytes)  # they stand in the base
             backward.insert(_first(network, walked), Events(BUCKET).take(bucket).piece)

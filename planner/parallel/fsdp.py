@@ -29,7 +29,7 @@ from tuneplan.planner.parallel.shards import (
     unit,
     weight_bytes,
 )
-from tuneplan.planner.parallel.step import EMPTY, NOTHING, Events, HostBytes, Piece, RankStep, Walked, sequence
+from tuneplan.planner.parallel.step import EMPTY, NOTHING, Events, HostBytes, Piece, RankStep, Walked, key_of, sequence
 from tuneplan.planner.training.optimizers import AnyOptimizer, state_bytes
 from tuneplan.planner.training.sharding import Sharding
 
@@ -106,7 +106,7 @@ def step(
     """
     ranks = sharding.shard_ranks
     reduce = sharding.reduce_dtype
-    key: tuple[object, ...] = ("fsdp", sharding.units, ranks, wide, reduce)
+    key = ("fsdp", sharding.units, key_of(ranks), wide, reduce)
     parts = network.remembered(key, lambda: _parts(network, sharding.units, ranks, wide, reduce))
     layers, root, kept = parts.layers, parts.root, parts.kept_bytes
     updated = [] if network.fused_update else parts.every
@@ -125,10 +125,10 @@ def step(
         base[OPTIMIZER_STATES] = states.device
     if network.fused_update:  # each unit's gradients are used and freed when they are reduced
         kept = 0
-    base[GRADIENTS] = kept if accumulating else 0
-    found = accumulating or network.fused_update
-    frame = _Frame(layers, root, sharding.zero_stage == 3, found, sharding.replicas > 1, parts.tail)
-    way = ("fsdp", sharding.units, ranks, sharding.zero_stage, wide, reduce, accumulating, frame.replicated, offloads)
+    base[GRADIENTS] = kept * accumulating
+    found = network.fused_update or accumulating
+    frame = _Frame(layers, root, sharding.zero_stage == 3, found, _replicated(sharding), parts.tail)
+    way = (*key, sharding.zero_stage, key_of(accumulating), frame.replicated, offloads)
     if way not in walked.joined:
         walked.joined[way] = sequence(_forward(network, walked, frame)), sequence(_backward(network, walked, frame))
     forward, backward = walked.joined[way]
@@ -138,6 +138,10 @@ def step(
         return RankStep(base, forward, backward, held, NOTHING, host)
     done = network.remembered((*key, optimizer, "update"), lambda: update(updated, optimizer, False))
     return RankStep(base, forward, backward, held, done, host)
+
+
+def _replicated(sharding: Sharding) -> bool:
+    return sharding.shard_group > 0 and sharding.replicas > 1
 
 
 def _parts(network: Network, units: str, ranks: int, wide: bool, reduce: str) -> _Parts:
@@ -158,7 +162,7 @@ def _forward(network: Network, walked: Walked, frame: _Frame) -> list[Piece]:
     last = max(index for index, piece in enumerate(walked.forward) if piece.run == len(network.runs) - 1)
     for index, piece in enumerate(walked.forward):
         own = frame.gathered(piece.run)
-        if own == Unit() or index > last:
+        if own.empty or index > last:
             pieces.append(piece)
         else:
             for count in (1, piece.count - 1):  # what the unit before left behind differs for the first
@@ -190,7 +194,7 @@ def _copying(own: Unit) -> int:
 def _backward(network: Network, walked: Walked, frame: _Frame) -> list[Piece]:
     """The backward: gathers ahead of each layer, reductions behind it, and at the end what is left."""
     order = [piece.run for piece in walked.backward for _ in range(piece.count if piece.run >= 0 else 0)]
-    order = [index for index in order if frame.layers[index] != Unit()]
+    order = [index for index in order if not frame.layers[index].empty]
     waiting: list[Unit] = []
     start = Events(GATHER)
     if frame.reshards and frame.own_root:
@@ -201,7 +205,7 @@ def _backward(network: Network, walked: Walked, frame: _Frame) -> list[Piece]:
     reducing = held = done = unused = 0
     for piece in walked.backward[:-1]:
         own = frame.layers[piece.run] if piece.run >= 0 else Unit()
-        if own == Unit():
+        if own.empty:
             pieces.append(piece)
             continue
         block, last, segment = network.runs[piece.run].block, piece.run == frame.tail[1], piece.segment
@@ -269,20 +273,19 @@ def _leave(own: Unit, reducing: int, frame: _Frame) -> Piece:
 def _reduce(events: Events, own: Unit, frame: _Frame) -> None:
     if not own.gradient_bytes:
         return
-    events.take(own.reduce_bytes).gradients(-own.gradient_bytes).take(own.reduced_bytes)
-    if own.kept_bytes and own.reduced_bytes != own.kept_bytes:
-        events.gradients(own.kept_bytes).give(own.reduced_bytes)
-    else:
-        events.give(own.reduced_bytes).gradients(own.kept_bytes)  # the same storage under another name
+    copied = own.kept_bytes * (own.reduced_bytes != own.kept_bytes)  # else the same storage goes under another name
+    events.take(own.reduce_bytes).spend(own.gradient_bytes).take(own.reduced_bytes)
+    events.gradients(copied).give(own.reduced_bytes).gradients(own.kept_bytes - copied)
     events.take(_all_reduced(own, frame))
-    if frame.accumulating:
-        events.gradients(-own.kept_bytes)
+    events.spend(own.kept_bytes * frame.accumulating)
 
 
 def _all_reduced(own: Unit, frame: _Frame) -> int:
     """Bytes of the buffer that the all-reduce between replicas keeps to the end, where it is not the gradients themselves."""
+    if not frame.replicated:
+        return 0
     same = own.reduced_bytes == own.kept_bytes and not frame.accumulating
-    return own.reduced_bytes if frame.replicated and not same else 0
+    return 0 if same else own.reduced_bytes
 
 
 def _end(frame: _Frame, waiting: list[Unit], reducing: int, held: int) -> Piece:

@@ -41,6 +41,11 @@ class Unit:
     reduced_bytes: int = 0
     kept_bytes: int = 0
 
+    @property
+    def empty(self) -> bool:
+        """Whether it has no weights (which for arrays of ranks is as plain as for one number of them)."""
+        return isinstance(self.whole_bytes, int) and self.whole_bytes == 0
+
 
 def padded(shape: Sequence[int], ranks: int) -> tuple[int, ...]:
     """Shape of a rank's part: the first dimension over the ranks, rounded up."""

@@ -1,12 +1,16 @@
 """What an engine makes of a walked step: the pieces between which it acts, and what it says of one rank."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
 from tuneplan.planner.graph.meter import Levels, Meter, Segment, join, repeat
 from tuneplan.planner.graph.tensor import CATEGORIES, GRADIENTS, TEMPORARY, Size
 
 EMPTY: Levels = [0] * len(CATEGORIES)
 NOTHING = Segment(EMPTY, EMPTY, 0, "")
+MANY = 5
+"""Pieces of arrays from which on it is faster to join them all at once than one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +79,17 @@ class RankStep:
     host: HostBytes = HostBytes()
 
 
+def key_of(value: Any) -> Hashable:
+    """A number, or an array of numbers, as something to remember by what is known of it."""
+    return value if isinstance(value, int) else (value.shape, value.tobytes())
+
+
 def sequence(pieces: list[Piece]) -> Segment:
     """All pieces as one segment."""
+    if len(pieces) >= MANY and any(type(piece.segment.delta) is not list for piece in pieces):
+        from tuneplan.planner.graph.array_meter import chain, shape_of
+
+        return chain(pieces, shape_of(pieces))
     total = NOTHING
     for piece in pieces:
         total = join(total, repeat(piece.segment, piece.count))
@@ -114,11 +127,13 @@ class Events:
         return self
 
     def gradients(self, size_bytes: int) -> "Events":
-        """Gradients are made (or, where negative, go)."""
-        if size_bytes >= 0:
-            self._meter.add(size_bytes, GRADIENTS)
-        else:
-            self._meter.drop(-size_bytes, GRADIENTS)
+        """Gradients are made."""
+        self._meter.add(size_bytes, GRADIENTS)
+        return self
+
+    def spend(self, size_bytes: int) -> "Events":
+        """Gradients go."""
+        self._meter.drop(size_bytes, GRADIENTS)
         return self
 
     @property

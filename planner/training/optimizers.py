@@ -87,7 +87,7 @@ class StateBytes:
 
 @dataclass(frozen=True, slots=True)
 class Optimizers:
-    """Several at once: their bytes are arrays (optimizer, 1), so that one walk serves all of them."""
+    """Several at once: their bytes are arrays (optimizer, 1 or numbers of ranks, 1), so that one walk serves all of them."""
 
     every: tuple[Optimizer, ...]
     name: str = "optimizer"
@@ -125,21 +125,35 @@ def _one(optimizer: Optimizer, shape: tuple[int, ...], dtype: str, master: bool)
         columns = count // shape[-2]
         return copy + round_block(4 * rows) + round_block(4 * columns) + round_block(4), 0
     kept = "fp32" if master and not optimizer.state_dtype else optimizer.state_dtype or dtype
-    if kept == "uint8" and count < SMALL_8BIT:
-        return copy + optimizer.states * round_block(4 * count), 0
     state = optimizer.states * round_block(count * BITS[kept] // 8)
-    scales = optimizer.states * round_block(4 * -(-count // STATE_BLOCK)) if kept == "uint8" else 0
-    if optimizer.paged and count >= PAGED_MINIMUM:
-        return copy + scales, optimizer.states * count * BITS[kept] // 8
-    return copy + state + scales, 0
+    if kept == "uint8":
+        scales = optimizer.states * round_block(4 * -(-count // STATE_BLOCK))
+        small = count < SMALL_8BIT
+        state = small * optimizer.states * round_block(4 * count) + (1 - small) * state
+        copy = copy + (1 - small) * scales
+    if not optimizer.paged:
+        return copy + state, 0
+    paged = count >= PAGED_MINIMUM
+    return copy + (1 - paged) * state, paged * (optimizer.states * count * BITS[kept] // 8)
 
 
 def _column(sizes: list[Size]) -> Size:
     import numpy as np
 
-    column: Any = np.array(sizes, dtype=np.int64)[:, None]
-    sized: Size = column
+    every: Any = np.stack(np.broadcast_arrays(*[np.asarray(size, np.int64) for size in sizes]))
+    sized: Size = every if every.ndim > 1 else every[:, None, None]
     return sized
+
+
+def _largest(sizes: Sequence[Size]) -> Size:
+    """The largest, element by element for arrays."""
+    if all(isinstance(size, int) for size in sizes):
+        return max(sizes)
+    import numpy as np
+
+    result: Any = np.max(np.broadcast_arrays(*sizes), 0)
+    largest: Size = result
+    return largest
 
 
 def step_scratch(optimizer: AnyOptimizer, parameters: Sequence[Parameter], master: bool) -> Size:
@@ -163,7 +177,7 @@ def step_scratch(optimizer: AnyOptimizer, parameters: Sequence[Parameter], maste
 def _pairs(trained: Sequence[Parameter], own: int, before: int, master: bool) -> int:
     """Copies of a parameter and of the one before it, whose variables the loop has not overwritten yet; the largest such sum."""
     sizes = [round_block(elements(p.shape) * (4 if master else BITS[p.storage] // 8)) for p in trained]
-    return max(own * size + before * previous for previous, size in zip(sizes[-1:] + sizes[:-1], sizes, strict=True))
+    return _largest([own * size + before * previous for previous, size in zip(sizes[-1:] + sizes[:-1], sizes, strict=True)])
 
 
 def _foreach(trained: Sequence[Parameter], master: bool) -> int:
@@ -179,4 +193,4 @@ def _adafactor(trained: Sequence[Parameter], master: bool) -> int:
     """fp32 copies of a gradient and a parameter (if they are 16-bit), the squared gradient twice, and the update before it."""
     sizes = [(round_block(4 * elements(p.shape)), 2 if master or p.storage == "fp32" else 4) for p in trained]
     shifted = sizes[-1:] + sizes[:-1]
-    return max(copies * wide + previous for (previous, _), (wide, copies) in zip(shifted, sizes, strict=True))
+    return _largest([copies * wide + previous for (previous, _), (wide, copies) in zip(shifted, sizes, strict=True)])

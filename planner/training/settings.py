@@ -10,6 +10,8 @@ PRECISIONS = ("pure", "master-weights", "autocast")
 ATTENTIONS = ("eager", "sdpa", "flash")
 EXPERTS = ("grouped_mm", "batched_mm")
 ROUTINGS = ("even", "worst")
+BITSANDBYTES = "bitsandbytes"
+KERNELS = (BITSANDBYTES, "tuneplan")
 CHECKPOINTING = ("off", "non-reentrant", "reentrant")
 
 
@@ -28,7 +30,7 @@ class Settings:
         loss: eager, liger or chunked.
         gradient_checkpointing: "off", "non-reentrant" (transformers' default) or "reentrant".
         optimizer: a name of the optimizer registry.
-        accumulating: gradients exist when the forward starts (all micro-batches of a step but the first).
+        accumulating: gradients exist when the forward starts (all micro-batches of a step but the first); for FSDP, an array too.
         max_grad_norm: gradients are clipped to this norm; 0 is no clipping.
         attention_dropout: overrides the model's own when not None.
         compute_capability: of the card, as (major, minor), where sdpa's choice of kernel depends on it.
@@ -44,6 +46,7 @@ class Settings:
         experts: transformers' `experts_implementation` of a mixture of experts; "grouped_mm" unless it is told otherwise.
         routing: how its tokens are spread over ranks that split the experts: "even", or "worst", where all tokens want experts
             of one rank. On one rank all rows are computed there, whichever experts they choose.
+        kernels: that dequantize 4-bit weights: "bitsandbytes", or "tuneplan" for a model patched with `tuneplan.kernels.patch`.
         gathered_cast: fp32 adapters are cast to `dtype` as they are gathered, so that the model computes in one dtype (FSDP's
             mixed precision).
     """
@@ -68,6 +71,7 @@ class Settings:
     experts: str = "grouped_mm"
     routing: str = "even"
     gathered_cast: bool = False
+    kernels: str = BITSANDBYTES
     objective: Objective = SFT
 
     @property

@@ -43,7 +43,7 @@ class Sharding:
     """How many ranks share the work, and which model states they split.
 
     Attributes:
-        data_parallel: ranks, each with its own micro-batch.
+        data_parallel: ranks, each with its own micro-batch; an array, for a search, of numbers above 1.
         zero_stage: 0 nothing is split, 1 optimizer states, 2 gradients too, 3 weights too.
         engine: "ddp", "fsdp", "deepspeed", or "auto": DDP for stage 0, DeepSpeed for 1, FSDP2 for 2 and 3.
         shard_group: ranks over which states are split, the groups of them being replicas (HSDP); 0 for all.
@@ -188,7 +188,7 @@ class Sharding:
     @property
     def engine_used(self) -> str:
         """The engine, "single" for one rank."""
-        if self.data_parallel == 1:
+        if isinstance(self.data_parallel, int) and self.data_parallel == 1:
             return "single"
         if self.engine != "auto":
             return self.engine

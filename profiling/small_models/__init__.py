@@ -7,6 +7,7 @@ A file is an object with:
     methods     {method: written out}: what stands for a method of the matrix where PEFT does not run its defaults on this model
     refuses     {method: reason}: methods that the real code does not run on this model; "METHOD checkpointed" for one that it
                 does not run under gradient checkpointing alone
+    not_modelled {method: reason}: methods that the real code runs on this model and the planner refuses
     tolerances  {method: {"percent": x, "reason": why}}: where the peak may differ by more than validation's usual 0.1 %
     points      [[batch, length], ...] instead of POINTS
     device      "cpu" for code that asks for values, which the meta device does not have
@@ -36,6 +37,7 @@ class SmallModel:
     task: str = ""
     methods: Mapping[str, str] = field(default_factory=dict)
     refuses: Mapping[str, str] = field(default_factory=dict)
+    not_modelled: Mapping[str, str] = field(default_factory=dict)
     tolerances: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     points: tuple[tuple[int, int], ...] = POINTS
     device: str = "meta"

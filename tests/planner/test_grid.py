@@ -12,6 +12,9 @@ import pytest
 
 from tuneplan.planner import grid_workers
 from tuneplan.planner import search as searching
+from tuneplan.planner.data.amount import of_job
+from tuneplan.planner.data.batches import Batches
+from tuneplan.planner.data.lengths import of_counts
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.grid import Choice, Grid
 from tuneplan.planner.job import Job
@@ -90,6 +93,16 @@ def test_a_large_search_is_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert JOB.candidates == sum(told) == large.evaluated
     assert len(small.rejected) == len(large.rejected) + large.rejected_left_out
     assert large.rejected[0].plan.short_by_bytes == min(r.plan.short_by_bytes for r in small.rejected)
+
+
+def test_what_arrays_do_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of other lengths are searched one by one, however large the search."""
+    data = of_job(Batches(of_counts({100: 40, 900: 8}, "test"), 1024), 1, None, None)
+    few = replace(JOB, methods=(parse("lora"),), targets=JOB.targets[:1], optimizers=JOB.optimizers[:1], data=data)
+    small = find(few, TODAY)
+    monkeypatch.setattr(searching, "LARGE", 1)
+    assert small.plans
+    assert [_figures(plan) for plan in small.plans] == [_figures(plan) for plan in find(few, TODAY).plans]
 
 
 def _figures(plan: Plan) -> tuple[Any, ...]:

@@ -116,15 +116,18 @@ def start(model: Assembly, spec: GemmaSpec) -> tuple[Block, tuple[Tensor, ...]]:
         model.settings = replace(model.settings, attention="eager")
         model.notes["attention_kernel"] = "eager"
         model.notes["attention_kernel_reason"] = "sdpa cannot cap scores, so transformers runs Gemma 2 eagerly"
-    # Gemma 3 has tables for each kind of layer; they live equally long, so that one storage can stand for both.
     windows = (None,) if spec.sliding_window is None else (None, spec.sliding_window)
-    kinds = len(set(spec.layer_types)) if spec.head_norm else 1
-    return decoder.start(model, EMBEDDING, (kinds * spec.head_dim,) * 2, windows, scaled=True)
+    return decoder.start(model, EMBEDDING, (spec.head_dim,) * 2 * len(_kinds(spec)), windows, scaled=True)
+
+
+def _kinds(spec: GemmaSpec) -> tuple[str, ...]:
+    """The kinds of layers that have rotary tables of their own (Gemma 3)."""
+    return tuple([kind for kind in (FULL, SLIDING) if kind in spec.layer_types]) if spec.head_norm else (FULL,)
 
 
 def layer_form(model: Assembly, spec: GemmaSpec, index: int) -> object:
-    """Layers differ where each kind has a mask of its own (eager), or only one kind gets one."""
-    return decoder.layer_mask(model, spec.layer_types[index], spec.window(index))
+    """Layers differ where each kind has a mask of its own (eager), or only one kind gets one, and in their tables (Gemma 3)."""
+    return spec.head_norm and spec.layer_types[index], decoder.layer_mask(model, spec.layer_types[index], spec.window(index))
 
 
 def layer(model: Assembly, spec: GemmaSpec, entry: Tensor, shared: tuple[Tensor, ...]) -> Block:
@@ -155,7 +158,9 @@ def _attention(model: Assembly, spec: GemmaSpec, x: Tensor, shared: tuple[Tensor
     """Self-attention; also returns attention weights that the layer's code holds (eager)."""
     assert model.layer is not None
     window = spec.window(model.layer)
-    tables, masks = shared[:2], shared[2:]
+    kinds = _kinds(spec)
+    place = 2 * kinds.index(spec.layer_types[model.layer]) if len(kinds) > 1 else 0
+    tables, masks = shared[place : place + 2], shared[2 * len(kinds) :]
     if spec.sliding_window is not None:  # the window's mask is the last one
         masks = masks[:-1] if window is None else masks[-1:]
     kernel = kernel_of(model, spec, x, window)

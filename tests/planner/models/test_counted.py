@@ -11,13 +11,13 @@ from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.counted import LAYERS, parameters, weight_shapes
 from tuneplan.planner.models.network import build
-from tuneplan.planner.models.registry import read_spec
+from tuneplan.planner.models.registry import BESIDE_TOWERS, read_spec
 from tuneplan.planner.training.settings import Settings
 
 CONFIGS = Path(__file__).parents[4] / "shared" / "data" / "model_configs"
 PUBLISHED = sorted(path.stem for path in CONFIGS.glob("*.json"))
 NOT_IN_TRANSFORMERS = {"kimi_k2", "kimi_k3", "mimo", "minimax_m3", "nemotron-nas"}
-WITH_IMAGES = {"gemma4", "kimi_k25", "qwen3_vl", "qwen3_vl_moe", "step3p7"}
+WITH_IMAGES = {"kimi_k25", "qwen3_vl", "qwen3_vl_moe", "step3p7"}
 
 
 def config_of(name: str) -> dict[str, Any]:
@@ -41,6 +41,8 @@ def test_published_configs(name: str) -> None:
     from tuneplan.profiling.build import transformers_model
 
     config = config_of(name)
+    if config["model_type"] in BESIDE_TOWERS:
+        config = config["text_config"]
     if config["model_type"] in NOT_IN_TRANSFORMERS | WITH_IMAGES:
         pytest.skip(f"transformers builds no text model of {config['model_type']}")
     model = transformers_model(config, "causal-lm", "eager", torch.bfloat16, "meta")

@@ -72,3 +72,13 @@ def test_architectures_with_written_out_attention_alone(name: str) -> None:
     assert network.notes["attention_kernel"] == "eager"
     with pytest.raises(InputError, match="transformers has no FlashAttention for"):
         traced.estimated(traced.Case(small_models.config(name), settings=Settings(attention="flash")))
+
+
+def test_a_window_as_long_as_the_sequences_needs_a_mask() -> None:
+    """As in the real code, which so runs the memory-efficient kernel; one token less and flash runs."""
+    config = small_models.config("mistral", sliding_window=256)
+    settings = Settings(micro_batch_size=2, seq_len=256, gradient_checkpointing="off")
+    traced.check(traced.Case(config, settings=settings))
+    network, _ = traced.estimated(traced.Case(config, settings=settings))
+    shorter, _ = traced.estimated(traced.Case(config, settings=Settings(micro_batch_size=2, seq_len=255)))
+    assert ("efficient", "flash") == (network.notes["attention_kernel"], shorter.notes["attention_kernel"])

@@ -30,9 +30,8 @@ def test_files(name: str) -> None:
     """Named after the model type, with methods of the matrix, and a reason for every tolerance, none beyond the goal."""
     model = small_models.load(name)
     assert model.model_type == name or name.startswith(f"{model.model_type}-")
-    assert {key.removesuffix(" checkpointed") for key in [*model.refuses, *model.tolerances, *model.methods]} <= set(
-        family_matrix.METHODS
-    )
+    named = [*model.refuses, *model.not_modelled, *model.tolerances, *model.methods]
+    assert {key.removesuffix(" checkpointed") for key in named} <= set(family_matrix.METHODS)
     for tolerance in model.tolerances.values():
         assert tolerance["percent"] <= PEAK_PERCENT
         assert tolerance["reason"]
