@@ -55,7 +55,9 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     times = [(row[key] or {}).get("median") for key in ("device_seconds", "call_seconds")]
     versus = row["versus"]
     ratio = f"{versus['value']:.2f}x" if versus else "1"
-    note = versus["verdict"] if versus else ""
+    note = (
+        f"{versus['verdict']} than {versus['implementation']}".replace("no difference than", "no difference to") if versus else ""
+    )
     return [
         name,
         *map(seconds, times),
