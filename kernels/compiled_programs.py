@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tuneplan.kernels.compiled import assembly
-from tuneplan.kernels.gpu import dequantize_4bit, dequantize_8bit, linear_4bit
+from tuneplan.kernels.gpu import dequantize_4bit, dequantize_8bit, linear_4bit, lora_grad
 
 ARCHITECTURES = (80, 89, 90, 100)
 """A100; RTX 40 and L40S; H100 and H200; B200."""
@@ -108,6 +108,25 @@ def programs() -> dict[str, Program]:
             linear_4bit.MATRIX_ROWS * 64,
             fusion=True,
         )
+    sizes = ("rows", "columns", "grad_stride", "S_stride", "columns_each")
+    for kind, rows_each, warps in (
+        ("*bf16", lora_grad.ROWS, lora_grad.WARPS),
+        ("*fp32", lora_grad.SPLIT_ROWS, lora_grad.SPLIT_WARPS),
+    ):
+        for rank in (16, 32):
+            types = {
+                "grad": "*bf16",
+                "B": kind,
+                "S": kind,
+                "dS": "*fp32",
+                "dB": "*fp32",
+                **dict.fromkeys(sizes, "i32"),
+                "scale": "fp32",
+            }
+            tiles = {"RANK": rank, "R": rank, "ROWS": rows_each, "COLUMNS": lora_grad.COLUMNS, "SPLIT": kind == "*fp32"}
+            found[f"lora_grad, rank {rank}, {kind[1:]} adapter"] = Program(
+                lora_grad._one_pass, types, tiles, warps, rows_each * lora_grad.COLUMNS, fusion=True
+            )
     return found
 
 

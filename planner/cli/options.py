@@ -19,7 +19,7 @@ from tuneplan.planner.models.registry import read_spec
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.request import LONGEST_SEQUENCE
 from tuneplan.planner.training.objective import Objective, objective_of
-from tuneplan.planner.training.settings import Settings
+from tuneplan.planner.training.settings import BITSANDBYTES, Settings
 from tuneplan.planner.units import parse_bytes
 
 DEFAULT_LENGTH = 2048
@@ -117,6 +117,13 @@ step_options = stack(
     click.option(
         "--vllm-memory", default=None, metavar="SIZE", help="GRPO generates by a vLLM engine on the card, of that size."
     ),
+    click.option(
+        "--kernels",
+        default=BITSANDBYTES,
+        show_default=True,
+        metavar="bitsandbytes|tuneplan",
+        help="That dequantize 4-bit weights; tuneplan: of a patched model.",
+    ),
     click.option("--max-grad-norm", type=float, default=1.0, show_default=True, help="Clip gradients; 0 for no clipping."),
 )
 
@@ -156,6 +163,7 @@ class Step:
     completion_length: int | None
     num_generations: int | None
     vllm_memory: str | None
+    kernels: str
 
     def objective(self, length: int) -> Objective:
         """What is trained towards. Raises InputError."""
@@ -185,6 +193,7 @@ class Step:
             keep_outputs=self.keep_outputs,
             use_cache=self.use_cache,
             max_grad_norm=self.max_grad_norm,
+            kernels=self.kernels,
         )
 
 

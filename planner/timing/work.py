@@ -49,13 +49,15 @@ class Work:
     Attributes:
         products: matrix products.
         moved: bytes that all other ops read and write.
-        dequantized: bytes read and written to dequantize 4-bit weights.
-        launches: kernels started.
+        dequantized: bytes read and written to dequantize 4-bit weights, by bitsandbytes' kernels.
+        dequantizations: weights that are dequantized.
+        launches: kernels started, bitsandbytes' for dequantization among them.
     """
 
     products: list[Product] = field(default_factory=list)
     moved: Size = 0
     dequantized: Size = 0
+    dequantizations: int = 0
     launches: int = 0
 
     @property
@@ -85,6 +87,7 @@ class Work:
         if op.name.endswith("linear_4bit") and op.scratch is not None:
             weights = op.scratch / DEQUANTIZED_BYTES
             self.dequantized = self.dequantized + int(weights * DEQUANTIZE_MOVED) * count
+            self.dequantizations += count
             self.launches += DEQUANTIZE_LAUNCHES * count
             moved = moved - int(weights * (DEQUANTIZE_MOVED - 0.25))
         self.products.append(Product(flops, moved, dtype, op.name.endswith("_attention"), count))

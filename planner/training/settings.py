@@ -10,6 +10,8 @@ PRECISIONS = ("pure", "master-weights", "autocast")
 ATTENTIONS = ("eager", "sdpa", "flash")
 EXPERTS = ("grouped_mm", "batched_mm")
 ROUTINGS = ("even", "worst")
+BITSANDBYTES = "bitsandbytes"
+KERNELS = (BITSANDBYTES, "tuneplan")
 CHECKPOINTING = ("off", "non-reentrant", "reentrant")
 
 
@@ -43,6 +45,7 @@ class Settings:
         experts: transformers' `experts_implementation` of a mixture of experts; "grouped_mm" unless it is told otherwise.
         routing: how its tokens are spread over ranks that split the experts: "even", or "worst", where all tokens want experts
             of one rank. On one rank all rows are computed there, whichever experts they choose.
+        kernels: that dequantize 4-bit weights: "bitsandbytes", or "tuneplan" for a model patched with `tuneplan.kernels.patch`.
         gathered_cast: fp32 adapters are cast to `dtype` as they are gathered, so that the model computes in one dtype (FSDP's
             mixed precision).
     """
@@ -66,6 +69,7 @@ class Settings:
     experts: str = "grouped_mm"
     routing: str = "even"
     gathered_cast: bool = False
+    kernels: str = BITSANDBYTES
     objective: Objective = SFT
 
     @property
