@@ -115,7 +115,7 @@ def _swept(rows: Sequence[Row]) -> list[str]:
         chosen = " ".join(f"{key}={value}" for key, value in best["choice"].items()) or "as they are"
         versus = best["versus_now"]
         ratio = f"{versus['value']:.2f}x: {versus['verdict']} (noise {versus['noise']:.2f}x)" if versus else ""
-        times = [_microseconds(row and row["device_seconds"]["median"]) for row in (now, best)]
+        times = [_microseconds(row["device_seconds"]["median"] if row else None) for row in (now, best)]
         lines.append(f"| {label} | {times[0]} | {times[1]} | {chosen} | {ratio} |")
     return lines
 
