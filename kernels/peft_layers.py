@@ -54,7 +54,7 @@ def read(layer: Any, x: torch.Tensor) -> Reading | None:
         return None
     name = names[0]
     A, B, dropout, base = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name], layer.base_layer
-    linear = {type(A), type(B)} == {nn.Linear} and B.bias is None and A.weight.dtype == B.weight.dtype
+    linear = {type(A), type(B)} == {nn.Linear} and B.bias is None and A.weight.dtype == B.weight.dtype in FLOATS
     if not linear or type(dropout) not in (nn.Identity, nn.Dropout) or not all(map(_plain, (A, B, dropout, base))):
         return None
     if not _takes(x) or any(type(weight) is not nn.Parameter for weight in (A.weight, B.weight)):
@@ -91,10 +91,11 @@ def _weight(base: Any, x: torch.Tensor, training: bool) -> tuple[Weight | None, 
     try:
         if form == "4bit":
             state = getattr(base.weight, "quant_state", None)
-            # without a compute dtype the layer takes that of its first input, and keeps it
-            if state is None or getattr(state, "packing_format_for_cpu", False) or not base.compute_type_is_set:
+            # inference on a CPU leaves the weight packed in another way
+            if state is None or getattr(state, "packing_format_for_cpu", False):
                 return None, None
-            return Packed4bit.of(base.weight.data, state), base.compute_dtype
+            # bitsandbytes takes the dtype of the first input where none is set
+            return Packed4bit.of(base.weight.data, state), base.compute_dtype if base.compute_type_is_set else x.dtype
         state = base.state
         data = base.weight.CB if base.weight.CB is not None else state.CB
         scale = base.weight.SCB if base.weight.SCB is not None else state.SCB
