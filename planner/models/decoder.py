@@ -167,6 +167,7 @@ def start(
     beside: Callable[[Tensor], Tensor] | None = None,
     boolean_mask: bool = False,
     chunked: bool = False,
+    tables_each: bool = False,
 ) -> tuple[Block, tuple[Tensor, ...]]:
     """The first block: token ids, embeddings, rotary tables and masks.
 
@@ -184,6 +185,7 @@ def start(
         beside: gives, for what enters the first layer, a further tensor that layers share.
         boolean_mask: the model's code makes the mask boolean.
         chunked: windows are chunks.
+        tables_each: each sequence has rotary tables of its own.
 
     Returns:
         The block, and what layers share: the tables, then a mask for each window that has one, then what is `beside`.
@@ -216,7 +218,8 @@ def start(
         if model.method.virtual_tokens and passed is not hidden:
             tape.outputs.append(passed.storage)
             locals = tuple([tensor for tensor in locals if tensor.storage is not passed.storage])
-    shared = [_table(model, width, "fp32" if wide_tables else hidden.dtype) for width in widths]
+    rows = hidden.shape[0] if tables_each else 1
+    shared = [_table(model, rows, width, "fp32" if wide_tables else hidden.dtype) for width in widths]
     model.rotary = tuple(shared[:2])
     shared += [mask for window in windows if (mask := _mask(model, window, hidden.dtype, chunked)) is not None]
     if boolean_mask:
@@ -262,9 +265,9 @@ def layer_mask(model: Assembly, kind: str, window: int | None) -> object:
     return (model.settings.attention == "eager" and kind, masked(model, window))
 
 
-def _table(model: Assembly, width: int, dtype: str) -> Tensor:
+def _table(model: Assembly, rows: Size, width: int, dtype: str) -> Tensor:
     length = model.settings.seq_len + model.method.virtual_tokens
-    table = model.tape.fresh((1, length, width), dtype, False)
+    table = model.tape.fresh((rows, length, width), dtype, False)
     wide = tensor_bytes(table.shape, "fp32")
     return model.tape.record("rotary_table", (), table, scratch=3 * wide)
 

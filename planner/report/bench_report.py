@@ -11,6 +11,8 @@ from tuneplan.planner.units import format_gib
 
 _COLUMNS = ("implementation", "device", "call", "share of copy", "of roofline", "ratio", "peak", "")
 
+_THAN = {"faster": " than {}", "slower": " than {}", "no difference": ""}
+
 
 def seconds(value: float | None) -> str:
     """Microseconds, or nothing."""
@@ -55,7 +57,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     times = [(row[key] or {}).get("median") for key in ("device_seconds", "call_seconds")]
     versus = row["versus"]
     ratio = f"{versus['value']:.2f}x" if versus else "1"
-    note = versus["verdict"] if versus else ""
+    note = versus["verdict"] + _THAN[versus["verdict"]].format(versus["implementation"]) if versus else ""
     return [
         name,
         *map(seconds, times),
