@@ -121,6 +121,11 @@ def _there(tensor: torch.Tensor | None) -> torch.Tensor:
     return tensor
 
 
+def _wider(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """The dtype that holds both; torch is asked only where they differ, since it takes as long as an op."""
+    return one if one == other else torch.promote_types(one, other)
+
+
 def _joined(parts: list[torch.Tensor], dim: int = 0) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
@@ -151,7 +156,7 @@ def _output(
     bias = tensors[2]
     W_KN = decoded(put_together(member.weight, list(map(_there, tensors[PER_MEMBER:]))), plan.compute, plan.backend).t()
     x_MK = x_MK.to(plan.compute)
-    if torch.promote_types(plan.compute, plan.out) != plan.compute:
+    if _wider(plan.compute, plan.out) != plan.compute:
         # a wider output takes the two products unrounded by each other
         base_MN = x_MK @ W_KN if bias is None else torch.addmm(bias.to(plan.compute), x_MK, W_KN)
         adapter_MN = torch.addmm(S_MR.new_empty(()), S_MR, B_RN, beta=0, alpha=member.scale)
@@ -182,8 +187,7 @@ def _gradients(ctx: Any, grads: tuple[torch.Tensor | None, ...]) -> tuple[torch.
             A_RK, B_NR, bias = tensors[at : at + PER_MEMBER]
             grad_MN = grad.reshape(-1, grad.shape[-1])
             if needs[2]:
-                wide = torch.promote_types(torch.float32, bias.dtype)
-                results[2 + at + 2] = grad_MN.sum(0, dtype=wide).to(bias.dtype)
+                results[2 + at + 2] = grad_MN.sum(0, dtype=_wider(torch.float32, bias.dtype)).to(bias.dtype)
             S_MR = S_MT[:, column : column + member.rank] if needs[1] else None
             dS_MR, dB_NR = _adapter_grads(plan, member, grad_MN, B_NR, S_MR, needs_x or needs[0])
             if dB_NR is not None:
@@ -259,7 +263,7 @@ def _grad_of_x(plan: Plan, kind: torch.dtype, parts: list[_Part]) -> torch.Tenso
             more_MK = _dropped(_there(part.inner) @ part.A.to(plan.adapter), part)
             dx_MK = more_MK if dx_MK is None else dx_MK.add_(more_MK)
     # wide enough for both
-    accumulates = torch.promote_types(plan.compute, kind)
+    accumulates = _wider(plan.compute, kind)
     dx_MK = _there(dx_MK).to(accumulates)
     for part in parts:
         W_NK = decoded(put_together(part.member.weight, part.weight), plan.compute, plan.backend)
