@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from tuneplan.kernels.backend import autocast_of
 from tuneplan.kernels.frozen_weight import Layout, decoded, put_together
 from tuneplan.kernels.lora_grad import lora_grad
 
@@ -58,7 +59,7 @@ class LoraLinears(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Plan, x: torch.Tensor, *tensors: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """Shapes: x [..., K]; each output [..., N]."""
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(autocast_of(x.device), enabled=False):
             x_MK = x.reshape(-1, x.shape[-1])
             cast_MK = x_MK.to(plan.adapter)
             S_MT, masks = _inner_products(plan, cast_MK, tensors)
@@ -93,7 +94,7 @@ class LoraLinears(torch.autograd.Function):
 
 
 def _device(grads: tuple[torch.Tensor | None, ...]) -> str:
-    return next((grad.device.type for grad in grads if grad is not None), "cpu")
+    return next((autocast_of(grad.device) for grad in grads if grad is not None), "cpu")
 
 
 def _needs(ctx: Any, plan: Plan) -> tuple[bool, bool, bool]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tuneplan.kernels.backend import autocast_of
 from tuneplan.kernels.errors import KernelInputError
 from tuneplan.kernels.frozen_weight import Rows8bit, Weight
 from tuneplan.kernels.linear_4bit import MOST_TOKENS
@@ -70,9 +71,7 @@ def _takes(x: Any) -> bool:
     """Whether an input's dtype gives the dtypes that PEFT's layers give."""
     if type(x) not in (torch.Tensor, nn.Parameter) or x.dtype not in FLOATS:
         return False
-    kind = x.device.type
-    if kind == "meta":
-        return False
+    kind = autocast_of(x.device)
     # two 16-bit types meet in fp32, PEFT's layers in one of them
     return x.dtype == torch.float32 or not torch.is_autocast_enabled(kind) or x.dtype == torch.get_autocast_dtype(kind)
 
@@ -82,7 +81,7 @@ def _weight(base: Any, x: torch.Tensor, training: bool) -> tuple[Weight | None, 
     form = _form(base)
     if form == "dense":
         weight = base.weight
-        fits = weight.dtype == x.dtype or (torch.is_autocast_enabled(x.device.type) and weight.dtype in FLOATS)
+        fits = weight.dtype == x.dtype or (torch.is_autocast_enabled(autocast_of(x.device)) and weight.dtype in FLOATS)
         return (weight if type(weight) is nn.Parameter and not weight.requires_grad and fits else None), None
     # few tokens: bitsandbytes decodes inside of the product
     inference = not training and not torch.is_grad_enabled()
