@@ -151,8 +151,8 @@ class Walk:
             made = self._node(op, grad, meter, checkpointing == "non-reentrant") if grad is not None else []
             self._release(op.saved, meter)
             if grad is not None:
-                if op.output.storage not in block.early_leaves:
-                    _leave(grad, meter)
+                grad.users += op.output.storage in block.early_leaves
+                _leave(grad, meter)
                 _deliver(op, made, pending, shared, meter, own)
         if reentrant:
             _leave(incoming, meter)
