@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.quantized_base import QuantizedBase
+from tuneplan.planner.training.settings import OURS
 from tuneplan.profiling import attention
 from tuneplan.profiling.methods import refuse_what_no_library_has, with_adapter, with_method
 from tuneplan.profiling.optimizers import make_optimizer
@@ -101,6 +102,15 @@ def build(subject: Subject, implementation: str, device: str, adapt: Callable[[A
     materialize(model, device)
     if adapt is not None:
         adapt(model)
+    if settings.kernels == OURS:
+        if settings.autocast and device != "cuda":
+            raise InputError(
+                "autocast is played for traces and CPUs, which patched layers do not see; leave --kernels tuneplan out, "
+                "or use plan estimate"
+            )
+        from tuneplan.kernels.patch import patch
+
+        notes += (str(patch(model)),)
     checkpoint_layers(model, settings.gradient_checkpointing)
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:

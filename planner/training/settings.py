@@ -11,7 +11,8 @@ ATTENTIONS = ("eager", "sdpa", "flash")
 EXPERTS = ("grouped_mm", "batched_mm")
 ROUTINGS = ("even", "worst")
 BITSANDBYTES = "bitsandbytes"
-KERNELS = (BITSANDBYTES, "tuneplan")
+OURS = "tuneplan"
+KERNELS = (BITSANDBYTES, OURS)
 CHECKPOINTING = ("off", "non-reentrant", "reentrant")
 
 
