@@ -290,7 +290,9 @@ class Search:
             own = plan.network
         else:  # the lengths of the mean batch are not those of the longest
             parts = self._split(request.method, request.settings, request.sharding)
-            own = fullest(parts, request.settings, request.optimizer, request.sharding, request.gradient_accumulation_steps).network
+            own = fullest(
+                parts, request.settings, request.optimizer, request.sharding, request.gradient_accumulation_steps
+            ).network
         time = time_of(request, own, work)
         if time.seconds is None or not time.tokens_per_second:
             return replace(plan, time=time)

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from tuneplan.planner.graph.tensor import ACTIVATIONS, LOGITS, TEMPORARY, WEIGHTS
+from tuneplan.profiling import meta_results
 
 BLOCK_BYTES = 512
 _ADD = torch.ops.aten.add.Tensor
@@ -269,7 +270,7 @@ class StorageTracker(TorchDispatchMode):
         if func is _GROUPED and args[0].device.type == "meta" and args[0].dtype is not torch.bfloat16:
             out = _grouped_in_another_dtype(args, kwargs or {})
         else:
-            out = func(*args, **(kwargs or {}))
+            out = meta_results.run(func, args, kwargs or {})
         for leaf in tree_iter(out):
             if isinstance(leaf, torch.Tensor):
                 self._see(leaf, func.__name__)

@@ -111,7 +111,11 @@ why_not_option = click.option(
     "--why-not", metavar="WISH", help="What is wrong with a configuration, such as method=qlora,gpus=2,optimizer=adamw."
 )
 layouts_option = click.option(
-    "--layouts", default=LAYOUTS[0], show_default=True, metavar="|".join(LAYOUTS), help="all: split the model too (TP, PP, CP, EP)."
+    "--layouts",
+    default=LAYOUTS[0],
+    show_default=True,
+    metavar="|".join(LAYOUTS),
+    help="all: split the model too (TP, PP, CP, EP).",
 )
 html_option = click.option("--html", metavar="FILE", help="Also write the report as HTML.")
 

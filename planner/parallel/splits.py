@@ -1,4 +1,4 @@
-"""The ways of splitting one model over a number of GPUs that a search looks at: data, tensor, pipeline, context, expert parallel."""
+"""The splits of one model over a number of GPUs that a search looks at: data, tensor, pipeline, context and expert parallel."""
 
 from collections.abc import Iterator
 
@@ -23,23 +23,23 @@ def splits(count: int, layouts: str, mixture: bool) -> tuple[Sharding, ...]:
     """
     if layouts == "data":
         return (Sharding(count),)
-    found = []
+    return tuple(_every(count, mixture))
+
+
+def _every(count: int, mixture: bool) -> Iterator[Sharding]:
     for tensor in _divisors(min(count, MOST_TENSOR_RANKS), count):
         for pipeline in _divisors(count // tensor, count // tensor):
             for context in _divisors(count // tensor // pipeline, count // tensor // pipeline):
                 data = count // tensor // pipeline // context
                 for experts in _divisors(data, data) if mixture else (1,):
-                    found.append(
-                        Sharding(
-                            data,
-                            tensor_parallel=tensor,
-                            sequence_parallel=tensor > 1,
-                            pipeline_parallel=pipeline,
-                            context_parallel=context,
-                            expert_parallel=experts,
-                        )
+                    yield Sharding(
+                        data,
+                        tensor_parallel=tensor,
+                        sequence_parallel=tensor > 1,
+                        pipeline_parallel=pipeline,
+                        context_parallel=context,
+                        expert_parallel=experts,
                     )
-    return tuple(found)
 
 
 def _divisors(most: int, of: int) -> Iterator[int]:
