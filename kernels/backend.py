@@ -10,6 +10,7 @@ from tuneplan.kernels.errors import KernelInputError, KernelUnavailableError
 
 Backend = Literal["auto", "triton", "torch"]
 BACKENDS = ("auto", "triton", "torch")
+_INSTALLED = importlib.util.find_spec("triton") is not None
 FIRST_CAPABILITY = (7, 5)
 """Compute capability from which Triton compiles for a card."""
 
@@ -32,11 +33,11 @@ def chosen(backend: str, device: torch.device) -> Literal["triton", "torch"]:
     """
     if backend not in BACKENDS:
         raise KernelInputError(f"unknown backend {backend!r}: one of {', '.join(BACKENDS)}")
-    if backend == "torch":
+    if backend == "torch" or (backend == "auto" and device.type != "cuda"):
         return "torch"
     missing = why_not(device)
     if backend == "auto":
-        return "torch" if missing or device.type != "cuda" else "triton"
+        return "torch" if missing else "triton"
     if missing:
         raise KernelUnavailableError(f"backend 'triton' cannot run here: {missing}; backend='torch' does")
     return "triton"
@@ -44,7 +45,7 @@ def chosen(backend: str, device: torch.device) -> Literal["triton", "torch"]:
 
 def why_not(device: torch.device) -> str | None:
     """Why Triton cannot run on a device, or None where it can."""
-    if importlib.util.find_spec("triton") is None:
+    if not _INSTALLED:
         return "triton is not installed (pip install 'tuneplan[kernels]')"
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
@@ -52,6 +53,11 @@ def why_not(device: torch.device) -> str | None:
     if device.type == "cpu" and interpreted():
         return None
     return f"the tensors lie on {device.type}; a GPU is needed, or TRITON_INTERPRET=1 for tensors of the CPU"
+
+
+def autocast_of(device: torch.device) -> str:
+    """The device type whose autocast an op of these tensors is under: a traced tensor stands for one of a GPU."""
+    return "cuda" if device.type == "meta" else device.type
 
 
 def calls_directly() -> bool:

@@ -11,8 +11,9 @@ from tuneplan.planner.models.network import build
 from tuneplan.planner.models.registry import has_flash
 from tuneplan.planner.parallel.step import joined
 from tuneplan.planner.request import Request
-from tuneplan.planner.switches import flash_runs, narrow_adapters
+from tuneplan.planner.switches import flash_runs, measured, narrow_adapters
 from tuneplan.planner.training.optimizers import OPTIMIZERS
+from tuneplan.planner.training.settings import BITSANDBYTES
 from tuneplan.planner.units import GIB, format_gib
 
 WORTH_SAYING = GIB // 4
@@ -28,6 +29,7 @@ def warnings(estimate: Estimate) -> tuple[str, ...]:
         *([estimate.network.notes["assumed"]] if "assumed" in estimate.network.notes else []),
         *_experts(estimate),
         *_kernel(estimate),
+        *_dequantization(estimate),
         *_adapter_inputs(estimate),
         *_readings(estimate),
         *_context(request),
@@ -60,6 +62,17 @@ def _experts(estimate: Estimate) -> list[str]:
             "LoRA on experts makes the adapted weights of all experts of a layer dense in every forward (PEFT's wrapper of "
             "parameters); target_modules of the attention alone avoid it."
         )
+    return texts
+
+
+def _dequantization(estimate: Estimate) -> list[str]:
+    """How a patched model is counted, and what is not known of its kernels."""
+    request = estimate.request
+    if request.settings.kernels == BITSANDBYTES:
+        return []
+    texts = ["kernels tuneplan: LoRA layers count one by one; those that share an input (q, k, v; gate, up) hold and read less."]
+    if request.gpu is not None and not measured(request.gpu):
+        texts.append(f"The kernels of tuneplan are not measured on {request.gpu.name} yet: their time counts as bitsandbytes'.")
     return texts
 
 

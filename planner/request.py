@@ -13,7 +13,7 @@ from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.models.tasks import CLASSIFIES, SEQ2SEQ
 from tuneplan.planner.training.attention_kernel import AMPERE
 from tuneplan.planner.training.optimizers import Optimizer
-from tuneplan.planner.training.settings import ATTENTIONS, CHECKPOINTING, DTYPES, EXPERTS, PRECISIONS, ROUTINGS, Settings
+from tuneplan.planner.training.settings import ATTENTIONS, CHECKPOINTING, DTYPES, EXPERTS, KERNELS, PRECISIONS, ROUTINGS, Settings
 from tuneplan.planner.training.sharding import SINGLE, Sharding
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class Request:
             "num_labels": self.spec.num_labels if self.spec.task in CLASSIFIES else None,
             "seq_len": s.seq_len,
             "target_len": s.target_length if self.spec.task == SEQ2SEQ else None,
+            "images": s.images if self.spec.image_tokens else None,
             "micro_batch_size": s.micro_batch_size,
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
             "dtype": s.dtype,
@@ -91,6 +92,7 @@ class Request:
             "loss": s.loss,
             "experts": s.experts if self.spec.is_mixture else None,
             "routing": s.routing if self.spec.is_mixture else None,
+            "kernels": s.kernels,
             "max_grad_norm": s.max_grad_norm,
             "training": s.objective.to_json(),
             "data_parallel": self.sharding.data_parallel,
@@ -113,6 +115,7 @@ def check_settings(settings: Settings) -> None:
         ("loss", settings.loss, tuple(LOSSES)),
         ("experts", settings.experts, EXPERTS),
         ("routing", settings.routing, ROUTINGS),
+        ("kernels", settings.kernels, KERNELS),
         ("gradient-checkpointing", settings.gradient_checkpointing, CHECKPOINTING),
     ):
         if value not in known:

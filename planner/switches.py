@@ -4,16 +4,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from tuneplan.hardware_profiles.records import Gpu
 from tuneplan.planner.methods.compose import describe
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.methods.part import Part
+from tuneplan.planner.methods.quantized_base import QuantizedBase
 from tuneplan.planner.methods.targeted import ALL_LINEAR
 from tuneplan.planner.models.registry import has_flash
 from tuneplan.planner.models.spec import CAUSAL_LM
 from tuneplan.planner.request import Request
 from tuneplan.planner.training.attention_kernel import AMPERE
 from tuneplan.planner.training.optimizers import OPTIMIZERS
-from tuneplan.planner.training.settings import Settings
+from tuneplan.planner.training.settings import OURS, Settings
 
 SAME = "same training"
 ROUNDING = "fewer bits"
@@ -67,6 +69,9 @@ def switches(request: Request) -> Iterator[Switch]:
     if not request.expandable_segments:
         words = "set PYTORCH_ALLOC_CONF=expandable_segments:True"
         yield Switch("expandable_segments", words, SAME, replace(request, expandable_segments=True))
+    if settings.kernels != OURS and decodes(method) and measured(request.gpu):
+        words = f"patch the model with tuneplan.kernels.patch (--kernels {OURS})"
+        yield Switch("kernels", words, SAME, _with(request, kernels=OURS))
     yield from _shorter(request)
     fewer = fewer_targets(method)
     if fewer is not None:
@@ -84,6 +89,17 @@ def narrow_adapters(method: Method, settings: Settings) -> Method | None:
 def fewer_targets(method: Method) -> Method | None:
     """The method on the modules of FEWER_TARGETS alone; None where it does not adapt every linear module."""
     return _changed(method, "target_modules", (ALL_LINEAR,), FEWER_TARGETS)
+
+
+def decodes(method: Method) -> bool:
+    """Whether 4-bit weights are dequantized in the step."""
+    return any(isinstance(part, QuantizedBase) and part.quant_type in ("nf4", "fp4") for part in method.parts)
+
+
+def measured(gpu: Gpu | None) -> bool:
+    """Whether the dequantization of `tuneplan.kernels` was measured on a card."""
+    speeds = gpu.calibration.kernels if gpu is not None and gpu.calibration is not None else None
+    return speeds is not None and OURS in speeds.dequantize_4bit
 
 
 def flash_runs(settings: Settings) -> bool:

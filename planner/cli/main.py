@@ -14,6 +14,7 @@ COMMANDS = {
     "profile": "The same measured: the real step on this machine.",
     "compare": "Methods side by side on every dimension.",
     "diff": "Two training configs: memory, time and cost.",
+    "bench": "Kernels beside other implementations, timed on this machine.",
     "check": "Memory regressions: a repository's cases against its baseline.",
     "models": "The models that are known by name.",
     "gpus": "The GPUs and instances that are known by name.",

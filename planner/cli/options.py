@@ -19,10 +19,11 @@ from tuneplan.planner.models.registry import read_spec
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.request import LONGEST_SEQUENCE
 from tuneplan.planner.training.objective import Objective, objective_of
-from tuneplan.planner.training.settings import Settings
+from tuneplan.planner.training.settings import BITSANDBYTES, Settings
 from tuneplan.planner.units import parse_bytes
 
 DEFAULT_LENGTH = 2048
+MOST_IMAGES = 1024
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -94,6 +95,7 @@ step_options = stack(
     click.option(
         "--target-len", type=int, default=None, help="Tokens of a target, for encoder-decoders.  [default: those of a sequence]"
     ),
+    click.option("--images", type=int, default=1, show_default=True, help="Images in each sequence, for models that read both."),
     click.option("--attention", default="sdpa", show_default=True, metavar="eager|sdpa|flash", help="Attention implementation."),
     click.option(
         "--loss",
@@ -116,6 +118,13 @@ step_options = stack(
     click.option("--num-generations", type=int, default=None, help="Completions of a prompt (GRPO).  [default: 8]"),
     click.option(
         "--vllm-memory", default=None, metavar="SIZE", help="GRPO generates by a vLLM engine on the card, of that size."
+    ),
+    click.option(
+        "--kernels",
+        default=BITSANDBYTES,
+        show_default=True,
+        metavar="bitsandbytes|tuneplan",
+        help="That dequantize 4-bit weights; tuneplan: of a patched model.",
     ),
     click.option("--max-grad-norm", type=float, default=1.0, show_default=True, help="Clip gradients; 0 for no clipping."),
 )
@@ -144,6 +153,7 @@ class Step:
 
     seq_len: int | None
     target_len: int | None
+    images: int
     attention: str
     loss: str
     attention_dropout: float | None
@@ -156,6 +166,7 @@ class Step:
     completion_length: int | None
     num_generations: int | None
     vllm_memory: str | None
+    kernels: str
 
     def objective(self, length: int) -> Objective:
         """What is trained towards. Raises InputError."""
@@ -170,6 +181,8 @@ class Step:
         """As settings of a run, `length` tokens long. Raises InputError for a dropout that is not a probability."""
         if self.target_len is not None and not 2 <= self.target_len <= LONGEST_SEQUENCE:
             raise InputError(f"target-len {self.target_len} is not a length to train on; use 2 to {LONGEST_SEQUENCE} tokens")
+        if not 1 <= self.images <= MOST_IMAGES:
+            raise InputError(f"images {self.images} is not a number of images in a sequence; use 1 to {MOST_IMAGES}")
         if self.attention_dropout is not None and not 0 <= self.attention_dropout < 1:
             raise InputError(f"attention-dropout {self.attention_dropout} is not a probability below 1; use such as 0.1")
         if self.training != "sft" and self.loss not in ("eager", "trl"):
@@ -178,6 +191,7 @@ class Step:
             objective=self.objective(length),
             seq_len=length,
             target_len=self.target_len,
+            images=self.images,
             attention=self.attention,
             loss=self.loss if self.training == "sft" else "trl",
             attention_dropout=self.attention_dropout,
@@ -185,6 +199,7 @@ class Step:
             keep_outputs=self.keep_outputs,
             use_cache=self.use_cache,
             max_grad_norm=self.max_grad_norm,
+            kernels=self.kernels,
         )
 
 

@@ -3,18 +3,27 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import attention as kernels
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.activations import activation
 from tuneplan.planner.graph.tensor import KV_CACHE, Tensor
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.decoder import DecoderSpec, masked
-from tuneplan.planner.training.attention_kernel import Kernel, choose
+from tuneplan.planner.training.attention_kernel import FLASH_MAX_HEAD_DIM, Kernel, choose
 
 
 def kernel_of(model: Assembly, spec: DecoderSpec, x: Tensor, window: int | None) -> Kernel:
-    """The kernel that runs for queries of the dtype of `x`, and notes for the report."""
+    """The kernel that runs for queries of the dtype of `x`, and notes for the report.
+
+    Raises InputError where FlashAttention is asked for heads that it does not take (`mha_fwd` of its flash_api.cpp).
+    """
     settings = model.settings
+    if settings.attention == "flash" and spec.head_dim > FLASH_MAX_HEAD_DIM:
+        raise InputError(
+            f"{spec.id} has heads of {spec.head_dim}, and FlashAttention-2 takes at most {FLASH_MAX_HEAD_DIM}; "
+            "use --attention sdpa"
+        )
     model.attention_input = x
     grouped = spec.num_attention_heads != spec.num_key_value_heads
     dtype = settings.autocast or x.dtype

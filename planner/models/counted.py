@@ -187,43 +187,6 @@ def _compressor(prefix: str, c: ConfigReader, ratio: int, columns: int) -> Shape
     return {f"{prefix}.position_bias": (ratio, wide), f"{prefix}.kv_norm.weight": (columns,), **linears}
 
 
-def _qwen3_5(c: ConfigReader, index: int) -> Shapes:
-    """Qwen3.5: gated delta nets, and in some layers attention whose output is gated."""
-    hidden = c.integer("hidden_size")
-    if _at(c, "layer_types", index) == "full_attention":
-        found = {**_attention(c, queries=2), "self_attn.q_norm.weight": (_heads(c),), "self_attn.k_norm.weight": (_heads(c),)}
-    else:
-        value_heads, value_dim = c.integer("linear_num_value_heads"), c.integer("linear_value_head_dim")
-        keys, values = c.integer("linear_num_key_heads") * c.integer("linear_key_head_dim"), value_heads * value_dim
-        found = {
-            "linear_attn.dt_bias": (value_heads,),
-            "linear_attn.A_log": (value_heads,),
-            "linear_attn.conv1d.weight": (2 * keys + values, 1, c.integer("linear_conv_kernel_dim", 4)),
-            "linear_attn.norm.weight": (value_dim,),
-            **_linears(
-                "linear_attn",
-                {
-                    "out_proj": (hidden, values),
-                    "in_proj_qkv": (2 * keys + values, hidden),
-                    "in_proj_z": (values, hidden),
-                    "in_proj_b": (value_heads, hidden),
-                    "in_proj_a": (value_heads, hidden),
-                },
-            ),
-        }
-    if c.text("model_type") == "qwen3_5_text":
-        return {**found, **_mlp("mlp", hidden, c.integer("intermediate_size")), **_norms(c)}
-    count = c.integer("num_experts")
-    return {
-        **found,
-        "mlp.gate.weight": (count, hidden),
-        **_experts("mlp", count, hidden, c.integer("moe_intermediate_size")),
-        **_mlp("mlp.shared_expert", hidden, c.integer("shared_expert_intermediate_size")),
-        "mlp.shared_expert_gate.weight": (1, hidden),
-        **_norms(c),
-    }
-
-
 def _mimo_v2_flash(c: ConfigReader, index: int) -> Shapes:
     """MiMo V2: layers with a window have heads and sinks of their own."""
     hidden, windowed = c.integer("hidden_size"), _at(c, "hybrid_layer_pattern", index) == 1
@@ -292,7 +255,5 @@ LAYERS: dict[str, tuple[Callable[[ConfigReader, int], Shapes], str, str]] = {
     "glm_moe_dsa": (_sparse_latent, "embed_tokens", "norm"),
     "mimo_v2_flash": (_mimo_v2_flash, "embed_tokens", "norm"),
     "nemotron_h": (_nemotron_h, "embeddings", "norm_f"),
-    "qwen3_5_moe_text": (_qwen3_5, "embed_tokens", "norm"),
-    "qwen3_5_text": (_qwen3_5, "embed_tokens", "norm"),
 }
 """By model type: the weights of a layer, and the names of the embedding and of the last norm."""

@@ -167,6 +167,7 @@ def start(
     beside: Callable[[Tensor], Tensor] | None = None,
     boolean_mask: bool = False,
     chunked: bool = False,
+    tables_each: bool = False,
 ) -> tuple[Block, tuple[Tensor, ...]]:
     """The first block: token ids, embeddings, rotary tables and masks.
 
@@ -184,6 +185,7 @@ def start(
         beside: gives, for what enters the first layer, a further tensor that layers share.
         boolean_mask: the model's code makes the mask boolean.
         chunked: windows are chunks.
+        tables_each: each sequence has rotary tables of its own.
 
     Returns:
         The block, and what layers share: the tables, then a mask for each window that has one, then what is `beside`.
@@ -193,17 +195,23 @@ def start(
             f"{model.spec.id}: its embeddings are {width} wide and its layers {model.spec.hidden_size}; peft makes virtual "
             "tokens of the second width, which do not fit before the first; use prefix_tuning or lora"
         )
-    ids, labels, hidden = begin(model, weight, scaled, width)
-    tape = model.tape
+    batch: tuple[Tensor, ...] = ()
     leaf: tuple[Tensor, ...] = ()
     leaves: tuple[Storage, ...] = ()
-    if model.settings.gradient_checkpointing != "off" and not hidden.requires_grad:
-        # transformers 5.23 modeling_utils.py `_activation_checkpointing_enable` hooks the embeddings of every model
-        hidden.requires_grad = True
-        leaf = (hidden,) if after or enter or model.method.virtual_tokens else ()
-        leaves = (hidden.storage, hidden.storage)
-    for part in model.method.parts:
-        hidden = part.embedded(model, hidden)
+    if model.given is not None:
+        model.begin("", 1)
+        hidden = model.given()
+    else:
+        ids, labels, hidden = begin(model, weight, scaled, width)
+        batch = (ids, labels)
+        if model.settings.gradient_checkpointing != "off" and not hidden.requires_grad:
+            # transformers 5.23 modeling_utils.py `_activation_checkpointing_enable` hooks the embeddings of every model
+            hidden.requires_grad = True
+            leaf = (hidden,) if after or enter or model.method.virtual_tokens else ()
+            leaves = (hidden.storage, hidden.storage)
+        for part in model.method.parts:
+            hidden = part.embedded(model, hidden)
+    tape = model.tape
     if after:
         if model.method.virtual_tokens:  # the caller, who passes what is multiplied, holds it
             tape.outputs.append(hidden.storage)
@@ -216,16 +224,17 @@ def start(
         if model.method.virtual_tokens and passed is not hidden:
             tape.outputs.append(passed.storage)
             locals = tuple([tensor for tensor in locals if tensor.storage is not passed.storage])
-    shared = [_table(model, width, "fp32" if wide_tables else hidden.dtype) for width in widths]
+    rows = hidden.shape[0] if tables_each else 1
+    shared = [_table(model, rows, width, "fp32" if wide_tables else hidden.dtype) for width in widths]
     model.rotary = tuple(shared[:2])
     shared += [mask for window in windows if (mask := _mask(model, window, hidden.dtype, chunked)) is not None]
     if boolean_mask:
         shared[-1] = tape.record("boolean_mask", (shared[-1],), tape.fresh(shared[-1].shape, "bool", False))
     if beside:
         shared.append(beside(hidden))
-    carried: tuple[Storage, ...] = (*[t.storage for t in (ids, labels, *shared, *leaf)], *tape.held)
+    carried: tuple[Storage, ...] = (*[t.storage for t in (*batch, *shared, *leaf)], *tape.held)
     held = tuple([tensor.storage for tensor in locals])
-    block = close("embed_tokens", tape, None, hidden, carried, batch=2, leaves=leaves, locals=held, exit_held=exit_held)
+    block = close("embed_tokens", tape, None, hidden, carried, batch=len(batch), leaves=leaves, locals=held, exit_held=exit_held)
     block.exit_passed = not after
     return block, tuple(shared)
 
@@ -262,9 +271,9 @@ def layer_mask(model: Assembly, kind: str, window: int | None) -> object:
     return (model.settings.attention == "eager" and kind, masked(model, window))
 
 
-def _table(model: Assembly, width: int, dtype: str) -> Tensor:
+def _table(model: Assembly, rows: Size, width: int, dtype: str) -> Tensor:
     length = model.settings.seq_len + model.method.virtual_tokens
-    table = model.tape.fresh((1, length, width), dtype, False)
+    table = model.tape.fresh((rows, length, width), dtype, False)
     wide = tensor_bytes(table.shape, "fp32")
     return model.tape.record("rotary_table", (), table, scratch=3 * wide)
 

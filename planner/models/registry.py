@@ -9,6 +9,7 @@ from tuneplan.planner.models import tasks
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.foreign import refuse_foreign
 from tuneplan.planner.models.spec import CAUSAL_LM, ModelSpec
+from tuneplan.planner.training.attention_kernel import FLASH_MAX_HEAD_DIM
 
 FAMILIES = {
     "llama": ("llama", "mistral", "qwen2", "qwen3", "granite"),
@@ -50,6 +51,7 @@ FAMILIES = {
     "stablelm": ("stablelm",),
     "starcoder2": ("starcoder2",),
     "mixtral": ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"),
+    "qwen_hybrid": ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
     "bart": ("bart",),
     "t5": ("t5", "mt5"),
     "bert": ("bert", "roberta", "xlm-roberta", "electra"),
@@ -57,6 +59,7 @@ FAMILIES = {
     "deberta": ("deberta-v2",),
     "distilbert": ("distilbert",),
     "vit": ("vit",),
+    "llava": ("llava",),
     "modernbert": ("modernbert",),
 }
 """Module names in `families/`, which are imported when they are needed, with the model types that each mirrors."""
@@ -84,8 +87,13 @@ def family(model_type: str, origin: str = "") -> ModuleType:
 
 
 def has_flash(spec: ModelSpec) -> bool:
-    """Whether transformers has FlashAttention for the architecture (`EAGER_ONLY` or `NO_FLASH` of a family: it does not)."""
+    """Whether transformers has FlashAttention for the architecture (`EAGER_ONLY` or `NO_FLASH` of a family: it does not).
+
+    And whether its heads are small enough for it.
+    """
     module = family(spec.model_type)
+    if max(spec.head_dim, getattr(spec, "global_head_dim", 0)) > FLASH_MAX_HEAD_DIM:
+        return False
     return not (getattr(module, "EAGER_ONLY", False) or getattr(module, "NO_FLASH", False))
 
 

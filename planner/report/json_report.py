@@ -77,6 +77,7 @@ def job_json(job: Job) -> dict[str, Any]:
         "padded": s.padded,
         "keep_outputs": s.keep_outputs,
         "use_cache": s.use_cache,
+        "kernels": s.kernels,
         "max_grad_norm": s.max_grad_norm,
         "zero_stages": list(job.zero_stages),
         "layouts": job.layouts,

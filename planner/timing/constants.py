@@ -48,6 +48,8 @@ MEMORY = Constant(0.80, "ai-dynamo/aiconfigurator systems/*.yaml, mem_bw_empiric
 DEQUANTIZE = Constant(
     0.32, "bitsandbytes 0.45 on an H100: 0.1517 ms for 4096 x 14336 weights of 2.766 bytes (jeromeku, public benchmark)"
 )
+DECODING_LAUNCHES = {"bitsandbytes": 3, "tuneplan": 1}
+"""Kernels that dequantize a weight with double quantization, by `training.settings.KERNELS`: counted in the code of each."""
 KERNEL_SECONDS = Constant(2e-6, "assumed: device time between two dependent kernels")
 HOST_FORWARD_SECONDS = Constant(
     12e-6,

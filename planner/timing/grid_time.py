@@ -14,19 +14,19 @@ from tuneplan.hardware_profiles.records import Gpu
 from tuneplan.planner.models.network import Network
 from tuneplan.planner.timing import collectives
 from tuneplan.planner.timing.optimizer_step import update_bytes
-from tuneplan.planner.timing.roofline import Rates, device_seconds, gpu_rates, host_seconds
+from tuneplan.planner.timing.roofline import Rates, device_seconds, gpu_rates, host_seconds, started
 from tuneplan.planner.timing.step_time import accumulation_seconds
 from tuneplan.planner.timing.work import network_work
 from tuneplan.planner.training.optimizers import Optimizer
-from tuneplan.planner.training.settings import Settings
+from tuneplan.planner.training.settings import BITSANDBYTES, Settings
 from tuneplan.planner.training.sharding import Sharding
 
 Floats = NDArray[np.float64]
 
 
-def card_rates(gpus: Sequence[Gpu | None], dtypes: set[str]) -> tuple[Rates, NDArray[np.bool_]]:
+def card_rates(gpus: Sequence[Gpu | None], dtypes: set[str], kernels: str = BITSANDBYTES) -> tuple[Rates, NDArray[np.bool_]]:
     """Rates of cards as columns (card, 1, 1), and which cards can be timed; the others get rates of 1, which nobody reads."""
-    found = [gpu_rates(gpu, dtypes) if gpu is not None else None for gpu in gpus]
+    found = [gpu_rates(gpu, dtypes, kernels) if gpu is not None else None for gpu in gpus]
     timed = np.array([rates is not None and not rates.reason for rates in found])
 
     def column(read: Callable[[Rates], float]) -> Any:
@@ -37,6 +37,8 @@ def card_rates(gpus: Sequence[Gpu | None], dtypes: set[str]) -> tuple[Rates, NDA
         attention={dtype: column(partial(_attention, dtype)) for dtype in dtypes},
         memory=column(lambda r: r.memory),
         dequantize=column(lambda r: r.dequantize),
+        dequantize_start=column(lambda r: r.dequantize_start),
+        spared_launches=column(lambda r: r.spared_launches),
         start_seconds=column(lambda r: r.start_seconds),
         kernel_seconds=column(lambda r: r.kernel_seconds),
         forward_launch=column(lambda r: r.forward_launch),
@@ -65,12 +67,15 @@ class StepSeconds:
         work = network_work(network, settings)
         phases = (work.forward, work.recompute, work.backward)
         dtypes = {settings.autocast or settings.dtype} | {p.dtype for phase in phases for p in phase.products}
-        self._rates, timed = card_rates(gpus, dtypes)
+        self._rates, timed = card_rates(gpus, dtypes, settings.kernels)
         self._timed = timed[:, None, None]
         forward, recompute, backward = (device_seconds(phase, self._rates) for phase in phases)
         self._forward: Any = forward.total
         self._micro: Any = forward.total + recompute.total + backward.total
-        self._launches = (work.forward.launches + work.recompute.launches, work.backward.launches)
+        self._launches = (
+            started(work.forward, self._rates) + started(work.recompute, self._rates),
+            started(work.backward, self._rates),
+        )
         master, clips = settings.precision == "master-weights", settings.max_grad_norm > 0
         updates = [update_bytes(o, network.parameters, master, clips) for o in optimizers]
         self._moved, self._paged, self._started = (

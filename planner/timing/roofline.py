@@ -10,7 +10,8 @@ from typing import Any
 from tuneplan.hardware_profiles.calibrations import Calibration
 from tuneplan.hardware_profiles.records import Gpu
 from tuneplan.planner.timing import constants
-from tuneplan.planner.timing.work import Work
+from tuneplan.planner.timing.work import DEQUANTIZE_LAUNCHES, DEQUANTIZE_MOVED, Work
+from tuneplan.planner.training.settings import BITSANDBYTES
 
 _BF16_SINCE = (8, 0)
 _HOPPER = (9, 0)
@@ -24,7 +25,9 @@ class Rates:
         matmul: FLOP/s of large matrix products, by dtype.
         attention: FLOP/s of fused attention kernels, by dtype.
         memory: bytes per second.
-        dequantize: bytes per second of 4-bit dequantization.
+        dequantize: bytes per second of 4-bit dequantization, by the bytes that bitsandbytes moves.
+        dequantize_start: device seconds of each dequantization beside them, above the gaps between bitsandbytes' launches.
+        spared_launches: kernels that each dequantization starts less than bitsandbytes does.
         notes: what had to be assumed.
         reason: why nothing can be timed; empty if it can.
         start_seconds: that a matrix product takes beside its FLOPs.
@@ -37,6 +40,8 @@ class Rates:
     attention: dict[str, float] = field(default_factory=dict)
     memory: float = 0.0
     dequantize: float = 0.0
+    dequantize_start: float = 0.0
+    spared_launches: int = 0
     notes: tuple[str, ...] = ()
     reason: str = ""
     start_seconds: float = constants.MATMUL_START_SECONDS.value
@@ -59,8 +64,11 @@ class Seconds:
         return self.compute + self.memory + self.gaps
 
 
-def gpu_rates(gpu: Gpu, dtypes: set[str]) -> Rates:
+def gpu_rates(gpu: Gpu, dtypes: set[str], kernels: str = BITSANDBYTES) -> Rates:
     """The rates of a card for products of some dtypes: those fitted on it where it has a calibration.
+
+    `kernels`: of `training.settings.KERNELS`. Those that were not measured on the card count as bitsandbytes', and a note says
+    so.
 
     fp32 products run at the fp32 rate: torch leaves TF32 off for them by default
     (`torch.get_float32_matmul_precision() == "highest"`).
@@ -83,17 +91,38 @@ def gpu_rates(gpu: Gpu, dtypes: set[str]) -> Rates:
         matmul[dtype] = peak * share
         attention[dtype] = peak * fitted.value("attention_share", fused.value)
     bandwidth = gpu.bandwidth_bytes_per_second
+    decoding, start, spared = _dequantization(gpu, fitted, kernels, notes)
     return Rates(
         matmul,
         attention,
         bandwidth * fitted.value("memory_share", constants.MEMORY.value),
-        bandwidth * fitted.value("dequantize_share", constants.DEQUANTIZE.value),
+        decoding,
+        start,
+        spared,
         tuple(notes),
         start_seconds=fitted.value("matmul_start_seconds", constants.MATMUL_START_SECONDS.value),
         kernel_seconds=fitted.value("kernel_seconds", constants.KERNEL_SECONDS.value),
         forward_launch=fitted.value("host_forward_seconds", constants.HOST_FORWARD_SECONDS.value),
         backward_launch=fitted.value("host_backward_seconds", constants.HOST_BACKWARD_SECONDS.value),
     )
+
+
+def _dequantization(gpu: Gpu, fitted: Calibration, kernels: str, notes: list[str]) -> tuple[float, float, int]:
+    """`Rates.dequantize`, `dequantize_start` and `spared_launches` of some kernels.
+
+    Where the card's kernels were measured, `a + b * weights` seconds, fitted; else the share of the bandwidth of
+    `constants.DEQUANTIZE`.
+    """
+    fits = fitted.kernels.dequantize_4bit if fitted.kernels else {}
+    if kernels in fits:
+        fit = fits[kernels]
+        gaps = DEQUANTIZE_LAUNCHES * fitted.value("kernel_seconds", constants.KERNEL_SECONDS.value)
+        spared = DEQUANTIZE_LAUNCHES - constants.DECODING_LAUNCHES[kernels]
+        return DEQUANTIZE_MOVED / fit.seconds_per_weight, fit.launch_seconds - gaps, spared
+    if kernels != BITSANDBYTES:
+        notes.append(f"the kernels of {kernels} are not measured on {gpu.name} yet: their time counts as that of bitsandbytes'")
+    share = fitted.value("dequantize_share", constants.DEQUANTIZE.value)
+    return gpu.bandwidth_bytes_per_second * share, 0.0, 0
 
 
 def _assumed_fp32(gpu: Gpu, dtype: str, notes: list[str]) -> float:
@@ -113,6 +142,7 @@ def device_seconds(work: Work, rates: Rates) -> Seconds:
     """
     compute: Any = 0.0
     memory: Any = work.moved / rates.memory + work.dequantized / rates.dequantize
+    memory = memory + work.dequantizations * rates.dequantize_start
     bandwidth: Any = rates.memory
     if not isinstance(bandwidth, float):
         compute, memory = _on_many_cards(work, rates, memory)
@@ -147,6 +177,11 @@ def _on_many_cards(work: Work, rates: Rates, memory: Any) -> tuple[Any, Any]:
     count = np.array([p.count for p in products]).reshape(-1, *(1,) * (longer.ndim - 1))
     first = np.broadcast_to(memory, longer.shape[1:])[None]
     return (longer * limited * count).sum(0), np.concatenate([first, longer * (1 - limited) * count]).sum(0)
+
+
+def started(work: Work, rates: Rates) -> Any:
+    """Kernels that some work starts, with those for dequantization that the rates are of."""
+    return work.launches - work.dequantizations * rates.spared_launches
 
 
 def host_seconds(forward_launches: int, backward_launches: int, rates: Rates) -> float:

@@ -12,7 +12,7 @@ from tuneplan.planner.models.network import Network
 from tuneplan.planner.timing import collectives
 from tuneplan.planner.timing.layout_time import Machines, spread
 from tuneplan.planner.timing.optimizer_step import update_bytes
-from tuneplan.planner.timing.roofline import Rates, device_seconds, gpu_rates, host_seconds, larger
+from tuneplan.planner.timing.roofline import Rates, device_seconds, gpu_rates, host_seconds, larger, started
 from tuneplan.planner.timing.work import NetworkWork, network_work
 from tuneplan.planner.training.optimizers import Optimizer
 from tuneplan.planner.training.settings import Settings
@@ -94,7 +94,9 @@ def step_time(
     data_parallel, zero_stage = layout.data_parallel, layout.zero_stage
     work = network_work(network, settings) if work is None else work
     phases = (work.forward, work.recompute, work.backward)
-    rates = gpu_rates(gpu, {settings.autocast or settings.dtype} | {p.dtype for phase in phases for p in phase.products})
+    rates = gpu_rates(
+        gpu, {settings.autocast or settings.dtype} | {p.dtype for phase in phases for p in phase.products}, settings.kernels
+    )
     if rates.reason:
         return StepTime(None, reason=rates.reason)
     n = gradient_accumulation_steps
@@ -116,10 +118,9 @@ def step_time(
     notes += more.notes
     if update.paged:
         notes += ("paged optimizer states cross PCIe in every step; with memory to spare they stay on the device",)
-    launches = n * sum(phase.launches for phase in phases) + update.launches
-    host = host_seconds(
-        n * (work.forward.launches + work.recompute.launches) + update.launches, n * work.backward.launches, rates
-    )
+    ahead, again, behind = (started(phase, rates) for phase in phases)
+    launches = n * (ahead + again + behind) + update.launches
+    host = host_seconds(n * (ahead + again) + update.launches, n * behind, rates)
     device = computed + optimizer_seconds + waited
     seconds = larger(device, host)
     spent = (forward, recompute, backward)

@@ -10,6 +10,9 @@ PRECISIONS = ("pure", "master-weights", "autocast")
 ATTENTIONS = ("eager", "sdpa", "flash")
 EXPERTS = ("grouped_mm", "batched_mm")
 ROUTINGS = ("even", "worst")
+BITSANDBYTES = "bitsandbytes"
+OURS = "tuneplan"
+KERNELS = (BITSANDBYTES, OURS)
 CHECKPOINTING = ("off", "non-reentrant", "reentrant")
 
 
@@ -36,6 +39,7 @@ class Settings:
         keep_outputs: the training loop keeps the model's output (logits, cache) until the next forward is over, as a loop does
             that is written `outputs = model(...)`; transformers' Trainer does not.
         target_len: tokens of each target of an encoder-decoder; None for as many as the sequence.
+        images: in each sequence, for a model that reads both.
         use_cache: the model keeps keys and values in a cache, as it does by default; the Trainer turns it off, and so does
             gradient checkpointing.
         objective: what is trained towards; supervised fine-tuning unless said otherwise. A micro-batch of pairs has two sequences
@@ -43,6 +47,7 @@ class Settings:
         experts: transformers' `experts_implementation` of a mixture of experts; "grouped_mm" unless it is told otherwise.
         routing: how its tokens are spread over ranks that split the experts: "even", or "worst", where all tokens want experts
             of one rank. On one rank all rows are computed there, whichever experts they choose.
+        kernels: that dequantize 4-bit weights: "bitsandbytes", or "tuneplan" for a model patched with `tuneplan.kernels.patch`.
         gathered_cast: fp32 adapters are cast to `dtype` as they are gathered, so that the model computes in one dtype (FSDP's
             mixed precision).
     """
@@ -63,9 +68,11 @@ class Settings:
     keep_outputs: bool = False
     use_cache: bool = False
     target_len: Size | None = None
+    images: int = 1
     experts: str = "grouped_mm"
     routing: str = "even"
     gathered_cast: bool = False
+    kernels: str = BITSANDBYTES
     objective: Objective = SFT
 
     @property

@@ -58,19 +58,26 @@ class Case:
     autocast: torch.dtype | None = None
 
 
-def adapted_layer(kind: str, case: Case, bias: bool = False, dropout: float = 0.0) -> tuple[nn.Module, Any]:
-    """A PEFT model of one layer [160, 128] of rank 8, and the layer; the adapter's product is about 0.4 of the weight's."""
+def layer_of(
+    kind: str, case: Case, width: int, outputs: int, rank: int, bias: bool = False, dropout: float = 0.0
+) -> tuple[nn.Module, Any]:
+    """A PEFT model of one layer, and the layer; the adapter's product is about 0.4 of the weight's at rank 8."""
     torch.manual_seed(0)
-    linear = nn.Linear(128, 160, bias=bias)
-    linear.weight.data.normal_(0, 128**-0.5)
+    linear = nn.Linear(width, outputs, bias=bias)
+    linear.weight.data.normal_(0, width**-0.5)
     model: Any = OneLayer(quantized(linear.to(case.weight), kind))
     model.is_loaded_in_4bit, model.is_loaded_in_8bit = kind == "4bit", kind == "8bit"
-    config = LoraConfig(r=8, lora_alpha=12, target_modules=["layer"], lora_dropout=dropout)
+    config = LoraConfig(r=rank, lora_alpha=1.5 * rank, target_modules=["layer"], lora_dropout=dropout)
     model = get_peft_model(model, config, autocast_adapter_dtype=False)
     layer = model.base_model.model.layer
-    for weight, deviation in ((layer.lora_A.default.weight, 128**-0.5), (layer.lora_B.default.weight, 0.1)):
+    for weight, deviation in ((layer.lora_A.default.weight, width**-0.5), (layer.lora_B.default.weight, 0.1)):
         weight.data = torch.randn(weight.shape).mul_(deviation).to(case.adapter)
     return model.train(), layer
+
+
+def adapted_layer(kind: str, case: Case, bias: bool = False, dropout: float = 0.0) -> tuple[nn.Module, Any]:
+    """A layer [160, 128] of rank 8."""
+    return layer_of(kind, case, 128, 160, 8, bias, dropout)
 
 
 def exact_weight(layer: Any) -> torch.Tensor:

@@ -172,7 +172,7 @@ def layer(model: Assembly, spec: Llama4Spec, entry: Tensor, shared: tuple[Tensor
     exit = pw.add(tape, residual, model.submodule("mlp", normed, residual, y))
     for part in model.method.parts:
         exit = part.layer_exit(model, exit)
-    tape.hold(hidden, *weights, *held)
+    tape.hold(hidden, *weights, *held, shared[0])  # every layer is given the table
     return close("layer", tape, entry, exit)
 
 

@@ -170,7 +170,7 @@ def layer(model: Assembly, spec: MixtralSpec, entry: Tensor, shared: tuple[Tenso
     residual = pw.add(tape, entry, model.submodule("self_attn", normed, entry, hidden))
     normed = model.rms_norm(residual, "post_attention_layernorm")
     dense = spec.layer_kinds[model.layer] == DENSE
-    hidden = gated_mlp(model, spec, normed) if dense else _experts(model, spec, normed)
+    hidden = gated_mlp(model, spec, normed) if dense else sparse_block(model, spec, normed)
     exit = pw.add(tape, residual, model.submodule("mlp", normed, residual, hidden))
     for part in model.method.parts:
         exit = part.layer_exit(model, exit)
@@ -192,7 +192,7 @@ def _attention(model: Assembly, spec: MixtralSpec, x: Tensor, shared: tuple[Tens
     return attended(model, spec, kernel, x, heads, shared, spec.output_bias)
 
 
-def _experts(model: Assembly, spec: MixtralSpec, x: Tensor) -> Tensor:
+def sparse_block(model: Assembly, spec: MixtralSpec, x: Tensor) -> Tensor:
     """The sparse block: `(batch, length, hidden)` -> the same."""
     tape = model.tape
     batch, length, width = x.shape

@@ -8,8 +8,10 @@ import traced as side_by_side
 from traced import Case
 
 from tuneplan.planner.errors import InputError
+from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.models.config import ConfigReader
-from tuneplan.planner.models.registry import read_spec
+from tuneplan.planner.models.network import build
+from tuneplan.planner.models.registry import has_flash, read_spec
 from tuneplan.planner.training.settings import Settings
 from tuneplan.profiling import small_models
 
@@ -34,6 +36,14 @@ def test_reentrant_checkpoints_share_keys_without_a_graph() -> None:
     """Layers that read an earlier layer's keys then send no gradient to it."""
     settings = Settings(micro_batch_size=2, seq_len=256, gradient_checkpointing="reentrant")
     side_by_side.check(Case(small_models.config("gemma4_text-edge"), "lora", settings))
+
+
+def test_heads_that_flash_attention_does_not_take() -> None:
+    """Those of the published models' full attention: an error, and no advice to use it."""
+    spec = read_spec("x", ConfigReader(small_models.config("gemma4_text", global_head_dim=512), "config.json"))
+    assert not has_flash(spec)
+    with pytest.raises(InputError, match="heads of 512, and FlashAttention-2 takes at most 256"):
+        build(spec, parse("full"), Settings(attention="flash"))
 
 
 def test_the_text_model_of_a_config_with_images() -> None:

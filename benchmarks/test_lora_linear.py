@@ -1,0 +1,26 @@
+"""Forward and backward of an adapted layer, beside other implementations: the cases of `plan bench --kernel lora_linear`.
+
+    python -m pytest benchmarks/test_lora_linear.py --benchmark-only
+
+Times are of the device where it is a GPU, wall times of calls on a CPU; see kernels/README.md.
+"""
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from tuneplan.kernels.bench.cases import Case
+from tuneplan.kernels.bench.replay import CLOCK, names, pairs, replay
+
+PAIRS = pairs("lora_linear")
+
+
+@pytest.mark.benchmark(timer=CLOCK, disable_gc=True, group="lora_linear")
+@pytest.mark.parametrize(("case", "name"), PAIRS, ids=names(PAIRS))
+def test_lora_linear(benchmark: Any, case: Case, name: str) -> None:
+    """Rounds measured in turns with the other implementations; shares of what the device can do in the extra info."""
+    missing = replay(benchmark, case, name)
+    if missing:
+        pytest.skip(missing)

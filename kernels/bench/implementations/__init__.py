@@ -1,0 +1,1 @@
+"""Implementations of each kernel that are timed side by side. One file for each kernel, of the kernel's name."""
