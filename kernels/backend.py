@@ -55,6 +55,11 @@ def why_not(device: torch.device) -> str | None:
     return f"the tensors lie on {device.type}; a GPU is needed, or TRITON_INTERPRET=1 for tensors of the CPU"
 
 
+def autocast_of(device: torch.device) -> str:
+    """The device type whose autocast an op of these tensors is under: a traced tensor stands for one of a GPU."""
+    return "cuda" if device.type == "meta" else device.type
+
+
 def calls_directly() -> bool:
     """Whether an op may skip torch's dispatcher: nobody traces, compiles or intercepts it.
 

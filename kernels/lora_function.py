@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from tuneplan.kernels.backend import autocast_of
 from tuneplan.kernels.frozen_weight import Layout, decoded, put_together
 from tuneplan.kernels.lora_grad import lora_grad
 
@@ -58,7 +59,7 @@ class LoraLinears(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Plan, x: torch.Tensor, *tensors: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """Shapes: x [..., K]; each output [..., N]."""
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(autocast_of(x.device), enabled=False):
             x_MK = x.reshape(-1, x.shape[-1])
             cast_MK = x_MK.to(plan.adapter)
             S_MT, masks = _inner_products(plan, cast_MK, tensors)
@@ -93,7 +94,7 @@ class LoraLinears(torch.autograd.Function):
 
 
 def _device(grads: tuple[torch.Tensor | None, ...]) -> str:
-    return next((grad.device.type for grad in grads if grad is not None), "cpu")
+    return next((autocast_of(grad.device) for grad in grads if grad is not None), "cpu")
 
 
 def _needs(ctx: Any, plan: Plan) -> tuple[bool, bool, bool]:
@@ -158,10 +159,9 @@ def _output(
     if _wider(plan.compute, plan.out) != plan.compute:
         # a wider output takes the two products unrounded by each other
         base_MN = x_MK @ W_KN if bias is None else torch.addmm(bias.to(plan.compute), x_MK, W_KN)
-        adapter_MN = torch.addmm(S_MR.new_empty(()), S_MR, B_RN, beta=0, alpha=member.scale)
-        if adapter_MN.dtype == plan.out:
-            return adapter_MN.add_(base_MN)
-        return base_MN.to(plan.out).add_(adapter_MN)
+        if plan.adapter == plan.out:
+            return torch.addmm(S_MR.new_empty(()), S_MR, B_RN, beta=0, alpha=member.scale).add_(base_MN)
+        return base_MN.to(plan.out).addmm_(S_MR.to(plan.out), B_RN.to(plan.out), alpha=member.scale)
     if bias is None:
         y_MN = torch.addmm(S_MR.new_empty(()), S_MR, B_RN, beta=0, alpha=member.scale)
     else:
@@ -252,17 +252,18 @@ def _grads_of_a(plan: Plan, x_MK: torch.Tensor, parts: list[_Part], results: lis
 
 
 def _grad_of_x(plan: Plan, kind: torch.dtype, parts: list[_Part]) -> torch.Tensor:
+    # wide enough for both, and for the adapter's part unless that is wider still
+    accumulates = _wider(plan.compute, kind)
+    adapter = accumulates if _wider(plan.adapter, accumulates) == accumulates else plan.adapter
     shared = [part for part in parts if part.mask is None]
     dx_MK: torch.Tensor | None = None
     if shared:
         dS_MT = _joined([_there(part.inner) for part in shared], 1)
-        dx_MK = dS_MT @ _joined([part.A.to(plan.adapter) for part in shared])
+        dx_MK = dS_MT.to(adapter) @ _joined([part.A.to(adapter) for part in shared])
     for part in parts:
         if part.mask is not None:
-            more_MK = _dropped(_there(part.inner) @ part.A.to(plan.adapter), part)
+            more_MK = _dropped(_there(part.inner).to(adapter) @ part.A.to(adapter), part)
             dx_MK = more_MK if dx_MK is None else dx_MK.add_(more_MK)
-    # wide enough for both
-    accumulates = _wider(plan.compute, kind)
     dx_MK = _there(dx_MK).to(accumulates)
     for part in parts:
         W_NK = decoded(put_together(part.member.weight, part.weight), plan.compute, plan.backend)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tuneplan.kernels.backend import chosen
+from tuneplan.kernels.backend import autocast_of, chosen
 from tuneplan.kernels.errors import KernelInputError
 from tuneplan.kernels.frozen_weight import DENSE, Rows8bit, Weight, checked, taken_apart
 from tuneplan.kernels.lora_function import LoraLinears, Member, Plan
@@ -149,7 +149,7 @@ def dtypes(x: torch.Tensor, member: Adapted, compute_dtype: torch.dtype | None) 
     Raises:
         KernelInputError: for a dense weight of another dtype than x where autocast is off, or one that cannot be decoded so.
     """
-    kind = x.device.type
+    kind = autocast_of(x.device)
     cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     adapter = cast or member.A.dtype
     if isinstance(member.weight, torch.Tensor):

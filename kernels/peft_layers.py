@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tuneplan.kernels.backend import autocast_of
 from tuneplan.kernels.errors import KernelInputError
 from tuneplan.kernels.frozen_weight import Rows8bit, Weight
 from tuneplan.kernels.linear_4bit import MOST_TOKENS
@@ -54,7 +55,7 @@ def read(layer: Any, x: torch.Tensor) -> Reading | None:
         return None
     name = names[0]
     A, B, dropout, base = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name], layer.base_layer
-    linear = {type(A), type(B)} == {nn.Linear} and B.bias is None and A.weight.dtype == B.weight.dtype
+    linear = {type(A), type(B)} == {nn.Linear} and B.bias is None and A.weight.dtype == B.weight.dtype in FLOATS
     if not linear or type(dropout) not in (nn.Identity, nn.Dropout) or not all(map(_plain, (A, B, dropout, base))):
         return None
     if not _takes(x) or any(type(weight) is not nn.Parameter for weight in (A.weight, B.weight)):
@@ -70,9 +71,7 @@ def _takes(x: Any) -> bool:
     """Whether an input's dtype gives the dtypes that PEFT's layers give."""
     if type(x) not in (torch.Tensor, nn.Parameter) or x.dtype not in FLOATS:
         return False
-    kind = x.device.type
-    if kind == "meta":
-        return False
+    kind = autocast_of(x.device)
     # two 16-bit types meet in fp32, PEFT's layers in one of them
     return x.dtype == torch.float32 or not torch.is_autocast_enabled(kind) or x.dtype == torch.get_autocast_dtype(kind)
 
@@ -82,7 +81,7 @@ def _weight(base: Any, x: torch.Tensor, training: bool) -> tuple[Weight | None, 
     form = _form(base)
     if form == "dense":
         weight = base.weight
-        fits = weight.dtype == x.dtype or (torch.is_autocast_enabled(x.device.type) and weight.dtype in FLOATS)
+        fits = weight.dtype == x.dtype or (torch.is_autocast_enabled(autocast_of(x.device)) and weight.dtype in FLOATS)
         return (weight if type(weight) is nn.Parameter and not weight.requires_grad and fits else None), None
     # few tokens: bitsandbytes decodes inside of the product
     inference = not training and not torch.is_grad_enabled()
@@ -91,10 +90,11 @@ def _weight(base: Any, x: torch.Tensor, training: bool) -> tuple[Weight | None, 
     try:
         if form == "4bit":
             state = getattr(base.weight, "quant_state", None)
-            # without a compute dtype the layer takes that of its first input, and keeps it
-            if state is None or getattr(state, "packing_format_for_cpu", False) or not base.compute_type_is_set:
+            # inference on a CPU leaves the weight packed in another way
+            if state is None or getattr(state, "packing_format_for_cpu", False):
                 return None, None
-            return Packed4bit.of(base.weight.data, state), base.compute_dtype
+            # bitsandbytes takes the dtype of the first input where none is set
+            return Packed4bit.of(base.weight.data, state), base.compute_dtype if base.compute_type_is_set else x.dtype
         state = base.state
         data = base.weight.CB if base.weight.CB is not None else state.CB
         scale = base.weight.SCB if base.weight.SCB is not None else state.SCB

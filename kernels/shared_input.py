@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tuneplan.kernels.backend import autocast_of
 from tuneplan.kernels.lora_linear import lora_linears
 from tuneplan.kernels.peft_layers import Reading, read
 
@@ -141,7 +142,7 @@ def _kind(reading: Reading) -> tuple[Any, ...]:
 def _state(x: torch.Tensor, reading: Reading) -> tuple[Any, ...]:
     """All that an output depends on, so that any change between two calls is seen."""
     member, compute = reading
-    kind = x.device.type
+    kind = autocast_of(x.device)
     weight = member.weight if isinstance(member.weight, torch.Tensor) else member.weight.data
     tensors = (x, weight, member.A, member.B, *([] if member.bias is None else [member.bias]))
     return (

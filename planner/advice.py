@@ -66,11 +66,11 @@ def _experts(estimate: Estimate) -> list[str]:
 
 
 def _dequantization(estimate: Estimate) -> list[str]:
-    """What is not known of the kernels of a patched model."""
+    """How a patched model is counted, and what is not known of its kernels."""
     request = estimate.request
     if request.settings.kernels == BITSANDBYTES:
         return []
-    texts = ["kernels tuneplan: memory is counted for the layers of PEFT and bitsandbytes, which a patched model replaces."]
+    texts = ["kernels tuneplan: LoRA layers count one by one; those that share an input (q, k, v; gate, up) hold and read less."]
     if request.gpu is not None and not measured(request.gpu):
         texts.append(f"The kernels of tuneplan are not measured on {request.gpu.name} yet: their time counts as bitsandbytes'.")
     return texts

@@ -210,7 +210,7 @@ def compare(job: Job, filters: Filters, today: date, skip_misfits: bool = False)
     """
     if len(job.targets) != 1:
         raise InputError(f"plan compare holds methods side by side on one card, not on {len(job.targets)}; name one")
-    if job.spec.fixed_length:
+    if job.spec.fixed_length or job.spec.image_tokens:
         raise InputError(f"plan compare also holds methods side by side as they answer, and {job.spec.id} reads images; use plan")
     job.check()
     filters.check(job)

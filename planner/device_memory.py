@@ -154,8 +154,8 @@ def checkpoint_bytes(network: Network) -> int:
 
     Tied weights count once. Not counted: the safetensors header, optimizer states, tokenizer files.
     """
-    if any(p.adapter or not p.trainable for p in network.parameters):
-        kept = sum(_plain_bytes(p) for p in network.parameters if p.saved and (p.adapter or p.trainable))
+    if any(p.adapter or not (p.trainable or p.idle) for p in network.parameters):
+        kept = sum(_plain_bytes(p) for p in network.parameters if p.saved and (p.adapter or p.trainable or p.idle))
         return kept + network.extra_saved_bytes
     return sum(_plain_bytes(p) for p in network.parameters)
 

@@ -78,6 +78,7 @@ class Request:
             "num_labels": self.spec.num_labels if self.spec.task in CLASSIFIES else None,
             "seq_len": s.seq_len,
             "target_len": s.target_length if self.spec.task == SEQ2SEQ else None,
+            "images": s.images if self.spec.image_tokens else None,
             "micro_batch_size": s.micro_batch_size,
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
             "dtype": s.dtype,

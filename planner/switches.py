@@ -15,7 +15,7 @@ from tuneplan.planner.models.spec import CAUSAL_LM
 from tuneplan.planner.request import Request
 from tuneplan.planner.training.attention_kernel import AMPERE
 from tuneplan.planner.training.optimizers import OPTIMIZERS
-from tuneplan.planner.training.settings import Settings
+from tuneplan.planner.training.settings import OURS, Settings
 
 SAME = "same training"
 ROUNDING = "fewer bits"
@@ -27,7 +27,6 @@ FEWER_TARGETS = ("q_proj", "v_proj")
 """The modules that LoRA adapted first (Hu et al. 2021, section 4.2)."""
 NARROW_ADAPTERS = "keep adapters in 16 bits (autocast_adapter_dtype=false)"
 FUSED_LOSS = "liger"
-OURS = "tuneplan"
 
 
 @dataclass(frozen=True, slots=True)

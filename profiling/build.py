@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.quantized_base import QuantizedBase
+from tuneplan.planner.training.settings import OURS
 from tuneplan.profiling import attention
 from tuneplan.profiling.methods import refuse_what_no_library_has, with_adapter, with_method
 from tuneplan.profiling.optimizers import make_optimizer
@@ -39,6 +40,7 @@ _TASK_OF = {
 }
 _BY_TASK = ("MULTITASK_PROMPT_TUNING", "POLY")  # their forward takes the number of each sequence's task
 _CAST_PIXELS = ("vit",)  # their code casts what a processor gives, which is fp32
+_IMAGE_TOKENS = ("llava",)
 _GENERATES = ("causal-lm", "image-text-to-text", "seq2seq-lm", "masked-lm")
 
 
@@ -100,6 +102,15 @@ def build(subject: Subject, implementation: str, device: str, adapt: Callable[[A
     materialize(model, device)
     if adapt is not None:
         adapt(model)
+    if settings.kernels == OURS:
+        if settings.autocast and device != "cuda":
+            raise InputError(
+                "autocast is played for traces and CPUs, which patched layers do not see; leave --kernels tuneplan out, "
+                "or use plan estimate"
+            )
+        from tuneplan.kernels.patch import patch
+
+        notes += (str(patch(model)),)
     checkpoint_layers(model, settings.gradient_checkpointing)
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
@@ -163,6 +174,10 @@ def transformers_model(
         literal = implementation == attention.SDPA and kind in attention.CALL_TORCH
         settings._attn_implementation = "sdpa" if literal else implementation
         settings.use_cache = use_cache
+        for key in settings.sub_configs:  # as `from_pretrained` does
+            part = getattr(settings, key)
+            if part is not None:
+                part.dtype = dtype
         if experts != USUAL_EXPERTS:
             settings._experts_implementation = experts
         auto = getattr(transformers, _AUTO[task])
@@ -232,6 +247,8 @@ def batch_of(subject: Subject, model: nn.Module, device: str) -> dict[str, torch
         if subject.config.get("model_type") not in _CAST_PIXELS:
             pixels = pixels.to(next(model.parameters()).dtype)
         return {"pixel_values": pixels, "labels": integers(shape[:1], 2)}
+    if task == "image-text-to-text" and subject.config.get("model_type") in _IMAGE_TOKENS:
+        return image_text_batch(subject, device)
     batch = {"input_ids": integers(shape, highest)}
     if s.padded:
         batch["attention_mask"] = torch.ones(shape, dtype=torch.long, device=device)
@@ -241,6 +258,22 @@ def batch_of(subject: Subject, model: nn.Module, device: str) -> dict[str, torch
     highest = 2 if task == "token-classification" else highest
     batch["labels"] = integers(shape[:1], 2) if task == "sequence-classification" else integers(target, highest)
     return batch
+
+
+def image_text_batch(subject: Subject, device: str) -> dict[str, torch.Tensor]:
+    """Token ids of which the first are those of images, labels, and pixels in fp32, as a processor gives them."""
+    from tuneplan.planner.models.config import ConfigReader
+    from tuneplan.planner.models.registry import read_spec
+
+    s = subject.settings
+    spec: Any = read_spec(subject.id, ConfigReader(subject.config, subject.id))
+    shape = (s.micro_batch_size, s.seq_len)
+    token = subject.config.get("image_token_index", 32000)
+    ids = torch.randint(0, min(token, subject.vocabulary), shape, device=device)
+    ids[:, : s.images * spec.image_tokens] = token
+    tower = spec.tower
+    pixels = torch.zeros(s.micro_batch_size * s.images, tower.num_channels, *tower.image_size, device=device)
+    return {"input_ids": ids, "labels": ids.clone(), "pixel_values": pixels}
 
 
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]

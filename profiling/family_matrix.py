@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tuneplan.planner.errors import InputError
+from tuneplan.planner.graph.tensor import BLOCK_BYTES
 from tuneplan.planner.memory import StepMemory, step_memory
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.models.config import ConfigReader
@@ -95,7 +96,10 @@ def estimated(model: SmallModel, method: str, settings: Settings) -> tuple[Netwo
 
 
 def traced(model: SmallModel, method: str, settings: Settings) -> tuple[int, int]:
-    """Trained parameters and the allocated peak [bytes] of the real code; whatever it raises where it refuses."""
+    """Trained parameters and the allocated peak [bytes] of the real code; whatever it raises where it refuses.
+
+    Adam's step counts, which lie on the host beside a GPU, are left out where everything lies on the CPU.
+    """
     from tuneplan.profiling import attention
     from tuneplan.profiling.build import build as build_real
     from tuneplan.profiling.step import trace_step
@@ -109,7 +113,8 @@ def traced(model: SmallModel, method: str, settings: Settings) -> tuple[int, int
     )
     built = build_real(subject, attention.NAMES[settings.attention], model.device)
     trained = count(built.model).trainable
-    return trained, trace_step(built, settings).peak_bytes
+    peak = trace_step(built, settings).peak_bytes
+    return trained, peak - (BLOCK_BYTES * len(built.optimizer.state) if model.device == "cpu" else 0)
 
 
 def point(cell: Cell, batch: int, length: int) -> Point:

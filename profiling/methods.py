@@ -31,6 +31,7 @@ TASK_TYPES = {
     "seq2seq-lm": "SEQ_2_SEQ_LM",
     "sequence-classification": "SEQ_CLS",
     "token-classification": "TOKEN_CLS",
+    "image-text-to-text": "CAUSAL_LM",
 }
 """PEFT's name of a task; the others have none."""
 NEEDS = {

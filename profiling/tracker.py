@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from tuneplan.planner.graph.tensor import ACTIVATIONS, LOGITS, TEMPORARY, WEIGHTS
+from tuneplan.profiling import meta_results
 
 BLOCK_BYTES = 512
 _ADD = torch.ops.aten.add.Tensor
@@ -29,6 +30,7 @@ _IN_PLACE = {
     torch.ops.aten.scatter_add.default: torch.ops.aten.scatter_add_.default,
 }
 """What backward formulas do in place unless a dispatch mode is looking (`areAnyTensorSubclassLike` of FunctionsManual.cpp)."""
+_SCATTERED = torch.ops.aten.masked_scatter_backward.default
 _GROUPED = torch.ops.aten._grouped_mm.default
 _ITEM = torch.ops.aten._local_scalar_dense.default
 _LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
@@ -258,7 +260,7 @@ class StorageTracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func is _ITEM and args[0].device.type == "meta":
-            return self.answer
+            return bool(self.answer) if args[0].dtype is torch.bool else self.answer
         if func is _ADD and self._is_accumulation(args):
             return args[0].add_(args[1])
         if func in _IN_PLACE and self._phase == "backward" and not torch.is_grad_enabled():
@@ -268,8 +270,10 @@ class StorageTracker(TorchDispatchMode):
             self._forward_of[torch._C._autograd._get_sequence_nr() - 1] = (self._modules[-1], _site())
         if func is _GROUPED and args[0].device.type == "meta" and args[0].dtype is not torch.bfloat16:
             out = _grouped_in_another_dtype(args, kwargs or {})
+        elif func is _SCATTERED and args[0].device.type == "meta":  # it counts the places of the mask
+            out = args[0].new_empty(args[2])
         else:
-            out = func(*args, **(kwargs or {}))
+            out = meta_results.run(func, args, kwargs or {})
         for leaf in tree_iter(out):
             if isinstance(leaf, torch.Tensor):
                 self._see(leaf, func.__name__)

@@ -84,25 +84,32 @@ class GraphClock:
     _turn: int = 0
 
     def __post_init__(self) -> None:
-        """Capture; results stay alive, so that each set writes to its own memory."""
-        side = torch.cuda.Stream(self.device)
-        side.wait_stream(torch.cuda.current_stream(self.device))
+        """Warm up every call (each may compile), and capture; results stay alive, so that each set writes to its own memory."""
+        side, current = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
+        side.wait_stream(current)
+        pool = torch.cuda.graph_pool_handle()
         with torch.cuda.stream(side):
-            for call in self.calls[:2]:
-                call()
-        torch.cuda.current_stream(self.device).wait_stream(side)
-        pool, before = torch.cuda.graph_pool_handle(), torch.cuda.current_stream(self.device)
-        try:
             for call in self.calls:
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool):
-                    self.results.append(call())
-                self._graphs.append(graph)
-        finally:
-            # a capture that fails leaves its own stream the current one
-            torch.cuda.set_stream(before)
+                call()
+            wait(self.device)
+            for call in self.calls:
+                self._graphs.append(self._captured(call, pool))
+        current.wait_stream(side)
         self.replay(_LEAST_CALLS)
         self._count = max(calls_for(min(self.replay(_LEAST_CALLS))), min(len(self.calls), _MOST_CALLS))
+
+    def _captured(self, call: Call, pool: Any) -> Any:
+        """A graph of one call, on the current stream; `torch.cuda.graph` would empty the allocator's cache each time."""
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool=pool)
+        try:
+            self.results.append(call())
+        except BaseException:
+            with suppress(RuntimeError):
+                graph.capture_end()
+            raise
+        graph.capture_end()
+        return graph
 
     def replay(self, count: int) -> list[float]:
         """Seconds of some replays, each on the next set of inputs."""

@@ -3,6 +3,7 @@
 import platform
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +39,18 @@ class Machine:
         """The name of its folder of results, such as `h200` or `cpu-amd-epyc`."""
         words = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-").removeprefix("nvidia-")
         return words if self.on_gpu else f"cpu-{words}"
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that a process may still take: of a card, or of the host; None where the host does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    found = (line.split() for line in lines if line.startswith("MemAvailable:"))
+    return next((int(words[1]) * 2**10 for words in found), None)
 
 
 def machine_of(name: str) -> Machine:

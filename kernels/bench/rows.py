@@ -68,7 +68,10 @@ def newest(rows: Iterable[Row]) -> list[Row]:
 
 
 def append(file: Path, rows: Iterable[Row]) -> None:
-    """Write rows as they come."""
+    """Write rows as they come; a line that was cut off before stays a line of its own."""
     text = "".join(json.dumps(one, allow_nan=False) + "\n" for one in rows)
-    with file.open("a", encoding="utf-8") as target:
-        target.write(text)
+    with file.open("a+b") as target:
+        if target.tell():
+            target.seek(-1, 2)
+            text = text if target.read(1) == b"\n" else "\n" + text
+        target.write(text.encode())

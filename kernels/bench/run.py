@@ -10,12 +10,14 @@ from tuneplan.kernels.bench.cases import Case
 from tuneplan.kernels.bench.ceilings import Ceilings
 from tuneplan.kernels.bench.clocks import Call, CallClock, GraphClock, free, peak_bytes, sets_for
 from tuneplan.kernels.bench.kernel import Checked, Implementation, Kernel, Prepared
-from tuneplan.kernels.bench.machine import Machine
+from tuneplan.kernels.bench.machine import Machine, free_bytes
 from tuneplan.kernels.bench.registry import KERNELS
 from tuneplan.kernels.bench.rows import FAILED, MEASURED, NOT_RUN, WRONG, Row, bench_key, ratio_json, row, seconds_json
 from tuneplan.kernels.bench.statistics import AGAIN, ROUNDS, Ratio, Summary, interleaved
 
 SEED = 1
+_REFERENCE_BYTES = 24
+"""A value that the reference holds for a moment: indices, scales and values in fp32, or two copies in fp64 and one in fp32."""
 
 
 @dataclass(slots=True)
@@ -59,6 +61,10 @@ def run_case(
             reason = f"compiling takes long on a CPU; it is run where it is asked for (--implementations {one.name})"
         if reason:
             one.stop(NOT_RUN, reason)
+    short = _short_of_memory(case, kernel, machine)
+    for one in contestants:
+        if short and one.state == MEASURED:
+            one.stop(NOT_RUN, short)
     if any(one.state == MEASURED for one in contestants):
         _prepare(case, kernel, machine, contestants)
     running = [one for one in contestants if one.state == MEASURED]
@@ -71,6 +77,17 @@ def run_case(
         one.stop(one.state, one.reason or "")
     free(machine.device)
     return rows
+
+
+def _short_of_memory(case: Case, kernel: Kernel, machine: Machine) -> str | None:
+    """Why a case does not fit into what is free: sets of inputs and results, and the reference's fp64."""
+    least = kernel.minimum_bytes(case)
+    features = case.shape.out_features + case.shape.in_features
+    needed = sets_for(least, machine.device) * least + _REFERENCE_BYTES * (case.shape.weights + case.tokens * features)
+    free_now = free_bytes(machine.device)
+    if free_now is None or needed <= free_now:
+        return None
+    return f"it needs about {needed / 2**30:.0f} GiB with its reference, {free_now / 2**30:.0f} GiB are free"
 
 
 def _prepare(case: Case, kernel: Kernel, machine: Machine, contestants: Sequence[Contestant]) -> None:

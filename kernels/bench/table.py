@@ -13,8 +13,9 @@ from tuneplan.kernels.bench.rows import MEASURED, RESULTS, Row, newest, read_row
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 NOTHING_ON_A_GPU = "On a GPU: not measured yet."
-_BENCH = ("case", "implementation", "device", "call", "share of copy", "of roofline", "against tuneplan", "peak")
-_STEP = ("step", "implementation", "seconds", "tokens a second", "peak", "against tuneplan")
+_BENCH = ("case", "implementation", "device", "call", "share of copy", "of roofline", "ratio", "peak")
+_SWEEP = ("case", "constants now", "fastest of those tried", "constants", "ratio")
+_STEP = ("step", "implementation", "seconds", "tokens a second", "peak", "ratio")
 
 
 def render(folder: Path = RESULTS) -> str:
@@ -55,6 +56,9 @@ def _device(folder: str, rows: Sequence[Row]) -> list[str]:
         parts += [*_head(_BENCH), *(_bench(row) for row in bench), ""]
     if steps:
         parts += [*_head(_STEP), *(_step(row) for row in steps), ""]
+    swept = _swept(rows)
+    if swept:
+        parts += [*_head(_SWEEP), *swept, ""]
     return parts
 
 
@@ -100,8 +104,26 @@ def _step(row: Row) -> str:
     return f"| {label} ({row['model']}) | {row['implementation']} | {figures} |"
 
 
+def _swept(rows: Sequence[Row]) -> list[str]:
+    """For each case of a sweep the constants as they are, and the fastest."""
+    lines = []
+    measured = [row for row in rows if row["kind"] == "sweep" and row["state"] == MEASURED]
+    for label in dict.fromkeys(Case.from_json(row["case"]).label for row in measured):
+        own = [row for row in measured if Case.from_json(row["case"]).label == label]
+        now = next((row for row in own if not row["choice"]), None)
+        best = min(own, key=lambda row: float(row["device_seconds"]["median"]))
+        chosen = " ".join(f"{key}={value}" for key, value in best["choice"].items()) or "as they are"
+        versus = best["versus_now"]
+        ratio = f"{versus['value']:.2f}x: {versus['verdict']} (noise {versus['noise']:.2f}x)" if versus else ""
+        times = [_microseconds(row["device_seconds"]["median"] if row else None) for row in (now, best)]
+        lines.append(f"| {label} | {times[0]} | {times[1]} | {chosen} | {ratio} |")
+    return lines
+
+
 def _against(versus: Row | None) -> str:
-    return f"{versus['value']:.2f}x, {versus['verdict']} (noise {versus['noise']:.2f}x)" if versus else ""
+    if not versus:
+        return ""
+    return f"{versus['value']:.2f}x the time of {versus['implementation']}: {versus['verdict']} (noise {versus['noise']:.2f}x)"
 
 
 def _microseconds(seconds: float | None) -> str:

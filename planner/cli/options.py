@@ -23,6 +23,7 @@ from tuneplan.planner.training.settings import BITSANDBYTES, Settings
 from tuneplan.planner.units import parse_bytes
 
 DEFAULT_LENGTH = 2048
+MOST_IMAGES = 1024
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -94,6 +95,7 @@ step_options = stack(
     click.option(
         "--target-len", type=int, default=None, help="Tokens of a target, for encoder-decoders.  [default: those of a sequence]"
     ),
+    click.option("--images", type=int, default=1, show_default=True, help="Images in each sequence, for models that read both."),
     click.option("--attention", default="sdpa", show_default=True, metavar="eager|sdpa|flash", help="Attention implementation."),
     click.option(
         "--loss",
@@ -151,6 +153,7 @@ class Step:
 
     seq_len: int | None
     target_len: int | None
+    images: int
     attention: str
     loss: str
     attention_dropout: float | None
@@ -178,6 +181,8 @@ class Step:
         """As settings of a run, `length` tokens long. Raises InputError for a dropout that is not a probability."""
         if self.target_len is not None and not 2 <= self.target_len <= LONGEST_SEQUENCE:
             raise InputError(f"target-len {self.target_len} is not a length to train on; use 2 to {LONGEST_SEQUENCE} tokens")
+        if not 1 <= self.images <= MOST_IMAGES:
+            raise InputError(f"images {self.images} is not a number of images in a sequence; use 1 to {MOST_IMAGES}")
         if self.attention_dropout is not None and not 0 <= self.attention_dropout < 1:
             raise InputError(f"attention-dropout {self.attention_dropout} is not a probability below 1; use such as 0.1")
         if self.training != "sft" and self.loss not in ("eager", "trl"):
@@ -186,6 +191,7 @@ class Step:
             objective=self.objective(length),
             seq_len=length,
             target_len=self.target_len,
+            images=self.images,
             attention=self.attention,
             loss=self.loss if self.training == "sft" else "trl",
             attention_dropout=self.attention_dropout,

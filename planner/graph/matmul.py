@@ -65,9 +65,12 @@ def linear_4bit(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, comp
     dense, scales = round_block(2 * count), scales_bytes(count)
     moved = stored_bytes + 2 * 2 * count + narrow.nbytes + out.nbytes
     above = scales - narrow.storage.nbytes  # scales and the gradient are not there at once
-    gradient = Gradient(narrow, round_block(narrow.nbytes), scratch=dense + (above > 0) * above, flops=flops, moved=moved)
+    gradient = Gradient(
+        narrow, round_block(narrow.nbytes), scratch=dense + (above > 0) * above, flops=flops, moved=moved, decoded=count
+    )
     inputs = (narrow,) if bias is None else (narrow, bias)
     tape.record("linear_4bit", inputs, out, gradients=(gradient,), scratch=dense + scales, flops=flops, moved=moved)
+    tape.ops[-1].decoded = count
     tape.hold(narrow)
     return cast(tape, out, given)
 

@@ -22,6 +22,7 @@ class Gradient:
         scratch: bytes held only while this gradient is computed.
         flops: matrix-multiply FLOPs of this gradient.
         moved: bytes read and written for this gradient.
+        decoded: 4-bit weights made dense for it.
     """
 
     of: Tensor
@@ -32,6 +33,7 @@ class Gradient:
     view: bool = False
     given: Storage | None = None
     piece: bool = False
+    decoded: Size = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +58,8 @@ class Op:
         pieces: how many storages of one size its result is.
         spends: bytes and category of what an earlier block made and nothing refers to any more.
         pinned: storages that it keeps by itself, so that checkpointing does not free them: to the end of the backward.
+        decoded: 4-bit weights that its forward makes dense.
+        computes: dtype of its matrix products, where it is not that of the output.
     """
 
     name: str
@@ -75,6 +79,8 @@ class Op:
     pinned: tuple[Storage, ...] = ()
     pieces: int = 1
     spends: tuple[tuple[Size, int], ...] = ()
+    decoded: Size = 0
+    computes: str = ""
 
 
 class Tape:

@@ -2,14 +2,22 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.part import Part, Weight
+
+if TYPE_CHECKING:
+    from tuneplan.planner.models.assembly import Assembly
 
 
 @dataclass(frozen=True, slots=True)
 class Full(Part):
-    """Nothing is added and nothing is frozen."""
+    """Nothing is added and nothing is frozen.
+
+    Attributes:
+        frozen: modules that are left as they are, by any piece of their path, such as vision_tower.
+    """
 
     label: ClassVar[str] = "full"
     family: ClassVar[str] = "full"
@@ -22,10 +30,19 @@ class Full(Part):
         "*": "it trains the base weights that every other part freezes or leaves alone"
     }
 
+    frozen: tuple[str, ...] = ()
+
     def freezes_base(self) -> bool:
         """Nothing is frozen."""
         return False
 
     def trains(self, weight: Weight) -> bool:
-        """Every weight."""
-        return True
+        """Every weight that is not in a frozen module."""
+        return not any(piece in self.frozen for piece in weight.name.split("."))
+
+    def check_model(self, model: "Assembly", layers: int) -> None:
+        """Raise InputError for a name that no module has."""
+        pieces = {piece for name in model.parameters for piece in name.split(".")}
+        for name in self.frozen:
+            if name not in pieces:
+                raise InputError(f"full: frozen names {name!r}, and {model.spec.id} has no such module; use vision_tower")

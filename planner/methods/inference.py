@@ -14,7 +14,7 @@ from tuneplan.planner.methods.method import Method
 from tuneplan.planner.methods.part import Part
 from tuneplan.planner.models.network import Network, build
 from tuneplan.planner.models.spec import ModelSpec
-from tuneplan.planner.timing.work import DEQUANTIZED_BYTES, Work, network_work
+from tuneplan.planner.timing.work import Work, network_work
 from tuneplan.planner.training.settings import Settings
 
 BASE = "quantized_base"
@@ -91,9 +91,9 @@ def _network(spec: ModelSpec, parts: tuple[Part, ...], settings: Settings) -> Ne
     nested = any(BLOCK_FORMATS[p.storage].nested for p in network.parameters if p.storage in BLOCK_FORMATS)
     for run in network.runs:
         for op in run.block.ops:
-            if op.name.endswith("linear_4bit") and op.scratch is not None:
-                op.moved = op.moved - 4 * int(op.scratch / DEQUANTIZED_BYTES)
-                op.scratch = None
+            if op.decoded:
+                op.moved = op.moved - 4 * op.decoded
+                op.scratch, op.decoded = None, 0
                 op.launches += RESTORING_KERNELS if nested else 0
     return network
 

@@ -10,6 +10,7 @@ from tuneplan.planner.graph.matmul import linear
 from tuneplan.planner.graph.tensor import Tensor
 from tuneplan.planner.methods.part import Part, Weight
 from tuneplan.planner.methods.targeted import Targeted
+from tuneplan.planner.training.settings import OURS
 
 if TYPE_CHECKING:
     from tuneplan.planner.methods.expert_adapters import Weight as StackedWeight
@@ -163,14 +164,18 @@ class Lora(Targeted):
         Mirrors `Linear.forward`, and for a 4-bit base `Linear4bit.forward`, which copies the base's result first. Raises
         InputError for a rank above both of the matrix's sides.
         """
-        y = base(x)
         if not self.adapts(model, site):
-            return y
+            return base(x)
         out_features, in_features = site.weight.shape
         dtype = self.dtype(model)
         rank = self.rank_of(model.path(site.module))
         a = model.adapter(f"{site.module}.lora_A.weight", (rank, in_features), dtype, trained=not self.freeze_a)
         b = model.adapter(f"{site.module}.lora_B.weight", (out_features, rank), dtype, trained=not self.freeze_b)
+        if model.settings.kernels == OURS and self._fuses(site):
+            from tuneplan.planner.methods import fused_lora
+
+            return fused_lora.record(model, site, x, a, b, self.lora_dropout)
+        y = base(x)
         offset = model.adapter(f"{site.module}.lora_B.bias", (out_features,), dtype) if self.lora_bias else None
         tape = model.tape
         if site.form == "4bit":
@@ -202,6 +207,11 @@ class Lora(Targeted):
             result = pw.add(tape, result, pw.scale(tape, linear(tape, linear(tape, dropped, a), b)))
         tape.hold(wide)
         return pw.cast(tape, result, y.dtype)
+
+    def _fuses(self, site: "Site") -> bool:
+        """Whether `tuneplan.kernels.patch` takes the layer: plain LoRA over a frozen weight of a kind that it decodes."""
+        own = self.use_dora or self.gate or self.use_gating or self.lora_bias or self.frozen_tasks
+        return not own and site.form in ("", "4bit", "8bit") and not site.weight.requires_grad and not site.apart
 
 
 def _is_pattern(name: str) -> bool:

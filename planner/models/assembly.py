@@ -69,6 +69,9 @@ class Assembly:
         router_logits: of each router of the block being recorded.
         heads: weights of the classifier.
         largest: largest sizes that parts met so far, by a name of theirs; see `meet`.
+        inside: what `model.` stands for at the start of a name outside the layers, where a text model is part of another.
+        words: embedded tokens that wait for what another stack makes of images.
+        given: gives what enters the text model where it is not embedded tokens alone.
     """
 
     def __init__(self, method: Method, settings: Settings, spec: ModelSpec) -> None:
@@ -97,6 +100,9 @@ class Assembly:
         self.wrapped: list[Tensor] = []
         self.largest: dict[str, int] = {}
         self.heads: list[str] = []
+        self.inside = ""
+        self.given: Callable[[], Tensor] | None = None
+        self.words: Tensor | None = None
 
     def begin(self, prefix: str, count: int, layer: int | None = None) -> Tape:
         """Start a block whose weights are named `prefix` + module and exist `count` times."""
@@ -128,9 +134,15 @@ class Assembly:
             self.parameters.setdefault(name, parameter)
             self.met.add(name)
 
+    def _named(self, name: str) -> str:
+        """The whole name of a module or weight of the block being recorded, layers as `*`."""
+        if self.inside and not self._prefix and name.startswith("model."):
+            return self.inside + name.removeprefix("model.")
+        return self._prefix + name
+
     def path(self, module: str) -> str:
         """The path in the model of a module of the block being recorded, its layer as a number."""
-        return numbered(f"{self._prefix}{module}", self.layer)
+        return numbered(self._named(module), self.layer)
 
     def weight(
         self, module: str, shape: tuple[int, ...], kind: str, suffix: str = "weight", owner: str = "linear", stored: str = ""
@@ -139,7 +151,7 @@ class Assembly:
 
         `stored`: the dtype that it is kept in, whatever the method says.
         """
-        name = f"{self._prefix}{module}.{suffix}"
+        name = self._named(f"{module}.{suffix}")
         self.tape.parameters[name] = None
         self.met.add(name)
         known = self.parameters.get(name)
@@ -189,15 +201,15 @@ class Assembly:
 
     def stored_dtype(self, name: str) -> str:
         """The dtype of a weight that the block being recorded has met already, by its name within the block."""
-        return self.parameters[f"{self._prefix}{name}"].tensor.dtype
+        return self.parameters[self._named(name)].tensor.dtype
 
     def weight_of(self, module: str) -> Tensor:
         """The weight of a module that the block being recorded has met already."""
-        return self.parameters[f"{self._prefix}{module}.weight"].tensor
+        return self.parameters[self._named(f"{module}.weight")].tensor
 
     def has(self, module: str, suffix: str) -> bool:
         """Whether a module of the block being recorded has such a weight."""
-        return f"{self._prefix}{module}.{suffix}" in self.parameters
+        return self._named(f"{module}.{suffix}") in self.parameters
 
     def adapter(
         self, name: str, shape: tuple[int, ...], dtype: str, *, trained: bool = True, saved: bool = True, saved_bits: float = 0
@@ -212,13 +224,13 @@ class Assembly:
             saved: whether a checkpoint has it.
             saved_bits: of an element in the checkpoint, 0 for those of `dtype`.
         """
-        tensor = self._added(f"{self._prefix}{name}", shape, dtype, trained, self._count, saved)
+        tensor = self._added(self._named(name), shape, dtype, trained, self._count, saved)
         self.parameters[tensor.name].saved_bits = saved_bits
         return tensor
 
     def buffer(self, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
         """A tensor that the method keeps beside the weights of the block being recorded, and saves nowhere."""
-        return self._added(f"{self._prefix}{name}", shape, dtype, False, self._count, saved=False, buffer=True)
+        return self._added(self._named(name), shape, dtype, False, self._count, saved=False, buffer=True)
 
     def common(
         self, name: str, shape: tuple[int, ...], dtype: str, *, trained: bool = True, saved: bool = True, buffer: bool = False
@@ -275,15 +287,15 @@ class Assembly:
         weight = self.weight(module, (out_features, x.shape[-1]), kind, stored=dense)
         own = kind if kind == CLASSIFIER else "bias"
         if conv1d:
-            self.parameters[f"{self._prefix}{module}.weight"].shape = (x.shape[-1], out_features)
-        parameter = self.parameters[f"{self._prefix}{module}.weight"]
+            self.parameters[self._named(f"{module}.weight")].shape = (x.shape[-1], out_features)
+        parameter = self.parameters[self._named(f"{module}.weight")]
         # `Linear4bit.forward` of bitsandbytes replaces a bias of another dtype for good
         narrow = self.settings.dtype if kernel(parameter.storage) == "4bit" else ""
         offset = self.weight(module, (out_features,), own, "bias", stored=narrow) if bias else None
         site = Site(module, weight, offset, kernel(parameter.storage), parameter.stored_bytes, apart)
         run: Base = partial(self._plain, site)
         if kind == "linear":
-            self.linears.add(f"{self._prefix}{module}")
+            self.linears.add(self._named(module))
             for part in self.method.parts:
                 run = partial(self._adapted, part, site, run)
         y = run(x)
@@ -348,7 +360,7 @@ class Assembly:
         tape = self.tape
         outer = tape.scope
         tape.scope = module
-        self.norms.add(f"{self._prefix}{module}")
+        self.norms.add(self._named(module))
         y = run()
         for part in self.method.parts:
             y = part.normed(self, module, y)

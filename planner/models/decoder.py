@@ -195,17 +195,23 @@ def start(
             f"{model.spec.id}: its embeddings are {width} wide and its layers {model.spec.hidden_size}; peft makes virtual "
             "tokens of the second width, which do not fit before the first; use prefix_tuning or lora"
         )
-    ids, labels, hidden = begin(model, weight, scaled, width)
-    tape = model.tape
+    batch: tuple[Tensor, ...] = ()
     leaf: tuple[Tensor, ...] = ()
     leaves: tuple[Storage, ...] = ()
-    if model.settings.gradient_checkpointing != "off" and not hidden.requires_grad:
-        # transformers 5.23 modeling_utils.py `_activation_checkpointing_enable` hooks the embeddings of every model
-        hidden.requires_grad = True
-        leaf = (hidden,) if after or enter or model.method.virtual_tokens else ()
-        leaves = (hidden.storage, hidden.storage)
-    for part in model.method.parts:
-        hidden = part.embedded(model, hidden)
+    if model.given is not None:
+        model.begin("", 1)
+        hidden = model.given()
+    else:
+        ids, labels, hidden = begin(model, weight, scaled, width)
+        batch = (ids, labels)
+        if model.settings.gradient_checkpointing != "off" and not hidden.requires_grad:
+            # transformers 5.23 modeling_utils.py `_activation_checkpointing_enable` hooks the embeddings of every model
+            hidden.requires_grad = True
+            leaf = (hidden,) if after or enter or model.method.virtual_tokens else ()
+            leaves = (hidden.storage, hidden.storage)
+        for part in model.method.parts:
+            hidden = part.embedded(model, hidden)
+    tape = model.tape
     if after:
         if model.method.virtual_tokens:  # the caller, who passes what is multiplied, holds it
             tape.outputs.append(hidden.storage)
@@ -226,9 +232,9 @@ def start(
         shared[-1] = tape.record("boolean_mask", (shared[-1],), tape.fresh(shared[-1].shape, "bool", False))
     if beside:
         shared.append(beside(hidden))
-    carried: tuple[Storage, ...] = (*[t.storage for t in (ids, labels, *shared, *leaf)], *tape.held)
+    carried: tuple[Storage, ...] = (*[t.storage for t in (*batch, *shared, *leaf)], *tape.held)
     held = tuple([tensor.storage for tensor in locals])
-    block = close("embed_tokens", tape, None, hidden, carried, batch=2, leaves=leaves, locals=held, exit_held=exit_held)
+    block = close("embed_tokens", tape, None, hidden, carried, batch=len(batch), leaves=leaves, locals=held, exit_held=exit_held)
     block.exit_passed = not after
     return block, tuple(shared)
 

@@ -130,8 +130,8 @@ class Network:
 
     @property
     def trainable_parameters(self) -> int:
-        """Weights that get a gradient."""
-        return sum(p.numel for p in self.parameters if p.trainable)
+        """Weights that are left to be trained."""
+        return sum(p.numel for p in self.parameters if p.trainable or p.idle)
 
     @property
     def quantized(self) -> bool:
@@ -153,6 +153,8 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
         raise InputError(
             f"transformers has no gradient checkpointing for {spec.model_type} models; use --no-gradient-checkpointing"
         )
+    if settings.images != 1 and not spec.image_tokens:
+        raise InputError(f"{spec.id} does not read images beside text, so leave --images out")
     for part in method.parts:
         if part.one_stack and hasattr(builder, "stacks"):
             raise InputError(f"{part.label} is modelled for one stack of decoder layers, and {spec.id} has several; use lora")

@@ -19,6 +19,7 @@ class Parameter:
         count: how many layers have it.
         tensor: the tensor of the graph.
         saved: whether a checkpoint has it.
+        idle: it is left to be trained, but has no part in the loss, so that it gets no gradient and no optimizer states.
         saved_bits: of an element in a checkpoint, where that is not what `storage` has; else 0.
         buffer: it is no parameter of the model and not counted as one.
         state_shape: of its optimizer states, where that is not its own.
@@ -38,6 +39,7 @@ class Parameter:
     state_shape: tuple[int, ...] = ()
     state_beside: tuple[int, ...] = ()
     saved_bits: float = 0
+    idle: bool = False
 
     @property
     def numel(self) -> int:

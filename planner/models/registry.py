@@ -61,6 +61,7 @@ FAMILIES = {
     "deberta": ("deberta-v2",),
     "distilbert": ("distilbert",),
     "vit": ("vit",),
+    "llava": ("llava",),
     "modernbert": ("modernbert",),
 }
 """Module names in `families/`, which are imported when they are needed, with the model types that each mirrors."""

@@ -26,7 +26,8 @@ class ModelSpec:
         note: what was read otherwise than the config says, for the report.
 
     `longest` is how many positions it has where it cannot do with more, `fixed_length` the tokens of an image where it reads
-    nothing else (0: it reads sequences).
+    nothing else (0: it reads sequences), `image_tokens` how many tokens of a sequence an image takes (0: it reads none beside
+    text).
     """
 
     id: str
@@ -41,6 +42,7 @@ class ModelSpec:
     head_dim: int
     longest: ClassVar[int | None] = None
     fixed_length: ClassVar[int] = 0
+    image_tokens: ClassVar[int] = 0
     task: str = field(default=CAUSAL_LM, kw_only=True)
     num_labels: int = field(default=2, kw_only=True)
     note: str = field(default="", kw_only=True)

@@ -46,12 +46,14 @@ def chosen(given: str, known: Sequence[str], config: ConfigReader) -> str:
     return given or known[0]
 
 
-def described(spec: ModelSpec, target_len: int) -> list[tuple[str, str]]:
+def described(spec: ModelSpec, target_len: int, images: int = 1) -> list[tuple[str, str]]:
     """A line for the head of a report; none for a causal language model."""
     if spec.task == CAUSAL_LM:
         return []
     more = f", {spec.num_labels} classes" if spec.task in CLASSIFIES else ""
     more = f"{more}, {spec.fixed_length} tokens an image" if spec.fixed_length else more
+    if spec.image_tokens:
+        more = f"{more}, images of {spec.image_tokens} tokens: {images} in each sequence"
     more = f", targets of {target_len} tokens" if spec.task == SEQ2SEQ else more
     return [("task", f"{spec.task}{more}")]
 

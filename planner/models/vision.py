@@ -175,7 +175,7 @@ def attention(
     heads = encoder.projections(model, spec, kernel, x, [f"{module}.{name}_proj" for name in "qkv"], bias)
     tape.scope = module
     dropout = spec.attention_dropout if model.settings.attention_dropout is None else model.settings.attention_dropout
-    mixed, weights, held = encoder.both_ways(model, spec, kernel, heads, masks, dropout, wide=True, causal=causal)
+    mixed, weights, held = encoder.both_ways(model, spec, kernel, heads, masks, dropout, prefixed=False, wide=True, causal=causal)
     tape.scope = ""
     y = model.linear(mixed, f"{module}.{names.output}", spec.hidden_size, bias=True)
     tape.hold(x, *held, *weights)

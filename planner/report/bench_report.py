@@ -11,6 +11,8 @@ from tuneplan.planner.units import format_gib
 
 _COLUMNS = ("implementation", "device", "call", "share of copy", "of roofline", "ratio", "peak", "")
 
+_THAN = {"faster": " than {}", "slower": " than {}", "no difference": ""}
+
 
 def seconds(value: float | None) -> str:
     """Microseconds, or nothing."""
@@ -27,15 +29,22 @@ def bench_report(document: Mapping[str, Any]) -> RenderableType:
             f"bf16 product {ceilings['product_size']}^3 {ceilings['product_flops_per_second'] / 1e12:,.2f} TFLOP/s"
         ),
     ]
-    labels = dict.fromkeys(row["key"].rpartition(" / ")[0] for row in document["rows"])
-    for label in labels:
-        own = [row for row in document["rows"] if row["key"].rpartition(" / ")[0] == label]
-        parts += [Text(), Text(label, style="bold"), _table(own)]
+    run = [row for row in document["rows"] if row["state"] != "not run"]
+    for label in dict.fromkeys(row["key"].rpartition(" / ")[0] for row in run):
+        parts += [Text(), Text(label, style="bold"), _table([row for row in run if row["key"].rpartition(" / ")[0] == label])]
+    parts += _not_run(document["rows"])
     if document["left"]:
         parts += [Text(), Text(f"the time did not reach {len(document['left'])} cases; --seconds gives more")]
     if document["done_before"]:
         parts += [Text(), Text(f"{document['done_before']} cases have rows already")]
     return Group(*parts)
+
+
+def _not_run(rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+    """What was not run, each reason once."""
+    reasons = dict.fromkeys((row["implementation"], row["reason"]) for row in rows if row["state"] == "not run")
+    lines: list[RenderableType] = [Text(f"not run: {name}: {reason}", style="dim") for name, reason in reasons]
+    return [Text(), *lines] if lines else []
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -55,7 +64,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     times = [(row[key] or {}).get("median") for key in ("device_seconds", "call_seconds")]
     versus = row["versus"]
     ratio = f"{versus['value']:.2f}x" if versus else "1"
-    note = versus["verdict"] if versus else ""
+    note = versus["verdict"] + _THAN[versus["verdict"]].format(versus["implementation"]) if versus else ""
     return [
         name,
         *map(seconds, times),

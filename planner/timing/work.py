@@ -14,9 +14,6 @@ from tuneplan.planner.graph.tensor import Size, Tensor
 from tuneplan.planner.models.network import Network
 from tuneplan.planner.training.settings import Settings
 
-DEQUANTIZED_BYTES = 2 + 4 / 64
-"""Bytes a weight that a 4-bit product holds for a moment: 16-bit weight and fp32 scales of 64 weights."""
-
 DEQUANTIZE_MOVED = 2.766
 """Bytes a weight read and written by the three kernels of bitsandbytes that dequantize NF4 with double quantization."""
 
@@ -76,20 +73,19 @@ class Work:
             total = total + p.moved * p.count
         return total
 
-    def add(self, op: Op, flops: Size, moved: Size, launches: int, count: int) -> None:
-        """An op, or one gradient of its backward, `count` times."""
+    def add(self, op: Op, flops: Size, moved: Size, launches: int, count: int, decoded: Size = 0) -> None:
+        """An op, or one gradient of its backward, `count` times, for which `decoded` 4-bit weights are made dense."""
         self.launches += launches * count
         if isinstance(flops, int) and flops == 0:
             self.moved = self.moved + moved * count
             return
         assert op.output is not None
-        dtype = op.output.dtype
-        if op.name.endswith("linear_4bit") and op.scratch is not None:
-            weights = op.scratch / DEQUANTIZED_BYTES
-            self.dequantized = self.dequantized + int(weights * DEQUANTIZE_MOVED) * count
+        dtype = op.computes or op.output.dtype
+        if not isinstance(decoded, int) or decoded:
+            self.dequantized = self.dequantized + int(decoded * DEQUANTIZE_MOVED) * count
             self.dequantizations += count
             self.launches += DEQUANTIZE_LAUNCHES * count
-            moved = moved - int(weights * (DEQUANTIZE_MOVED - 0.25))
+            moved = moved - int(decoded * (DEQUANTIZE_MOVED - 0.25))
         self.products.append(Product(flops, moved, dtype, op.name.endswith("_attention"), count))
 
 
@@ -127,7 +123,7 @@ def recomputed(block: Block, checkpointing: str) -> Sequence[Op]:
 def _forward(ops: Iterable[Op], count: int, work: Work) -> None:
     for op in ops:
         if op.launches:
-            work.add(op, op.flops, op.moved, op.launches, count)
+            work.add(op, op.flops, op.moved, op.launches, count, op.decoded)
 
 
 def _backward(ops: Sequence[Op], count: int, work: Work) -> None:
@@ -139,7 +135,7 @@ def _backward(ops: Sequence[Op], count: int, work: Work) -> None:
                 received.setdefault(id(gradient.of), []).append(gradient.of)
             launches = 0 if gradient.nbytes is None or gradient.given is not None else 1
             if launches or not isinstance(gradient.moved, int) or gradient.moved:
-                work.add(op, gradient.flops, gradient.moved, launches, count)
+                work.add(op, gradient.flops, gradient.moved, launches, count, gradient.decoded)
     for tensors in received.values():
         extra = len(tensors) - 1
         if extra:

@@ -11,7 +11,8 @@ ATTENTIONS = ("eager", "sdpa", "flash")
 EXPERTS = ("grouped_mm", "batched_mm")
 ROUTINGS = ("even", "worst")
 BITSANDBYTES = "bitsandbytes"
-KERNELS = (BITSANDBYTES, "tuneplan")
+OURS = "tuneplan"
+KERNELS = (BITSANDBYTES, OURS)
 CHECKPOINTING = ("off", "non-reentrant", "reentrant")
 
 
@@ -38,6 +39,7 @@ class Settings:
         keep_outputs: the training loop keeps the model's output (logits, cache) until the next forward is over, as a loop does
             that is written `outputs = model(...)`; transformers' Trainer does not.
         target_len: tokens of each target of an encoder-decoder; None for as many as the sequence.
+        images: in each sequence, for a model that reads both.
         use_cache: the model keeps keys and values in a cache, as it does by default; the Trainer turns it off, and so does
             gradient checkpointing.
         objective: what is trained towards; supervised fine-tuning unless said otherwise. A micro-batch of pairs has two sequences
@@ -66,6 +68,7 @@ class Settings:
     keep_outputs: bool = False
     use_cache: bool = False
     target_len: Size | None = None
+    images: int = 1
     experts: str = "grouped_mm"
     routing: str = "even"
     gathered_cast: bool = False

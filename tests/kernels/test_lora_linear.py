@@ -6,7 +6,7 @@ from typing import Any
 import bitsandbytes.functional as bnb
 import pytest
 import torch
-from kernel_cases import relative_error
+from kernel_cases import DEVICE, relative_error
 from lora_models import KINDS, Case, adapted_layer, exact_weight
 
 from tuneplan.kernels.errors import KernelInputError, KernelUnavailableError
@@ -126,15 +126,15 @@ def test_dropout_draws_what_peft_draws() -> None:
     assert all(relative_error(mine, other.double()) < 1e-6 for mine, other in zip(ours, theirs, strict=True))
 
 
-def packed(outputs: int, inputs: int, dtype: torch.dtype = BF16) -> Packed4bit:
+def packed(outputs: int, inputs: int, device: str = "cpu") -> Packed4bit:
     """Random NF4 values, double quantized."""
-    data, state = bnb.quantize_4bit(torch.randn(outputs, inputs, dtype=dtype), blocksize=64, quant_type="nf4")
+    data, state = bnb.quantize_4bit(torch.randn(outputs, inputs, dtype=BF16, device=device), blocksize=64, quant_type="nf4")
     return Packed4bit.of(data, state)
 
 
-def rows_8bit(outputs: int, inputs: int) -> Rows8bit:
+def rows_8bit(outputs: int, inputs: int, device: str = "cpu") -> Rows8bit:
     """Random int8 rows."""
-    data, scale, _ = bnb.int8_vectorwise_quant(torch.randn(outputs, inputs, dtype=FP16))
+    data, scale, _ = bnb.int8_vectorwise_quant(torch.randn(outputs, inputs, dtype=FP16, device=device))
     return Rows8bit(data, scale)
 
 
@@ -185,10 +185,10 @@ def test_second_derivative_is_refused() -> None:
         grad.sum().backward()
 
 
-MADE: dict[str, Callable[[], Any]] = {
-    "dense": lambda: torch.randn(64, 128, dtype=BF16),
-    "4bit": lambda: packed(64, 128),
-    "8bit": lambda: rows_8bit(64, 128),
+MADE: dict[str, Callable[[str], Any]] = {
+    "dense": lambda device: torch.randn(64, 128, dtype=BF16, device=device),
+    "4bit": lambda device: packed(64, 128, device),
+    "8bit": lambda device: rows_8bit(64, 128, device),
 }
 
 
@@ -196,7 +196,7 @@ MADE: dict[str, Callable[[], Any]] = {
 def test_compiles_in_one_graph(kind: str) -> None:
     """torch.compile(fullgraph=True), forward and backward, gives the bits of eager calls: two layers that share an input."""
     torch.manual_seed(0)
-    weights = [MADE[kind](), MADE[kind]()]
+    weights = [MADE[kind]("cpu"), MADE[kind]("cpu")]
     leaves = [torch.randn(*shape, dtype=BF16, requires_grad=True) for shape in ((10, 128), *((4, 128), (64, 4)) * 2)]
 
     def total(x: torch.Tensor, *leaves: torch.Tensor) -> torch.Tensor:
@@ -207,6 +207,26 @@ def test_compiles_in_one_graph(kind: str) -> None:
     compiled: Callable[..., torch.Tensor] = torch.compile(total, fullgraph=True, backend="aot_eager")
     result = torch.autograd.grad(compiled(*leaves), leaves)
     assert all(torch.equal(one, other) for one, other in zip(expected, result, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_triton_all_the_way(kind: str) -> None:
+    """With Triton's programs for every op: two layers of one input, fp32 and bf16 adapters, as close to torch's path as rounding.
+
+    Both paths round dS and the outputs to bf16, so that they differ by 2^-8 at most where they differ, and rarely do.
+    """
+    for adapter in (BF16, FP32):
+        torch.manual_seed(0)
+        weights = [MADE[kind](DEVICE), MADE[kind](DEVICE)]
+        x = torch.randn(10, 128, dtype=BF16, requires_grad=True, device=DEVICE)
+        leaves = [torch.randn(*shape, dtype=adapter, requires_grad=True, device=DEVICE) for shape in ((4, 128), (64, 4)) * 2]
+        found = []
+        for backend in ("torch", "triton"):
+            members = [Adapted(weights[0], *leaves[:2], 2.0), Adapted(weights[1], *leaves[2:], 0.5)]
+            outputs = lora_linears(x, members, backend=backend)
+            grads = torch.autograd.grad([y.float().square().sum() for y in outputs], [x, *leaves])
+            found.append([*outputs, *grads])
+        assert all(relative_error(one, other.double()) < 2e-3 for one, other in zip(found[1], found[0], strict=True))
 
 
 def test_layouts_of_inputs_and_gradients() -> None:

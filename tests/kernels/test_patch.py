@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 from lora_models import KINDS, Case, OneLayer, adapted_layer, fill, ids, layer_of, losses, tiny_llama
@@ -76,6 +77,18 @@ def test_gradient_checkpointing(reentrant: bool) -> None:
         patch(model)
         found.append(losses(model))
     assert found[0] == found[1]
+
+
+def test_checkpoints_without_a_compute_dtype() -> None:
+    """It is set at the first call by bitsandbytes; the second run of a checkpoint takes the same code as the first."""
+    model = tiny_llama("4bit")
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.compute_dtype, module.compute_type_is_set = None, False
+    model.enable_input_require_grads()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    patch(model)
+    assert losses(tiny_llama("4bit")) == pytest.approx(losses(model), rel=2e-4)
 
 
 def kept_bytes(model: Any, autocast: bool) -> int:
@@ -301,6 +314,17 @@ def test_a_trained_weight_and_hooks_run_peft(calls: list[int]) -> None:
     layer.base_layer.forward = lambda x: torch.zeros(2, 160)
     patch(model)
     assert not isinstance(vars(layer).get("forward"), PatchedForward)
+
+
+def test_other_dtypes_run_peft(calls: list[int]) -> None:
+    """fp64 throughout, and A and B of two dtypes, which PEFT refuses in its own words."""
+    model, layer = adapted_layer("dense", Case(torch.float64, torch.float64, torch.float64))
+    patch(model)
+    assert torch.float64 == model(torch.randn(2, 128, dtype=torch.float64)).dtype
+    layer.lora_B.default.weight.data = layer.lora_B.default.weight.data.float()
+    with pytest.raises(RuntimeError, match="dtype"):
+        model(torch.randn(2, 128, dtype=torch.float64))
+    assert [] == calls
 
 
 def test_an_input_that_was_changed_is_not_shared(calls: list[int]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-NAMES = ("Stream", "current_stream", "stream", "set_stream", "graph_pool_handle", "CUDAGraph", "graph", "Event", "_sleep")
+NAMES = ("Stream", "current_stream", "stream", "graph_pool_handle", "CUDAGraph", "Event", "_sleep")
 MEMORY = ("synchronize", "memory_allocated", "max_memory_allocated", "reset_peak_memory_stats", "empty_cache")
 
 
@@ -38,14 +38,13 @@ class PlayedCuda:
     def current_stream(self, device: Any = None) -> Any:
         return self._current
 
-    def set_stream(self, stream: Any) -> None:
-        self._current = stream
-
     @contextmanager
     def stream(self, stream: Any) -> Iterator[None]:
         before, self._current = self._current, stream
-        yield
-        self._current = before
+        try:
+            yield
+        finally:
+            self._current = before
 
     def graph_pool_handle(self) -> int:
         return 1
@@ -58,14 +57,11 @@ class PlayedCuda:
             self.log.append(f"replay {number}")
             self.now += self.seconds(number)
 
-        return SimpleNamespace(replay=replay)
-
-    @contextmanager
-    def graph(self, graph: Any, pool: Any = None) -> Iterator[None]:
-        # as torch's, which leaves its stream the current one where a capture fails
-        self._current = self.Stream()
-        yield
-        self._current = None
+        return SimpleNamespace(
+            replay=replay,
+            capture_begin=lambda pool: self.log.append(f"begin {number}"),
+            capture_end=lambda: self.log.append(f"end {number}"),
+        )
 
     def Event(self, enable_timing: bool = False) -> Any:  # noqa: N802 -- torch's name
         event = SimpleNamespace(at=0.0)

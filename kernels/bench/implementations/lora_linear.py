@@ -13,6 +13,7 @@ from tuneplan.kernels.bench import traffic
 from tuneplan.kernels.bench.cases import DTYPES, Case
 from tuneplan.kernels.bench.implementations import unsloth
 from tuneplan.kernels.bench.implementations.dequantize_4bit import bitsandbytes_refuses, only_nested_nf4
+from tuneplan.kernels.bench.implementations.linear_4bit import scattered
 from tuneplan.kernels.bench.kernel import Implementation, Kernel, Prepared, compiled
 from tuneplan.kernels.bench.weights import bitsandbytes_state, normal, packed_4bit
 from tuneplan.kernels.dequantize_4bit import dequantize_4bit, reference
@@ -63,6 +64,12 @@ def _expected(case: Case, inputs: Inputs) -> list[torch.Tensor]:
             return [x @ weight.t(), dy @ weight]
         down, back = x @ a.t(), dy @ b * SCALE
         return [x @ weight.t() + down @ b.t() * SCALE, dy @ weight + back @ a, back.t() @ x, dy.t() @ down * SCALE]
+
+
+def _bound(case: Case) -> float:
+    """By the smallest of the results."""
+    results = min(case.tokens, case.rank or case.tokens) * min(case.shape.out_features, case.shape.in_features)
+    return scattered(BOUNDS[case.dtype], results)
 
 
 def _trained(inputs: Inputs, forward: Callable[[torch.Tensor], torch.Tensor]) -> Prepared:
@@ -151,7 +158,7 @@ KERNEL = Kernel(
     inputs=_inputs,
     output=lambda case, device: None,
     expected=_expected,
-    bound=lambda case: BOUNDS[case.dtype],
+    bound=_bound,
     minimum_bytes=traffic.trained,
     flops=traffic.trained_flops,
     implementations={

@@ -30,8 +30,8 @@ def test_device_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "a" == clock.once()
 
 
-def test_a_failed_capture_leaves_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cannot be captured is raised, and later calls run on the stream that was current before."""
+def test_a_failed_capture_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be captured is raised, its capture is ended, and later calls run on the stream that was current before."""
     played = PlayedCuda()
     played.install(monkeypatch)
     before = played.current_stream()
@@ -46,6 +46,7 @@ def test_a_failed_capture_leaves_the_stream(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(RuntimeError, match="not permitted"):
         GraphClock([fails, fails], CUDA)
     assert before is played.current_stream()
+    assert ["wait", "begin 0", "end 0"] == played.log
 
 
 def test_memory_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,6 +132,12 @@ def test_what_cannot_run_says_why() -> None:
         machine_of("tpu")
 
 
+def test_a_case_that_does_not_fit_is_not_begun() -> None:
+    """A weight of a tebibyte is a row that says what it needs and what is free."""
+    rows = running.run_case(replace(CASE, shape=Shape(2**20, 2**20)), CPU, CEILINGS, ["tuneplan"], 2)
+    assert [("not run", True)] == [(row["state"], "GiB are free" in row["reason"]) for row in rows]
+
+
 def test_a_session_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """Rows are written as they come; a case with rows is skipped, one that the time does not reach is left."""
     file = tmp_path / "rows.jsonl"
@@ -140,6 +146,8 @@ def test_a_session_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert 1 == len(session.rows) == len(read_rows(file))
     with file.open("a", encoding="utf-8") as cut:
         cut.write('{"kind": "bench", "key"')
+    append(file, [{"kind": "check", "key": "x", "provenance": {}}])
+    assert 2 == len(read_rows(file))
     again = run_cases(cases, CPU, CEILINGS, Budget(0), names=["tuneplan"], rounds=2, done=read_rows(file), file=file)
     assert (1, [cases[1]], []) == (again.done_before, again.left, again.rows)
 

@@ -18,7 +18,9 @@ DISTINCT = list({entry.config_path.read_text(encoding="utf-8"): entry for entry 
 
 def network_of(name: str, method: str = "full") -> Network:
     """A catalogued model under a method."""
-    return build(read_spec(*load(name)), parse(method), Settings(seq_len=512))
+    spec = read_spec(*load(name))
+    length = spec.fixed_length or (1024 if spec.image_tokens else 512)
+    return build(spec, parse(method), Settings(seq_len=length, gradient_checkpointing="off"))
 
 
 @pytest.mark.parametrize("entry", entries(), ids=lambda entry: entry.id)
@@ -32,10 +34,11 @@ def test_names_and_shapes_are_those_of_transformers(entry: CatalogEntry) -> None
     """Each weight of the state dict, layer by layer, has the name and the shape of transformers' own."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from tuneplan.profiling.build import transformers_model
+    from tuneplan.profiling.build import task_of, transformers_model
+    from tuneplan.profiling.subject import Subject
 
     config: dict[str, Any] = json.loads(entry.config_path.read_text(encoding="utf-8"))
-    model = transformers_model(config, "causal-lm", "eager", torch.bfloat16, "meta")
+    model = transformers_model(config, task_of(Subject(entry.id, config)), "eager", torch.bfloat16, "meta")
 
     assert {name: tuple(parameter.shape) for name, parameter in model.named_parameters()} == network_of(entry.id).shapes()
 

@@ -1,0 +1,259 @@
+"""LLaVA: a CLIP tower, a projector, and its image tokens in the sequence of a Llama-like language model.
+
+Mirrors transformers 5.23 models/llava/modeling_llava.py. The tower's layers behind the one whose output is taken have no part in
+the loss. `masked_scatter` as CUDA runs it: aten/src/ATen/native/cuda/IndexKernel.cu.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tuneplan.planner.errors import InputError, NotModelledError
+from tuneplan.planner.graph import pointwise as pw
+from tuneplan.planner.graph.activations import ACTIVATIONS, activation
+from tuneplan.planner.graph.block import Block, close
+from tuneplan.planner.graph.ledger import Walk
+from tuneplan.planner.graph.matmul import embedding
+from tuneplan.planner.graph.tape import Gradient
+from tuneplan.planner.graph.tensor import Size, Storage, Tensor, elements, round_block
+from tuneplan.planner.models import clip_tower, encoder, tasks, vision
+from tuneplan.planner.models.assembly import Assembly
+from tuneplan.planner.models.config import ConfigReader
+from tuneplan.planner.models.families import llama
+from tuneplan.planner.models.families.llama import LlamaSpec
+from tuneplan.planner.models.network import Stack
+from tuneplan.planner.models.spec import ModelSpec
+from tuneplan.planner.models.vision import VisionSpec
+
+TASKS = (tasks.IMAGE_TEXT,)
+TOWER, TEXT = "model.vision_tower.", "model.language_model."
+_CLIP = {"hidden_size": 1024, "intermediate_size": 4096, "patch_size": 14, "image_size": 336}
+_CLIP |= {"num_hidden_layers": 24, "num_attention_heads": 16}
+_LLAMA = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "intermediate_size": 11008,
+    "vocab_size": 32000,
+}
+_MISTRAL = {**_LLAMA, "num_key_value_heads": 8, "intermediate_size": 14336}
+_QWEN2 = {**_LLAMA, "intermediate_size": 22016, "vocab_size": 151936}
+_TEXTS: dict[str, dict[str, int]] = {"llama": _LLAMA, "mistral": _MISTRAL, "qwen2": _QWEN2}
+"""Language models, with what their configuration classes have for keys that a config leaves out."""
+STRATEGIES = ("default", "full")
+
+
+@dataclass(frozen=True, slots=True)
+class LlavaSpec(ModelSpec):
+    """LLaVA. The dimensions of the base are those of the language model.
+
+    Attributes:
+        text: the language model.
+        tower: the vision tower.
+        tower_layers: those before the output that is taken.
+        keeps_class: the class token goes into the projector too.
+        projector_act: between the projector's two layers.
+        projector_bias: they have one.
+    """
+
+    text: LlamaSpec
+    tower: VisionSpec
+    tower_layers: int
+    keeps_class: bool
+    projector_act: str
+    projector_bias: bool
+
+    @property
+    def image_tokens(self) -> int:  # type: ignore[override]  # a class constant of the base, derived here
+        """Tokens of the sequence that an image takes."""
+        return self.tower.tokens - (not self.keeps_class)
+
+
+def read(id: str, config: ConfigReader) -> LlavaSpec:
+    """The spec of a config.json. Raises InputError where dimensions are absurd or contradict each other."""
+    inner = _section(config, "text_config", "llama", _TEXTS)
+    tied = config.boolean("tie_word_embeddings", False) or inner.boolean("tie_word_embeddings", False)
+    text = replace(llama.read(id, inner), tie_word_embeddings=tied)
+    tower = clip_tower.read(id, _section(config, "vision_config", "clip_vision_model", {"clip_vision_model": _CLIP}))
+    strategy = config.text("vision_feature_select_strategy", "default")
+    if strategy not in STRATEGIES:
+        known = " or ".join(STRATEGIES)
+        raise InputError(f"{config.origin}: vision_feature_select_strategy {strategy!r} is not known; use {known}")
+    act = config.text("projector_hidden_act", "gelu")
+    if act not in ACTIVATIONS:
+        raise InputError(f"{config.origin}: projector_hidden_act {act!r} is an activation that tuneplan does not know")
+    config.integer("image_token_index", 32000, minimum=0)
+    return LlavaSpec(
+        id=id,
+        model_type=config.text("model_type"),
+        **{name: getattr(text, name) for name in _SHARED},
+        text=text,
+        tower=tower,
+        tower_layers=_used(config, tower.num_hidden_layers),
+        keeps_class=strategy == "full",
+        projector_act=act,
+        projector_bias=config.boolean("multimodal_projector_bias", True),
+    )
+
+
+_SHARED = (
+    *("hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings", "tie_word_embeddings"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim"),
+)
+
+
+def _section(config: ConfigReader, key: str, usual: str, known: dict[str, dict[str, int]]) -> ConfigReader:
+    """A part of the config with what its class has for keys that are left out. Raises InputError for a type that is not known."""
+    inner = config.section(key) if config.has(key) else ConfigReader({}, f"{config.origin}, {key}")
+    kind = inner.text("model_type", usual)
+    if kind not in known:
+        raise NotModelledError(
+            f"{inner.origin}: model_type {kind!r} is a part of LLaVA that tuneplan does not know",
+            f"; it knows {', '.join(known)}",
+        )
+    return ConfigReader({**known[kind], **inner.mapping, "model_type": kind}, inner.origin)
+
+
+def _used(config: ConfigReader, layers: int) -> int:
+    """How many layers stand before the hidden states of `vision_feature_layer`. Raises InputError."""
+    if isinstance(config.mapping.get("vision_feature_layer"), list):
+        raise NotModelledError(f"{config.origin}: several vision_feature_layer are not known to tuneplan", "; use one")
+    layer = config.integer("vision_feature_layer", -2, minimum=-layers - 1, maximum=layers)
+    return layer if layer >= 0 else layers + 1 + layer
+
+
+def stacks(spec: LlavaSpec) -> tuple[Stack, ...]:
+    """The tower's layers and the language model's."""
+
+    def bridge(model: Assembly, spec: LlavaSpec, entry: Tensor | None) -> tuple[Block, tuple[Tensor, ...]]:
+        assert entry is not None
+        return _bridge(model, spec, entry)
+
+    return (
+        Stack(f"{TOWER}encoder.layers.*.", spec.tower_layers, _start, _tower_layer),
+        Stack(f"{TEXT}layers.*.", spec.num_hidden_layers, bridge, llama.layer),
+    )
+
+
+def _start(model: Assembly, spec: LlavaSpec, _: Tensor | None) -> tuple[Block, tuple[Tensor, ...]]:
+    """Token ids, labels and pixels; embeddings, which wait for the tower, and patches."""
+    images = model.settings.images
+    longest: Any = model.settings.seq_len
+    shortest = longest if isinstance(longest, int) else int(longest.min())
+    if shortest < images * spec.image_tokens:
+        raise InputError(
+            f"{spec.id} takes {spec.image_tokens} tokens for an image, so that sequences of {shortest} have no room for "
+            f"{images}; use --seq-len {images * spec.image_tokens + 1} or more, or fewer --images"
+        )
+    tape = model.begin("", 1)
+    rows, length = model.token_shape
+    ids = tape.record("token_ids", (), tape.fresh((rows, length), "int64", False))
+    labels = tape.record("labels", (), tape.fresh((rows, length), "int64", False))
+    pixels = vision.pixels(model, spec.tower, rows * images)
+    model.inside = TEXT
+    words = embedding(tape, (rows, length), model.embedding_weight(llama.EMBEDDING))
+    model.inside = ""
+    leaves = encoder.leaf(model, words)
+    for part in model.method.parts:
+        words = part.embedded(model, words)
+    words.crosses = True
+    hidden, others = clip_tower.embedded(model, spec.tower, TOWER, pixels, hooked=True)
+    tape.outputs.append(words.storage) if model.method.virtual_tokens else None
+    carried = (ids.storage, labels.storage, pixels.storage, *leaves, *others)
+    carried += () if leaves else (words.storage,)
+    block = close("embeddings", tape, None, hidden, carried, batch=3, leaves=(*leaves, *others) * 2)
+    model.words = words
+    block.stays, block.exit_passed = (pixels.storage,), False
+    return block, ()
+
+
+def _tower_layer(model: Assembly, spec: LlavaSpec, entry: Tensor, _: tuple[Tensor, ...]) -> Block:
+    """A layer of the tower."""
+    return close("tower_layer", model.tape, entry, clip_tower.layer(model, spec.tower, entry))
+
+
+def _unused(model: Assembly, spec: LlavaSpec, entry: Tensor) -> tuple[Size, Size, Size]:
+    """Record the tower's layers that have no part in the loss; gives the bytes that they leave, their FLOPs and the bytes moved.
+
+    What they leave lives until the model's outputs are reduced to the language model's: their graph is never gone back through.
+    """
+    known = set(model.parameters)
+    left: Size = 0
+    flops: Size = 0
+    moved: Size = 0
+    for index in range(spec.tower_layers, spec.tower.num_hidden_layers):
+        model.begin(f"{TOWER}encoder.layers.{index}.", 1, index)
+        exit = clip_tower.layer(model, spec.tower, entry)
+        block = close("unused", model.tape, None, exit)
+        kept = model.settings.gradient_checkpointing == "off" or not exit.requires_grad
+        left = left + sum(Walk(block).forward(keep=kept).delta)
+        flops = flops + sum([op.flops for op in block.ops])
+        moved = moved + sum([op.moved for op in block.ops])
+        entry = exit
+    model.begin("", 1)
+    model.layer_norm(pw.narrow(model.tape, entry, (entry.shape[0], entry.shape[-1])), f"{TOWER}post_layernorm")
+    for name in set(model.parameters) - known:
+        parameter = model.parameters[name]
+        parameter.idle, parameter.trainable, parameter.tensor.requires_grad = parameter.trainable, False, False
+    return left, flops, moved
+
+
+def _bridge(model: Assembly, spec: LlavaSpec, entry: Tensor) -> tuple[Block, tuple[Tensor, ...]]:
+    """The projector, image tokens put among the others, and what the language model starts with."""
+    words = model.words
+    assert words is not None
+    left, flops, moved = _unused(model, spec, entry)
+
+    def joined() -> Tensor:
+        tape = model.tape
+        rest = Tensor(Storage(left, tape.category), (1,), entry.dtype)
+        tape.record("unused_layers", (entry,), rest, flops=flops, moved=moved)
+        tape.held.append(rest.storage)
+        return _joined(model, spec, entry, words)
+
+    # trainer.py of transformers 5.23 turns the cache off in the outer config alone, and the language model reads its own
+    model.settings = replace(model.settings, use_cache=not model.method.prefix_length)
+    model.spec, model.given, model.inside = spec.text, joined, TEXT
+    block, shared = llama.start(model, spec.text)
+    model.given = None
+    block.entry, block.entries_kept, block.exit_passed = entry, True, False
+    return block, shared
+
+
+def _joined(model: Assembly, spec: LlavaSpec, entry: Tensor, words: Tensor) -> Tensor:
+    """`(batch, length, hidden)`: embeddings in which image features stand for image tokens."""
+    tape = model.tape
+    model.inside = ""
+    images, count, width = entry.shape
+    chosen = entry
+    if not spec.keeps_class:
+        chosen = pw.copy(tape, pw.narrow(tape, entry, (images, count - 1, width)), "reshape")
+    module = "model.multi_modal_projector"
+    inner = model.linear(chosen, f"{module}.linear_1", spec.hidden_size, spec.projector_bias)
+    tape.scope = module
+    inner = activation(tape, inner, spec.projector_act)
+    tape.scope = ""
+    made = model.linear(inner, f"{module}.linear_2", spec.hidden_size, spec.projector_bias)
+    model.inside = TEXT
+    rows = tape.view("unbind", made, made.shape)
+    if made.requires_grad:  # gradients of the images are stacked
+        tape.ops[-1].gradients = (Gradient(made, round_block(made.nbytes), moved=2 * made.nbytes),)
+    features = pw.copy(tape, rows, "cat")
+    if features.dtype != words.dtype:
+        features = pw.cast(tape, features, words.dtype)
+    tape.outputs.append(features.storage)
+    tape.held.append(made.storage)
+    mask = tape.record("special_image_mask", (), tape.fresh(words.shape[:2], "bool", False))
+    out = tape.fresh(words.shape, words.dtype, words.requires_grad or features.requires_grad)
+    scratch = round_block(8 * elements(words.shape)) + round_block(elements(words.shape))
+    gradients = (
+        Gradient(words, round_block(words.nbytes), moved=2 * words.nbytes),
+        Gradient(features, round_block(features.nbytes), moved=2 * features.nbytes),
+    )
+    tape.record("masked_scatter", (words, features, mask), out, saved=(mask,), gradients=gradients, scratch=scratch)
+    tape.held.append(mask.storage)
+    return out
+
+
+def finish(model: Assembly, spec: LlavaSpec, entry: Tensor) -> Block:
+    """Final norm, head and loss of the language model."""
+    return llama.finish(model, spec.text, entry)
