@@ -4,12 +4,14 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from tuneplan.planner.errors import InputError
+from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.spec import ModelSpec
+from tuneplan.planner.parallel.splits import LAYOUTS, splits
 from tuneplan.planner.target import Target
 from tuneplan.planner.training.optimizers import OPTIMIZERS, Optimizer
 from tuneplan.planner.training.settings import Settings
+from tuneplan.planner.training.sharding import Sharding
 from tuneplan.planner.wall_clock import NO_OVERHEADS, Overheads
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ class Job:
         optimizers: to consider.
         zero_stages: to consider on several GPUs, the first that fits is taken.
         fsdp_units: see `Sharding.units`.
+        layouts: "data" for data parallelism alone, or "all" for every split of the model too (`parallel.splits`).
         objective: what is least for the best plan.
         purchase: on_demand, spot or reserved.
         safety_margin: share of the card's memory to leave free.
@@ -67,6 +70,7 @@ class Job:
     optimizers: tuple[Optimizer, ...] = tuple(OPTIMIZERS[name] for name in DEFAULT_OPTIMIZERS)
     zero_stages: tuple[int, ...] = (0, 1, 2, 3)
     fsdp_units: str = "root"
+    layouts: str = "data"
     objective: str = "cost"
     purchase: str = "on_demand"
     safety_margin: float = 0.0
@@ -83,8 +87,10 @@ class Job:
             raise InputError(f"tokens {self.tokens} is not an amount to train on; use 1 to 10^18, such as 10M")
         if not 1 <= self.global_batch_size <= LARGEST_BATCH:
             raise InputError(f"global-batch-size {self.global_batch_size} is not a batch; use 1 to {LARGEST_BATCH}")
+        if self.layouts not in LAYOUTS:
+            raise UnknownNameError("layouts", self.layouts, LAYOUTS, "plan --help")
         for target in self.targets:
-            if not any(self.micro_batches(count) for count in target.counts):
+            if not any(self.micro_batches(split.data_parallel) for count in target.counts for split in self.splits(count)):
                 counts = ", ".join(str(count) for count in target.counts)
                 sizes = ", ".join(str(size) for size in self.micro_batch_sizes)
                 by = f" in micro-batches of {sizes}" if sizes else ""
@@ -127,21 +133,27 @@ class Job:
         """Sharding stages that are considered on a number of cards."""
         return self.zero_stages if count > 1 else (0,)
 
+    def splits(self, count: int) -> tuple[Sharding, ...]:
+        """Layouts of a number of cards, without a sharding stage."""
+        return splits(count, self.layouts, self.spec.is_mixture)
+
     @property
     def candidates(self) -> int:
-        """How many configurations: micro-batches x stages over numbers of cards, x checkpointing x optimizers x methods."""
-        spread = sum(len(self.micro_batches(n)) * len(self.stages(n)) for target in self.targets for n in target.counts)
+        """How many configurations: micro-batches x stages over layouts of cards, x checkpointing x optimizers x methods."""
+        ranks = [split.data_parallel for target in self.targets for n in target.counts for split in self.splits(n)]
+        spread = sum(len(self.micro_batches(n)) * len(self.stages(n)) for n in ranks)
         return spread * len(self.checkpointing) * len(self.optimizers) * len(self.methods)
 
     @property
     def alike(self) -> bool:
         """Whether candidates differ only in what is searched, not in the length of their batches or in what they generate."""
-        return self.data is None and self.settings.objective.plain
+        return self.data is None and self.settings.objective.plain and self.layouts == "data"
 
     @property
     def left_out(self) -> list[int]:
         """Numbers of GPUs that the global batch cannot be split over, so that no plan uses them."""
-        return sorted({count for target in self.targets for count in target.counts if not self.micro_batches(count)})
+        counts = {count for target in self.targets for count in target.counts}
+        return sorted(n for n in counts if not any(self.micro_batches(split.data_parallel) for split in self.splits(n)))
 
     def settings_for(self, method: Method, target: Target) -> Settings:
         """The settings that do not vary within a method on a card: precision, dtype and the card's capability."""

@@ -9,6 +9,7 @@ from tuneplan.planner.device_memory import RuntimeMemory
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.job import Job
 from tuneplan.planner.memory import StepMemory
+from tuneplan.planner.models.network import Network
 from tuneplan.planner.request import Request
 from tuneplan.planner.target import Target
 from tuneplan.planner.timing.step_time import StepTime
@@ -27,6 +28,7 @@ class Plan:
         replayed: whether that comes from a replay of the step through the allocator, or is the allowance.
         runtime: memory outside the allocator.
         usable_bytes: of the card, less the safety margin.
+        network: what the fullest rank computes.
         time: of a step, None for an unknown card.
         clock: what the hours are spent on, None without a time.
         hours: of the whole run, None without a time.
@@ -40,6 +42,7 @@ class Plan:
     fragmentation_bytes: int
     runtime: RuntimeMemory
     usable_bytes: int
+    network: Network
     replayed: bool = False
     time: StepTime | None = None
     clock: WallClock | None = None
@@ -60,7 +63,7 @@ class Plan:
     @property
     def gpu_count(self) -> int:
         """Cards used."""
-        return self.request.sharding.data_parallel
+        return self.request.sharding.gpu_count
 
     @property
     def largest_component(self) -> str:

@@ -107,7 +107,9 @@ def savings(request: Request, fragmentation_bytes: int, replayed: bool) -> tuple
 
 
 def plan_savings(plan: "Plan") -> tuple[Saving, ...]:
-    """Every switch of a plan, against the memory that it may use."""
+    """Every switch of a plan, against the memory that it may use; none where ranks split the model."""
+    if plan.request.sharding.splits_model:
+        return ()
     request = replace(plan.request, capacity_bytes=plan.usable_bytes)
     return savings(request, plan.fragmentation_bytes, plan.replayed)
 

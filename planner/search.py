@@ -9,12 +9,14 @@ from typing import Any
 from tuneplan.hardware_profiles.loader import Gpu
 from tuneplan.planner.cost import SPOT, cheapest, usd
 from tuneplan.planner.device_memory import RuntimeMemory, checkpoint_bytes, runtime_of, usable_bytes
+from tuneplan.planner.errors import InputError
 from tuneplan.planner.fragmentation import allowance, moving_bytes
 from tuneplan.planner.graph.tensor import CATEGORIES, OPTIMIZER_STATES
 from tuneplan.planner.job import Job
 from tuneplan.planner.memory import finds_gradients, step_memory, walk
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import Network, build
+from tuneplan.planner.parallel.layout import Part, fullest, rank_parts
 from tuneplan.planner.parallel.step import Walked
 from tuneplan.planner.plan import Answer, Plan, Rejected, rank
 from tuneplan.planner.request import Request, check_settings
@@ -50,6 +52,7 @@ class Search:
         self._walks: dict[tuple[str, Settings], Walked] = {}
         self._fragments: dict[tuple[str, Settings, str], int] = {}
         self._works: dict[tuple[str, Settings], NetworkWork] = {}
+        self._parts: dict[tuple[str, Settings, Sharding, bool], tuple[Part, ...] | InputError] = {}
         self._runtimes: dict[tuple[str, int, bool], RuntimeMemory] = {}
 
     def answer(self, told: Callable[[int], None] | None = None) -> Answer:
@@ -115,20 +118,38 @@ class Search:
         settings = sharding.settings(replace(settings, accumulating=steps > 1))
         settings = for_method(settings, method, steps, sharding.data_parallel)
         network = self._network(method, settings)
-        found = replace(settings, accumulating=finds_gradients(settings, sharding))
-        memory = step_memory(network, settings, optimizer, sharding, self._walked(method, found))
-        runtime = self._runtime(target.gpu, sharding.data_parallel, network.quantized)
+        if sharding.splits_model:
+            rank = fullest(self._split(method, settings, sharding), settings, optimizer, sharding, steps)
+            memory, own = rank.memory, rank.network
+        else:
+            found = replace(settings, accumulating=finds_gradients(settings, sharding))
+            memory, own = step_memory(network, settings, optimizer, sharding, self._walked(method, found)), network
+        runtime = self._runtime(target.gpu, sharding.gpu_count, network.quantized)
         request = Request(self.job.spec, method, settings, optimizer, sharding, steps, target.gpu)
         usable = usable_bytes(target.memory_bytes, self.job.safety_margin)
-        known = None if sharding.zero_stage else self._fragments.get((method.name, settings, optimizer.name))
+        known = self._fragments.get((method.name, settings, optimizer.name)) if request.replays else None
         fragmentation = allowance(moving_bytes(memory.peak.levels)) if known is None else known
-        return Plan(request, target, memory, fragmentation, runtime, usable, replayed=known is not None)
+        return Plan(request, target, memory, fragmentation, runtime, usable, own, replayed=known is not None)
 
     def _runtime(self, gpu: Gpu | None, ranks: int, quantized: bool) -> RuntimeMemory:
         key = (gpu.id if gpu else "", ranks, quantized)
         if key not in self._runtimes:
             self._runtimes[key] = runtime_of(gpu, ranks, quantized)
         return self._runtimes[key]
+
+    def _split(self, method: Method, settings: Settings, sharding: Sharding) -> tuple[Part, ...]:
+        """The parts of the model under a layout. Raises InputError where the model cannot be split so, each time it is asked."""
+        of_layout = replace(sharding, data_parallel=sharding.expert_parallel, zero_stage=0, units="root")
+        key = (*self._key(method, replace(settings, accumulating=False)), of_layout, finds_gradients(settings, sharding))
+        if key not in self._parts:
+            try:
+                self._parts[key] = rank_parts(self.job.spec, method, settings, sharding, self._network(method, settings))
+            except InputError as error:
+                self._parts[key] = error
+        found = self._parts[key]
+        if isinstance(found, InputError):
+            raise found
+        return found
 
     @staticmethod
     def _key(method: Method, settings: Settings) -> tuple[str, Settings]:
@@ -216,25 +237,42 @@ class Search:
         """
         job = self.job
         base = job.settings_for(method, target)
-        for checkpointing in job.checkpointing:
-            if not method.allows(replace(base, gradient_checkpointing=checkpointing)):
+        for split in job.splits(count):
+            if split.splits_model and not self._can_be(method, base, split):
                 continue
-            for optimizer in job.optimizers:
-                states: int = 0
-                for stage in job.stages(count):
-                    fits = False
-                    for size in job.micro_batches(count):
-                        settings = job.longest(replace(base, micro_batch_size=size, gradient_checkpointing=checkpointing))
-                        plan = self.evaluate(method, target, settings, optimizer, Sharding(count, stage, units=job.fsdp_units))
-                        states = plan.memory.phases["optimizer_step"].levels[OPTIMIZER_STATES]
-                        yield plan
-                        if plan.short_by_bytes > 0:
-                            break
-                        fits = True
-                    if fits:
+            for checkpointing in job.checkpointing:
+                if method.allows(replace(base, gradient_checkpointing=checkpointing)):
+                    yield from self._of_split(method, target, replace(base, gradient_checkpointing=checkpointing), split)
+
+    def _can_be(self, method: Method, settings: Settings, split: Sharding) -> bool:
+        """Whether the model can be split so under a method (which micro-batch and checkpointing do not change)."""
+        settings = replace(settings, micro_batch_size=1)
+        try:
+            self._split(method, settings, split)
+        except InputError:
+            return False
+        return True
+
+    def _of_split(self, method: Method, target: Target, base: Settings, split: Sharding) -> Iterator[Plan]:
+        """The candidates of one layout of the model and one kind of checkpointing."""
+        job, ranks = self.job, split.data_parallel
+        for optimizer in job.optimizers:
+            states: int = 0
+            for stage in job.stages(ranks):
+                fits = False
+                for size in job.micro_batches(ranks):
+                    settings = job.longest(replace(base, micro_batch_size=size))
+                    sharding = replace(split, zero_stage=stage, units=job.fsdp_units)
+                    plan = self.evaluate(method, target, settings, optimizer, sharding)
+                    states = plan.memory.phases["optimizer_step"].levels[OPTIMIZER_STATES]
+                    yield plan
+                    if plan.short_by_bytes > 0:
                         break
-                if states < SMALL_STATES * usable_bytes(target.memory_bytes, job.safety_margin):
+                    fits = True
+                if fits:
                     break
+            if states < SMALL_STATES * usable_bytes(target.memory_bytes, job.safety_margin):
+                break
 
     def _priced(self, plan: Plan) -> Plan:
         job = self.job
@@ -243,15 +281,25 @@ class Search:
         request = replace(plan.request, settings=job.typical(plan.request.settings))
         key = (request.method.name, request.settings)
         network = self._network(request.method, request.settings)
-        if key not in self._works:
-            self._works[key] = network_work(network, request.settings)
-        time = time_of(request, network, self._works[key])
+        own, work = network, None
+        if not request.sharding.splits_model:
+            if key not in self._works:
+                self._works[key] = network_work(network, request.settings)
+            work = self._works[key]
+        elif request.settings == plan.request.settings:
+            own = plan.network
+        else:  # the lengths of the mean batch are not those of the longest
+            parts = self._split(request.method, request.settings, request.sharding)
+            own = fullest(
+                parts, request.settings, request.optimizer, request.sharding, request.gradient_accumulation_steps
+            ).network
+        time = time_of(request, own, work)
         if time.seconds is None or not time.tokens_per_second:
             return replace(plan, time=time)
         tokens = job.global_batch_size * request.settings.seq_len
         updates = job.updates()
         price = cheapest(plan.target.offers, plan.gpu_count, job.purchase, self.today)
-        states = plan.memory.phases["optimizer_step"].levels[OPTIMIZER_STATES] * plan.request.sharding.state_ranks
+        states = plan.memory.phases["optimizer_step"].levels[OPTIMIZER_STATES] * plan.request.sharding.state_parts
         saved = checkpoint_bytes(network) + states + plan.memory.host.states
         spot = price is not None and price.offer.purchase == SPOT
         clock = wall_clock(time.seconds, updates, time.forward_seconds / tokens, saved, job.overheads, spot)

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from tuneplan.planner.graph.tensor import ACTIVATIONS, LOGITS, TEMPORARY, WEIGHTS
+from tuneplan.profiling import meta_results
 
 BLOCK_BYTES = 512
 _ADD = torch.ops.aten.add.Tensor
@@ -272,7 +273,7 @@ class StorageTracker(TorchDispatchMode):
         elif func is _SCATTERED and args[0].device.type == "meta":  # it counts the places of the mask
             out = args[0].new_empty(args[2])
         else:
-            out = func(*args, **(kwargs or {}))
+            out = meta_results.run(func, args, kwargs or {})
         for leaf in tree_iter(out):
             if isinstance(leaf, torch.Tensor):
                 self._see(leaf, func.__name__)

@@ -39,6 +39,7 @@ from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.job import AUTO, DEFAULT_METHODS, DEFAULT_OPTIMIZERS, OBJECTIVES, Job
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.registry import has_checkpointing
+from tuneplan.planner.parallel.splits import LAYOUTS
 from tuneplan.planner.report import document
 from tuneplan.planner.target import ANY, Target, of_gpu, of_memory, targets
 from tuneplan.planner.training.attention_kernel import AMPERE
@@ -109,6 +110,13 @@ method_option = click.option(
 why_not_option = click.option(
     "--why-not", metavar="WISH", help="What is wrong with a configuration, such as method=qlora,gpus=2,optimizer=adamw."
 )
+layouts_option = click.option(
+    "--layouts",
+    default=LAYOUTS[0],
+    show_default=True,
+    metavar="|".join(LAYOUTS),
+    help="all: split the model too (TP, PP, CP, EP).",
+)
 html_option = click.option("--html", metavar="FILE", help="Also write the report as HTML.")
 
 
@@ -120,6 +128,7 @@ html_option = click.option("--html", metavar="FILE", help="Also write the report
 )
 @method_option
 @job_options
+@layouts_option
 @html_option
 @why_not_option
 @sweep_options
@@ -207,6 +216,7 @@ def job_of(given: dict[str, Any]) -> Job:
         micro_batch_sizes=(micro,) if micro is not None else (),
         optimizers=tuple(find_optimizer(name) for name in given["optimizer"].split(",")),
         zero_stages=stages,
+        layouts=given.get("layouts", LAYOUTS[0]),
         objective=given["objective"],
         purchase=read_purchase(given),
         safety_margin=safety_margin(given["safety_margin"], given["oom_chance"]),

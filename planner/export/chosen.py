@@ -70,6 +70,9 @@ def from_file(path: str, choice: int, today: date, fsdp_units: str = "root") -> 
     return plan, tokens, _differences(chosen, plan_json(plan))
 
 
+SPLITS = ("tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel")
+
+
 def _index(choice: int, count: int) -> int:
     if not 1 <= choice <= count:
         raise InputError(f"--choice {choice} is none of the {count} plans; use 1 for the best, to {count}")
@@ -79,6 +82,11 @@ def _index(choice: int, count: int) -> int:
 def _again(request: Mapping[str, Any], chosen: Mapping[str, Any], today: date, fsdp_units: str) -> Plan:
     """The same plan from the words of a document."""
     count = int(chosen["gpu_count"])
+    if any(int(chosen["parallelism"].get(name, 1)) > 1 for name in SPLITS):
+        raise InputError(
+            f"the plan splits the model ({chosen['parallelism']['label']}), and files for that are not written yet; take another "
+            "one with --choice, or plan with --layouts data"
+        )
     target = _target(request, chosen, count)
     how = chosen["gradient_checkpointing"]
     training = request.get("training") or {}

@@ -133,16 +133,17 @@ def _frozen_product(layer: _Layer, product: Tensor) -> Tensor:
     out_features, in_features = site.weight.shape
     decodes = bool(site.form) or site.weight.dtype != compute
     dense = round_block(tensor_bytes(site.weight.shape, compute)) if decodes else 0
-    narrow = layer.of_x(compute) if x.dtype != compute else 0
+    narrow = layer.of_x(compute) if x.dtype != compute != layer.adapter else 0
     y = tape.fresh(layer.output_shape, layer.out, True)
     flops: Size = 2 * layer.tokens * out_features * in_features
     stored = site.stored_bytes if site.form else site.weight.nbytes
     sums = _wider(compute, x.dtype)
     back = dense + (layer.of_y(compute) if layer.out != compute else 0)
     back = back + (layer.of_x(compute) if sums != compute else 0) + (layer.of_x(sums) if sums != x.dtype else 0)
-    # the adapter's part comes first: dropped anew, or cast from its dtype to that of the sum
-    parts = [3 * layer.of_x(layer.adapter)] if layer.dropout else []
-    parts += [layer.of_x(layer.adapter) + layer.of_x(sums)] if layer.adapter != sums else []
+    # the adapter's part comes first, in the sum's dtype or a wider one of its own: dropped anew, or cast to that of the sum
+    part_of = sums if _wider(layer.adapter, sums) == sums else layer.adapter
+    parts = [3 * layer.of_x(part_of)] if layer.dropout else []
+    parts += [layer.of_x(part_of) + layer.of_x(sums)] if part_of != sums else []
     for part in parts:
         first = layer.above_gradient(part)
         back = back + (first > back) * (first - back)
@@ -166,7 +167,7 @@ def _apart(layer: _Layer) -> Size:
     """Bytes of products that are not yet the output."""
     adapter, compute, out = layer.adapter, layer.compute, layer.out
     if _wider(compute, out) != compute:
-        return layer.of_y(compute) + (0 if adapter == out else layer.of_y(adapter))
+        return layer.of_y(compute)
     return (layer.of_y(adapter) if adapter != compute else 0) + (layer.of_y(compute) if compute != out else 0)
 
 

@@ -1,10 +1,11 @@
 """Memory of a rank under any layout: the network that it computes, its pipeline stage, and what its engine keeps."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from tuneplan.planner.graph.meter import Meter, join
 from tuneplan.planner.graph.tensor import ACTIVATIONS
-from tuneplan.planner.memory import StepMemory, step_memory, walk
+from tuneplan.planner.memory import StepMemory, finds_gradients, step_memory, walk
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import Network
 from tuneplan.planner.models.spec import ModelSpec
@@ -59,25 +60,60 @@ def rank_memory(
     """
     if not sharding.splits_model:
         return RankMemory(step_memory(whole, settings, optimizer, sharding, walked), whole)
+    return fullest(rank_parts(spec, method, settings, sharding, whole), settings, optimizer, sharding, micro_batches)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What the ranks of a pipeline stage compute (of the only one, where there is no pipeline), and its walk."""
+
+    network: Network
+    walked: Walked
+
+
+def rank_parts(spec: ModelSpec, method: Method, settings: Settings, sharding: Sharding, whole: Network) -> tuple[Part, ...]:
+    """The part of each pipeline stage, walked as the layout's engine reads it; stages that are alike are one.
+
+    Neither the optimizer nor, for one engine, the stage of sharding and the number of data-parallel ranks change them.
+
+    Raises:
+        InputError: the model cannot be split so.
+    """
     network = local_network(spec, method, settings, sharding, whole)
     own = local_settings(settings, sharding)
+    own = replace(own, accumulating=finds_gradients(own, sharding))
     stages = sharding.pipeline_parallel
     if stages == 1:
-        return RankMemory(step_memory(network, own, optimizer, sharding), network)
-    found: dict[tuple[int, float, bool, bool], tuple[StepMemory, Network]] = {}
-    results = []
+        return (Part(network, walk(network, own)),)
+    found: dict[tuple[int, bool, bool], Part] = {}
+    parts = []
     for index in range(stages):
         part = stage_network(network, stages, index)
-        waiting = in_flight(sharding, index, micro_batches)
-        key = (sum(run.count for run in part.runs), waiting, index == 0, index == stages - 1)
+        key = (sum(run.count for run in part.runs), index == 0, index == stages - 1)
         if key not in found:
-            walk_ = _stage_walk(part, own, last=index == stages - 1)
-            found[key] = step_memory(part, own, optimizer, sharding, walk_, waiting), part
+            found[key] = Part(part, _stage_walk(part, own, last=index == stages - 1))
+        parts.append(found[key])
+    return tuple(parts)
+
+
+def fullest(
+    parts: Sequence[Part], settings: Settings, optimizer: Optimizer, sharding: Sharding, micro_batches: int = 1
+) -> RankMemory:
+    """Memory of the rank that holds most, of the parts of a layout. See `rank_memory` for the arguments."""
+    own = local_settings(settings, sharding)
+    found: dict[tuple[int, float], StepMemory] = {}
+    results = []
+    for index, part in enumerate(parts):
+        waiting = in_flight(sharding, index, micro_batches)
+        key = (id(part), waiting)
+        if key not in found:
+            found[key] = step_memory(part.network, own, optimizer, sharding, part.walked, waiting)
         results.append(found[key])
-    peaks = tuple(int(memory.peak.peak_bytes) for memory, _ in results)
-    fullest = max(range(stages), key=lambda i: peaks[i])
-    memory, part = results[fullest]
-    return RankMemory(memory, part, fullest, peaks)
+    if len(parts) == 1:
+        return RankMemory(results[0], parts[0].network)
+    peaks = tuple(int(memory.peak.peak_bytes) for memory in results)
+    stage = max(range(len(parts)), key=lambda i: peaks[i])
+    return RankMemory(results[stage], parts[stage].network, stage, peaks)
 
 
 def _stage_walk(network: Network, settings: Settings, last: bool) -> Walked:

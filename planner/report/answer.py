@@ -89,6 +89,7 @@ def header(job: Job, asked: str, methods: str | None = None) -> Table:
             ("precision", f"{job.dtype if job.dtype != AUTO else 'bf16 (fp16 where there is none)'}; {precision}"),
             ("optimizers", ", ".join(optimizer.name for optimizer in job.optimizers)),
             ("attention", f"{s.attention}; loss {s.loss}"),
+            *([("layouts", "every split of the model, too")] if job.layouts != "data" else []),
             ("prices", f"{job.purchase.replace('_', ' ')}; {100 * job.safety_margin:.3g} % of memory kept free"),
             *config_rows(job.config),
         ]

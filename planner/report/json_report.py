@@ -80,6 +80,7 @@ def job_json(job: Job) -> dict[str, Any]:
         "kernels": s.kernels,
         "max_grad_norm": s.max_grad_norm,
         "zero_stages": list(job.zero_stages),
+        "layouts": job.layouts,
         "objective": job.objective,
         "purchase": job.purchase,
         "safety_margin": job.safety_margin,
@@ -115,6 +116,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "parallelism": {
             "data_parallel": request.sharding.data_parallel,
             "zero_stage": request.sharding.zero_stage,
+            **(request.sharding.more() if request.sharding.splits_model else {}),
             "label": request.sharding.label,
         },
         "peak": {

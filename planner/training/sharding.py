@@ -216,6 +216,11 @@ class Sharding:
         return self.shard_ranks if self.zero_stage >= 1 else 1
 
     @property
+    def state_parts(self) -> int:
+        """Parts of the optimizer states that no two ranks share."""
+        return self.state_ranks * self.tensor_parallel * self.pipeline_parallel
+
+    @property
     def gradient_ranks(self) -> int:
         """Ranks that gradients are split over."""
         return self.shard_ranks if self.zero_stage >= 2 else 1

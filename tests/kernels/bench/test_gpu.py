@@ -1,5 +1,7 @@
 """The one command for a GPU, on a CPU with tiny shapes: rows as they come, resumed, and never stopped by what is missing."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tuneplan.kernels.bench.rows import ROWS, newest, read_rows
 from tuneplan.kernels.bench.shapes import Shape, models
 from tuneplan.kernels.bench.table import render, updated
 
+ROOT = Path(__file__).parents[3]
 CASES = [Case("dequantize_4bit", Shape(64, 128)), Case("linear_4bit", Shape(64, 128), tokens=2)]
 
 
@@ -146,3 +149,31 @@ def test_listing() -> None:
     unsloth = {one["missing"] for kernel in found for one in kernel["implementations"] if one["name"] == "unsloth"}
     assert unsloth <= {"unsloth is not installed", "it runs on a GPU only"}
     assert all(kernel["cases"] for kernel in found)
+
+
+def test_it_runs_without_the_report_libraries(tmp_path: Path) -> None:
+    """On a bare machine: no click, rich, pydantic or NVML, no bitsandbytes, PEFT or transformers, no install."""
+    code = (
+        "import sys\n"
+        "for name in ('click', 'rich', 'pydantic', 'pynvml', 'bitsandbytes', 'peft', 'transformers'): sys.modules[name] = None\n"
+        "import importlib.util as util\n"
+        "real = util.find_spec\n"
+        "util.find_spec = lambda name, *more: None if sys.modules.get(name, 0) is None else real(name, *more)\n"
+        "from tuneplan.kernels.bench import ceilings, fit, gpu, sweep, table\n"
+        "ceilings.measure = lambda machine, curve=True: ceilings.Ceilings(1e10, 1, 1e11, 1)\n"
+        "gpu.default_cases = lambda machine: gpu.gpu_cases()[:0]\n"
+        "gpu.CHECKS = {'rows_apart': gpu.CHECKS['rows_apart']}\n"
+        "sys.exit(gpu.main(['--out', sys.argv[1], '--device', 'cpu']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT / "src"), "PATH": "", "OMP_NUM_THREADS": "1"},
+    )
+    assert 0 == done.returncode, done.stderr[-1000:]
+    states = {(row["kind"], row["state"]) for row in read_rows(tmp_path / ROWS)}
+    assert {("ceilings", "measured"), ("check", "measured"), ("step", "failed")} == states
