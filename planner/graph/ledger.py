@@ -151,6 +151,7 @@ class Walk:
             made = self._node(op, grad, meter, checkpointing == "non-reentrant") if grad is not None else []
             self._release(op.saved, meter)
             if grad is not None:
+                grad.users += op.output.storage in block.early_leaves
                 _leave(grad, meter)
                 _deliver(op, made, pending, shared, meter, own)
         if reentrant:
