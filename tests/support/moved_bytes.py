@@ -80,9 +80,8 @@ def main() -> None:
             theirs, ours = (sum(one.bytes.values()) / (rows * outputs) for one in found)
             counts = [sum(one.ops.values()) for one in found]
             ratio = sorted(times[1])[2] / sorted(times[0])[2]
-            print(
-                f"{kind}, adapter {adapter}, x {of_x}: {counts[0]} ops -> {counts[1]}, {theirs:.1f} -> {ours:.1f} B, time {ratio:.2f}"
-            )
+            numbers = f"{counts[0]} ops -> {counts[1]}, {theirs:.1f} -> {ours:.1f} B, time {ratio:.2f}"
+            print(f"{kind}, adapter {adapter}, x {of_x}: {numbers}")
             print("  peft:", dict(found[0].ops), "\n  ours:", dict(found[1].ops))
 
 
