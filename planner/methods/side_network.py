@@ -73,7 +73,7 @@ class SideNetwork(Part, ABC):
         """The state after a layer, whose output is `hidden`."""
 
     def last(self, model: "Assembly", hidden: Tensor, state: Tensor) -> Tensor:
-        """What the model's last norm gets of the last layer's output and the last state: that output, unless a part overrides it."""
+        """What the model's last norm gets of the last layer's output and the last state: by default that output."""
         return hidden
 
     def project(self, model: "Assembly", name: str, x: Tensor, width: int) -> Tensor:
