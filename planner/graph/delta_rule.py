@@ -37,7 +37,7 @@ def chunked_delta_rule(tape: Tape, q: Tensor, k: Tensor, v: Tensor, decay: Tenso
     given = q.dtype
     # fp32 is not copied to be contiguous, and a padding of nothing keeps the layout: products of batches then copy their factors
     scattered = given == "fp32" and chunks * CHUNK == length
-    several = _several(batch)
+    several = several_of(batch)
     apart, alone = scattered and (several or chunks > 1), scattered and several and key_heads != heads
     q, k, v, beta, decay = _prepared(tape, (q, k, v, beta, decay), heads, chunks)
     v_beta, k_beta = pw.multiply(tape, v, _column(tape, beta)), pw.multiply(tape, k, _column(tape, beta))
@@ -141,10 +141,10 @@ def padded(tape: Tape, x: Tensor, length: Size) -> Tensor:
 
 
 def cumulative(tape: Tape, x: Tensor) -> Tensor:
-    """`x.cumsum(-1)`: the backward is a sum from behind, with the flipped gradient beside it."""
+    """`x.cumsum(-1)`: the backward is a sum from behind, with the flipped gradient and its sum beside it (`cumsum_backward`)."""
     full = round_block(x.nbytes)
     out = tape.fresh(x.shape, x.dtype, x.requires_grad)
-    return tape.record("cumsum", (x,), out, gradients=(Gradient(x, full, scratch=full),))
+    return tape.record("cumsum", (x,), out, gradients=(Gradient(x, full, scratch=2 * full),))
 
 
 def exp(tape: Tape, x: Tensor) -> Tensor:
@@ -177,7 +177,8 @@ def _unit(tape: Tape, x: Tensor) -> Tensor:
     return out
 
 
-def _several(batch: Size) -> bool:
+def several_of(batch: Size) -> bool:
+    """Whether there are several sequences (of an array: in any configuration)."""
     more: Any = batch > 1
     return more if isinstance(more, bool) else bool(more.any())
 

@@ -33,10 +33,11 @@ def eager(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None, resca
 def rescaled(tape: Tape, logits: Tensor, how: str) -> Tensor:
     """Logits as the loss takes them: as they are (""), multiplied (Granite, Cohere: "scale") or capped (Gemma 2: "softcap").
 
-    Those of another model (`tape.logits`) are added.
+    Or in fp32, which replaces them in the model's output (Nemotron-H: "float"). Those of another model (`tape.logits`) are added.
     """
     if how == "scale":
         logits = pw.scale(tape, logits, "logits_scaling")
+    logits = pw.cast(tape, logits, "fp32") if how == "float" else logits
     logits = pw.softcap(tape, logits) if how == "softcap" else logits
     return logits if tape.logits is None else pw.add(tape, logits, tape.logits)
 

@@ -165,12 +165,12 @@ def rms_norm(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
     Mirrors `LlamaRMSNorm.forward` of transformers 5.23. Saves the fp32 copy of its input and, where the weight is trained, the
     normalized output.
     """
-    return multiply(tape, weight, cast(tape, _normal(tape, x), x.dtype))
+    return multiply(tape, weight, cast(tape, over_rms(tape, x), x.dtype))
 
 
 def rms_normal(tape: Tape, x: Tensor) -> Tensor:
     """The same without a weight; `Llama4TextL2Norm.forward` of transformers 5.23."""
-    return cast(tape, _normal(tape, x), x.dtype)
+    return cast(tape, over_rms(tape, x), x.dtype)
 
 
 def rms_norm_t5(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
@@ -187,19 +187,19 @@ def rms_norm_t5(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
 
 def rms_norm_offset(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
     """The same scaled in fp32 by one more than the weight, then cast; `GemmaRMSNorm.forward` of transformers 5.23."""
-    normal = _normal(tape, x)
+    normal = over_rms(tape, x)
     scaled = multiply(tape, normal, shift(tape, cast(tape, weight, "fp32")))
     return cast(tape, scaled, x.dtype)
 
 
 def rms_norm_wide(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
     """The same scaled in fp32, then cast; `Olmo2RMSNorm.forward` of transformers 5.23."""
-    return cast(tape, multiply(tape, weight, _normal(tape, x)), x.dtype)
+    return cast(tape, multiply(tape, weight, over_rms(tape, x)), x.dtype)
 
 
 def rms_norm_cast(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
     """The same with the weight cast to fp32 first; `HeliumRMSNorm.forward` of transformers 5.23."""
-    return cast(tape, multiply(tape, cast(tape, weight, "fp32"), _normal(tape, x)), x.dtype)
+    return cast(tape, multiply(tape, cast(tape, weight, "fp32"), over_rms(tape, x)), x.dtype)
 
 
 def rms_norm_power(tape: Tape, x: Tensor, weight: Tensor | None) -> Tensor:
@@ -252,13 +252,13 @@ def _inverse_root(tape: Tape, x: Tensor) -> Tensor:
     return tape.record("rsqrt", (shifted,), root, saved=(root,), gradients=(Gradient(shifted, small, scratch=2 * small),))
 
 
-def _normal(tape: Tape, x: Tensor) -> Tensor:
+def over_rms(tape: Tape, x: Tensor) -> Tensor:
     """`x` over its root mean square, in fp32."""
     wide = cast(tape, x, "fp32")
     mean = _mean(tape, _square(tape, wide), (*wide.shape[:-1], 1))
-    normal = multiply(tape, wide, _inverse_root(tape, mean))
+    out = multiply(tape, wide, _inverse_root(tape, mean))
     tape.hold(wide)
-    return normal
+    return out
 
 
 def layer_norm(tape: Tape, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

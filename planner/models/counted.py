@@ -1,7 +1,8 @@
 """Weights of architectures whose ops no family mirrors yet: the name and the shape of each, from the config.
 
 So that a report can give their exact size. Mirrors the modules' constructors in transformers 5.23 (models/<model_type>); layers
-for the prediction of further tokens are not built there, and so are not listed. Vision towers are not.
+for the prediction of further tokens are not built there, and so are not listed. Vision towers are in
+`counted_images`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from math import prod
 from typing import TypeAlias
 
 from tuneplan.planner.errors import InputError
+from tuneplan.planner.models import counted_images
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.registry import described
 
@@ -21,6 +23,8 @@ def weight_shapes(config: ConfigReader) -> Shapes | None:
     Raises InputError where dimensions are missing, and for a checkpoint in a format that training does not start from.
     """
     inner, _ = described(config)
+    if inner.text("model_type") in counted_images.IMAGES:
+        return counted_images.weight_shapes(inner)
     layer = LAYERS.get(inner.text("model_type"))
     if layer is None:
         return None
@@ -204,56 +208,10 @@ def _mimo_v2_flash(c: ConfigReader, index: int) -> Shapes:
     return {**found, **_deepseek_mlp(c, dense=_at(c, "moe_layer_freq", index) == 0), **_norms(c)}
 
 
-def _nemotron_h(c: ConfigReader, index: int) -> Shapes:
-    """Nemotron-H: a layer is a Mamba 2 mixer, attention, an MLP or experts."""
-    hidden = c.integer("hidden_size")
-    key = "layers_block_type" if c.has("layers_block_type") else "hybrid_override_pattern"
-    kind = _MIXERS.get(str(_at(c, key, index)), "")
-    found: Shapes = {"norm.weight": (hidden,)}
-    if kind == "attention":
-        return found | {name.replace("self_attn", "mixer"): shape for name, shape in _attention(c).items()}
-    if kind == "mlp":
-        return found | _mlp("mixer", hidden, c.integer("intermediate_size"), gated=False)
-    if kind == "moe":
-        return found | _nemotron_experts(c, hidden)
-    if kind != "mamba":
-        raise InputError(
-            f"{c.origin}: {key!r} has {_at(c, key, index)!r}, which is no kind of layer of nemotron_h. Correct the file."
-        )
-    heads, inner = c.integer("mamba_num_heads"), c.integer("mamba_num_heads") * c.integer("mamba_head_dim")
-    mixed = inner + 2 * c.integer("n_groups") * c.integer("ssm_state_size")
-    bias = {"mixer.conv1d.bias": (mixed,)} if c.boolean("use_conv_bias", True) else {}
-    return found | {
-        **{f"mixer.{name}": (heads,) for name in ("dt_bias", "A_log", "D")},
-        "mixer.conv1d.weight": (mixed, 1, c.integer("conv_kernel", 4)),
-        **bias,
-        "mixer.norm.weight": (inner,),
-        **_linears("mixer", {"in_proj": (inner + mixed + heads, hidden), "out_proj": (hidden, inner)}),
-    }
-
-
-_MIXERS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"} | {k: k for k in ("mamba", "attention", "mlp", "moe")}
-
-
-def _nemotron_experts(c: ConfigReader, hidden: int) -> Shapes:
-    count, width = c.integer("n_routed_experts"), c.integer("moe_intermediate_size")
-    inside = c.integer("moe_latent_size", hidden)
-    found: Shapes = {
-        "mixer.experts.up_proj": (count, width, inside),
-        "mixer.experts.down_proj": (count, inside, width),
-        "mixer.gate.weight": (count, hidden),
-        **_mlp("mixer.shared_experts", hidden, c.integer("moe_shared_expert_intermediate_size"), gated=False),
-    }
-    if c.has("moe_latent_size"):
-        found |= _linears("mixer", {"fc1_latent_proj": (inside, hidden), "fc2_latent_proj": (hidden, inside)})
-    return found
-
-
 LAYERS: dict[str, tuple[Callable[[ConfigReader, int], Shapes], str, str]] = {
     "deepseek_v32": (_sparse_latent, "embed_tokens", "norm"),
     "deepseek_v4": (_deepseek_v4, "embed_tokens", "norm"),
     "glm_moe_dsa": (_sparse_latent, "embed_tokens", "norm"),
     "mimo_v2_flash": (_mimo_v2_flash, "embed_tokens", "norm"),
-    "nemotron_h": (_nemotron_h, "embeddings", "norm_f"),
 }
 """By model type: the weights of a layer, and the names of the embedding and of the last norm."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tuneplan.planner.graph import pointwise as pw
+from tuneplan.planner.graph.activations import activation
 from tuneplan.planner.graph.tensor import Size, Tensor
 from tuneplan.planner.models.assembly import Assembly
 
@@ -72,21 +73,13 @@ class Experts:
         """What lies between the products. Shapes: x `(S, 2I)` or `(S, I)` -> `(S, I)`."""
         tape = model.tape
         if not self.gated:
-            return activate(model, x, self.activation)
+            return activation(tape, x, self.activation)
         if self.gate:
             return GATES[self.gate](model, x, self.intermediate)
         gate, up = pw.split(tape, x, [(*x.shape[:-1], self.intermediate)] * 2)
-        y = pw.multiply(tape, pw.activation(tape, gate, self.activation), up)
+        y = pw.multiply(tape, activation(tape, gate, self.activation), up)
         tape.hold(gate, up)
         return y
-
-
-def activate(model: Assembly, x: Tensor, name: str) -> Tensor:
-    """A fused activation, or the square of a relu (`relu2` of transformers)."""
-    if name != "relu2":
-        return pw.activation(model.tape, x, name)
-    positive = pw.activation(model.tape, x, "relu")
-    return pw.activation(model.tape, positive, "square")
 
 
 def clamped_gate(model: Assembly, x: Tensor, intermediate: Size) -> Tensor:

@@ -32,6 +32,7 @@ def linears(spec: ModelSpec) -> list[Linear]:
     """Matrices inside the layers of a model, in the order of its state dict; embedding, head and experts left out.
 
     A model whose experts lie in one tensor each, [experts, out, in], has its other layers here alone.
+    GPT-2's `Conv1D` keeps its weight transposed and is listed as stored.
     """
     found: dict[tuple[str, int, int], int] = {}
     for name, shape in build(spec, parse("full"), Settings(seq_len=16)).shapes().items():

@@ -27,6 +27,7 @@ FAMILIES = {
     "olmo2": ("olmo2", "olmo3"),
     "mpt": ("mpt",),
     "nemotron": ("nemotron",),
+    "nemotron_h": ("nemotron_h",),
     "opt": ("opt",),
     "phi": ("phi",),
     "phi3": ("phi3",),
@@ -47,6 +48,7 @@ FAMILIES = {
     "deepseek": ("deepseek_v2", "deepseek_v3"),
     "glm_moe": ("glm4_moe", "minimax_m2"),
     "gpt_oss": ("gpt_oss",),
+    "granite_hybrid": ("granitemoehybrid",),
     "granite_moe": ("granitemoe",),
     "stablelm": ("stablelm",),
     "starcoder2": ("starcoder2",),
@@ -60,6 +62,7 @@ FAMILIES = {
     "distilbert": ("distilbert",),
     "vit": ("vit",),
     "llava": ("llava",),
+    "clip": ("clip",),
     "modernbert": ("modernbert",),
 }
 """Module names in `families/`, which are imported when they are needed, with the model types that each mirrors."""

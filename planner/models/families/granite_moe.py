@@ -59,20 +59,21 @@ def layer(model: Assembly, spec: GraniteMoeSpec, entry: Tensor, shared: tuple[Te
     kernel = kernel_of(model, spec, normed, None)
     heads = projected(model, spec, kernel, normed, spec.attention_bias)
     hidden, weights = attended(model, spec, kernel, normed, heads, shared, spec.attention_bias)
-    residual = _residual(model, entry, model.submodule("self_attn", normed, entry, hidden))
+    residual = residual_sum(model, entry, model.submodule("self_attn", normed, entry, hidden))
     normed = model.rms_norm(residual, "post_attention_layernorm")
-    exit = _residual(model, residual, model.submodule(SPARSE, normed, residual, _experts(model, spec, normed)))
+    exit = residual_sum(model, residual, model.submodule(SPARSE, normed, residual, sparse_block(model, spec, normed)))
     for part in model.method.parts:
         exit = part.layer_exit(model, exit)
     tape.hold(*weights)
     return close("layer", tape, entry, exit)
 
 
-def _residual(model: Assembly, residual: Tensor, hidden: Tensor) -> Tensor:
+def residual_sum(model: Assembly, residual: Tensor, hidden: Tensor) -> Tensor:
+    """`residual + hidden * residual_multiplier`."""
     return pw.add(model.tape, residual, pw.scale(model.tape, hidden, "residual_multiplier"))
 
 
-def _experts(model: Assembly, spec: GraniteMoeSpec, x: Tensor) -> Tensor:
+def sparse_block(model: Assembly, spec: GraniteMoeSpec, x: Tensor) -> Tensor:
     """The sparse block: `(batch, length, hidden)` -> the same."""
     tape = model.tape
     batch, length, width = x.shape

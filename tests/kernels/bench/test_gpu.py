@@ -1,5 +1,7 @@
 """The one command for a GPU, on a CPU with tiny shapes: rows as they come, resumed, and never stopped by what is missing."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +11,19 @@ pytest.importorskip("torch")
 pytest.importorskip("bitsandbytes")
 pytest.importorskip("peft")
 
+from played_cuda import PlayedCuda
+
 from tuneplan.kernels.bench import catalog, checks, gpu, sweep, train_step
 from tuneplan.kernels.bench import ceilings as limits
 from tuneplan.kernels.bench.cases import Case
 from tuneplan.kernels.bench.ceilings import Ceilings
-from tuneplan.kernels.bench.machine import machine_of
+from tuneplan.kernels.bench.fit import fit
+from tuneplan.kernels.bench.machine import Machine, machine_of
 from tuneplan.kernels.bench.rows import ROWS, newest, read_rows
 from tuneplan.kernels.bench.shapes import Shape, models
 from tuneplan.kernels.bench.table import render, updated
 
+ROOT = Path(__file__).parents[3]
 CASES = [Case("dequantize_4bit", Shape(64, 128)), Case("linear_4bit", Shape(64, 128), tokens=2)]
 
 
@@ -77,6 +83,43 @@ def test_it_stops_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert gpu.main(["--out", str(tmp_path), "--device", "cpu", "--seconds", "0"]) == 0
     assert ["ceilings"] == [row["kind"] for row in read_rows(tmp_path / ROWS)]
     assert "left; run the same command again" in capsys.readouterr().out
+
+
+class PlayedCard(Machine):
+    """This CPU, under the name of a card: what runs on GPUs alone runs on a clock that is played."""
+
+    __slots__ = ()
+
+    @property
+    def on_gpu(self) -> bool:
+        """It says so."""
+        return True
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_card_that_is_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs, sweeps and device times as on a GPU, then the speeds that the planner reads."""
+    pytest.importorskip("tuneplan.kernels.gpu.linear_4bit")
+    PlayedCuda(lambda number: 1e-4).install(monkeypatch)
+    here = machine_of("cpu")
+    card = PlayedCard(here.device, "NVIDIA Played", {**here.provenance, "device": {"name": "NVIDIA Played"}})
+    monkeypatch.setattr(gpu, "machine_of", lambda name: card)
+    monkeypatch.setattr(gpu, "_steps", lambda campaign: None)
+    monkeypatch.setattr(gpu, "names", lambda: ["tuneplan", "bitsandbytes"])
+    monkeypatch.setattr(gpu, "default_cases", lambda machine: CASES[1:])
+    swept = sweep.Sweep("linear_4bit", CASES[1:], {"VECTOR_ROWS": (2, 4)})
+    monkeypatch.setattr(sweep, "SWEEPS", (swept, sweep.Sweep("linear_4bit", CASES[1:], {"VECTOR_WARPS": (2,)})))
+    assert gpu.main(["--out", str(tmp_path)]) == 0
+    rows = read_rows(tmp_path / ROWS)
+    timed = [row for row in rows if row["kind"] == "bench"]
+    assert ["cuda graph"] * 2 == [row["clock"] for row in timed]
+    assert 1e-4 == pytest.approx(timed[0]["device_seconds"]["median"])
+    assert "no difference" == timed[1]["versus"]["verdict"]
+    choices = [row["choice"] for row in rows if row["kind"] == "sweep"]
+    assert [{}, {"VECTOR_ROWS": 2}, {"VECTOR_ROWS": 4}] == choices[:3]
+    assert {"VECTOR_WARPS": 2} in choices
+    speeds = fit(rows, ["rows.jsonl"])
+    assert (1e10, (1,)) == (speeds.copy_bytes_per_second, speeds.gemm and speeds.gemm.tokens)
 
 
 def test_checks_find_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,3 +189,31 @@ def test_listing() -> None:
     unsloth = {one["missing"] for kernel in found for one in kernel["implementations"] if one["name"] == "unsloth"}
     assert unsloth <= {"unsloth is not installed", "it runs on a GPU only"}
     assert all(kernel["cases"] for kernel in found)
+
+
+def test_it_runs_without_the_report_libraries(tmp_path: Path) -> None:
+    """On a bare machine: no click, rich, pydantic or NVML, no bitsandbytes, PEFT or transformers, no install."""
+    code = (
+        "import sys\n"
+        "for name in ('click', 'rich', 'pydantic', 'pynvml', 'bitsandbytes', 'peft', 'transformers'): sys.modules[name] = None\n"
+        "import importlib.util as util\n"
+        "real = util.find_spec\n"
+        "util.find_spec = lambda name, *more: None if sys.modules.get(name, 0) is None else real(name, *more)\n"
+        "from tuneplan.kernels.bench import ceilings, fit, gpu, sweep, table\n"
+        "ceilings.measure = lambda machine, curve=True: ceilings.Ceilings(1e10, 1, 1e11, 1)\n"
+        "gpu.default_cases = lambda machine: gpu.gpu_cases()[:0]\n"
+        "gpu.CHECKS = {'rows_apart': gpu.CHECKS['rows_apart']}\n"
+        "sys.exit(gpu.main(['--out', sys.argv[1], '--device', 'cpu']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT / "src"), "PATH": "", "OMP_NUM_THREADS": "1"},
+    )
+    assert 0 == done.returncode, done.stderr[-1000:]
+    states = {(row["kind"], row["state"]) for row in read_rows(tmp_path / ROWS)}
+    assert {("ceilings", "measured"), ("check", "measured"), ("step", "failed")} == states
