@@ -1,7 +1,7 @@
 """Which code runs an op: Triton's on a GPU, plain torch anywhere."""
 
-import importlib.util
 import os
+from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 import torch
@@ -10,9 +10,24 @@ from tuneplan.kernels.errors import KernelInputError, KernelUnavailableError
 
 Backend = Literal["auto", "triton", "torch"]
 BACKENDS = ("auto", "triton", "torch")
-_INSTALLED = importlib.util.find_spec("triton") is not None
 FIRST_CAPABILITY = (7, 5)
 """Compute capability from which Triton compiles for a card."""
+FIRST_TRITON = (3, 6)
+"""Whose `tl.gather` takes a table of 16 values; the programs were compiled with 3.6 and 3.9."""
+
+
+def _without_triton() -> str | None:
+    """Why there is no Triton that compiles the programs, or None."""
+    try:
+        found = version("triton")
+    except PackageNotFoundError:
+        return "triton is not installed (pip install 'tuneplan[kernels]')"
+    numbers = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
+    return None if numbers >= FIRST_TRITON else f"triton {found} is older than {'.'.join(map(str, FIRST_TRITON))}"
+
+
+_WITHOUT_TRITON = _without_triton()
+"""Looked up once: an op asks at each call, and torch.compile cannot trace the question."""
 
 
 def interpreted() -> bool:
@@ -45,8 +60,8 @@ def chosen(backend: str, device: torch.device) -> Literal["triton", "torch"]:
 
 def why_not(device: torch.device) -> str | None:
     """Why Triton cannot run on a device, or None where it can."""
-    if not _INSTALLED:
-        return "triton is not installed (pip install 'tuneplan[kernels]')"
+    if _WITHOUT_TRITON is not None:
+        return _WITHOUT_TRITON
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         return None if capability >= FIRST_CAPABILITY else f"compute capability {capability} is older than {FIRST_CAPABILITY}"

@@ -63,11 +63,12 @@ class LoraLinears(torch.autograd.Function):
             x_MK = x.reshape(-1, x.shape[-1])
             cast_MK = x_MK.to(plan.adapter)
             S_MT, masks = _inner_products(plan, cast_MK, tensors)
+            compute_MK = cast_MK if plan.compute == plan.adapter else x_MK.to(plan.compute)
             outputs = []
             at, column = 0, 0
             for member in plan.members:
                 S_MR = S_MT[:, column : column + member.rank]
-                outputs.append(_output(plan, member, x_MK, S_MR, tensors[at : at + PER_MEMBER + member.weight.parts]))
+                outputs.append(_output(plan, member, compute_MK, S_MR, tensors[at : at + PER_MEMBER + member.weight.parts]))
                 at, column = at + PER_MEMBER + member.weight.parts, column + member.rank
         ctx.plan = plan
         ctx.set_materialize_grads(False)
@@ -155,7 +156,6 @@ def _output(
     B_RN = _there(tensors[1]).to(plan.adapter).t()
     bias = tensors[2]
     W_KN = decoded(put_together(member.weight, list(map(_there, tensors[PER_MEMBER:]))), plan.compute, plan.backend).t()
-    x_MK = x_MK.to(plan.compute)
     if _wider(plan.compute, plan.out) != plan.compute:
         # a wider output takes the two products unrounded by each other
         base_MN = x_MK @ W_KN if bias is None else torch.addmm(bias.to(plan.compute), x_MK, W_KN)

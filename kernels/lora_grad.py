@@ -68,7 +68,9 @@ def _fits_one_pass(grad_MN: torch.Tensor, B_NR: torch.Tensor) -> bool:
     """Whether the program takes it. Products of fp32 by fp32 stay with the library."""
     kinds = (grad_MN.dtype, B_NR.dtype)
     taken = kinds == (torch.bfloat16, torch.float32) or (kinds[0] in FLOATS and kinds[1] in (torch.float16, torch.bfloat16))
-    return taken and B_NR.shape[1] <= HIGHEST_RANK and min(grad_MN.shape) > 0
+    # before sm_80 tensor cores know no bf16, and shared memory is too small for the tiles
+    old = grad_MN.is_cuda and torch.cuda.get_device_capability(grad_MN.device) < (8, 0)
+    return taken and not old and B_NR.shape[1] <= HIGHEST_RANK and min(grad_MN.shape) > 0
 
 
 def _run(

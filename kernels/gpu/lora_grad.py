@@ -154,6 +154,7 @@ def both_products(
             COLUMNS=columns,
             SPLIT=split,
             num_warps=warps or (SPLIT_WARPS if split else WARPS),
+            enable_fp_fusion=True,
         )
     return _added_up(dS_PMR).to(B_NR.dtype), _added_up(dB_PNR)
 

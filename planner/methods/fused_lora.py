@@ -133,7 +133,7 @@ def _frozen_product(layer: _Layer, product: Tensor) -> Tensor:
     out_features, in_features = site.weight.shape
     decodes = bool(site.form) or site.weight.dtype != compute
     dense = round_block(tensor_bytes(site.weight.shape, compute)) if decodes else 0
-    narrow = layer.of_x(compute) if x.dtype != compute else 0
+    narrow = layer.of_x(compute) if x.dtype != compute != layer.adapter else 0
     y = tape.fresh(layer.output_shape, layer.out, True)
     flops: Size = 2 * layer.tokens * out_features * in_features
     stored = site.stored_bytes if site.form else site.weight.nbytes

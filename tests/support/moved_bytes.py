@@ -28,6 +28,8 @@ class Moved(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if not func.is_view and name not in ("empty", "new_empty", "empty_like", "detach"):
             read, written = ([leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)] for tree in (args, result))
+            if not written:
+                return result
             beta = (kwargs or {}).get("beta", 1)
             unread = read[:1] if name.startswith("addmm") and beta == 0 else []
             self.ops[name] += 1
