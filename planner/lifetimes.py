@@ -6,7 +6,7 @@ before it, and its backward comes when that of its own stack is over.
 
 from dataclasses import dataclass
 
-from tuneplan.planner.graph.tensor import Storage
+from tuneplan.planner.graph.tensor import TEMPORARY, Storage
 from tuneplan.planner.models.network import Network, Run
 
 
@@ -51,6 +51,9 @@ def lifetimes(network: Network) -> Lifetimes:
         for place, storage in enumerate(run.block.carried):
             batch = place < run.block.batch
             if storage in run.block.stays:
+                held.add(id(storage))
+            elif storage in run.block.early_leaves:
+                spent[0] += [storage, Storage(storage.nbytes, TEMPORARY)]
                 held.add(id(storage))
             elif batch or id(storage) in arguments or id(storage) in saved:
                 spent[0 if batch or _leaf(run, storage) else _last_reader(runs, index, holders.get(id(storage), 0))].append(

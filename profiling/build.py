@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ _AUTO = {
     "token-classification": "AutoModelForTokenClassification",
     "image-classification": "AutoModelForImageClassification",
     "image-text-to-text": "AutoModelForImageTextToText",
+    "contrastive": "AutoModel",
 }
 _TASK_OF = {
     "ForSequenceClassification": "sequence-classification",
@@ -39,6 +41,7 @@ _TASK_OF = {
     "ForImageClassification": "image-classification",
 }
 _BY_TASK = ("MULTITASK_PROMPT_TUNING", "POLY")  # their forward takes the number of each sequence's task
+_CONTRASTIVE = ("clip",)
 _CAST_PIXELS = ("vit",)  # their code casts what a processor gives, which is fp32
 _IMAGE_TOKENS = ("llava",)
 _GENERATES = ("causal-lm", "image-text-to-text", "seq2seq-lm", "masked-lm")
@@ -127,6 +130,8 @@ def task_of(subject: Subject) -> str:
     name = str(names[0]) if isinstance(names, list) and names else ""
     named = next((task for ending, task in _TASK_OF.items() if name.endswith(ending)), None)
     kind = subject.config.get("model_type")
+    if kind in _CONTRASTIVE:
+        return "contrastive"
     if named is not None or kind not in transformers.CONFIG_MAPPING:
         return named or "causal-lm"
     made = transformers.CONFIG_MAPPING[kind]
@@ -194,6 +199,8 @@ def transformers_model(
         )
     if literal:
         attention.intercept(model)
+    if task == "contrastive":  # as a collator that asks for the loss does
+        model.forward = partial(model.forward, return_loss=True)
     model.train()
     return model
 
@@ -249,6 +256,11 @@ def batch_of(subject: Subject, model: nn.Module, device: str) -> dict[str, torch
         return {"pixel_values": pixels, "labels": integers(shape[:1], 2)}
     if task == "image-text-to-text" and subject.config.get("model_type") in _IMAGE_TOKENS:
         return image_text_batch(subject, device)
+    if task == "contrastive":
+        tower = {"image_size": 224, "num_channels": 3, **dict(subject.config.get("vision_config") or {})}
+        side = tower["image_size"]
+        pixels = torch.zeros(s.micro_batch_size, tower["num_channels"], side, side, device=device)
+        return {"input_ids": integers(shape, highest), "pixel_values": pixels}
     batch = {"input_ids": integers(shape, highest)}
     if s.padded:
         batch["attention_mask"] = torch.ones(shape, dtype=torch.long, device=device)

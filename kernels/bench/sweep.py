@@ -67,6 +67,11 @@ SWEEPS = (
         {"VALUES": (4096, 8192, 16384), "WARPS": (2, 4, 8)},
     ),
     Sweep(
+        "lora_grad",
+        [Case("lora_linear", _SQUARE, tokens=4096, rank=16)],
+        {"ROWS": (64, 128, 256), "WARPS": (4, 8), "COLUMNS": (32, 64, 128)},
+    ),
+    Sweep(
         "linear_4bit",
         [Case("linear_4bit", _WIDE, tokens=number) for number in (16, 64)],
         {"MATRIX_ROWS": (32, 64, 128), "MATRIX_WARPS": (2, 4, 8), "PROGRAMS": (132, 264, 528)},

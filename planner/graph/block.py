@@ -23,6 +23,7 @@ class Block:
         outputs: storages of the model's output object, which the training loop drops when the forward is over, or keeps.
         cached: storages that autocast holds until the forward, or a recomputed region, ends.
         leaves: activations that were made to require a gradient, and that gradient; they live as long as the loss's graph.
+        early_leaves: those that stay, with their gradient, while the backward goes on to the stack before.
         side: tensors made here whose gradients come from other blocks, bytes of such a gradient, and their number.
         repeated: parameters of the layers (by id) that the block uses several times, and how often.
         parameters: names of the weights that it uses.
@@ -56,6 +57,7 @@ class Block:
     exit_passed: bool = True
     left: tuple[Storage, ...] = ()
     entries_kept: bool = False
+    early_leaves: tuple[Storage, ...] = ()
     stays: tuple[Storage, ...] = ()
 
     def left_here(self) -> tuple[Storage, ...]:

@@ -110,15 +110,12 @@ class Walk:
         block = self.block
         reversible = checkpointing == "reversible"
         reentrant = checkpointing == "reentrant" or reversible
-        pending: dict[int, _Pending] = {}
         start = block.exit if block.exit is not None else _last_output(block)
         for key, count in block.repeated.items():
             shared.uses[key] = count
             shared.waiting.pop(key, None)
-        for tensor, nbytes, pieces in block.side:
-            pending[id(tensor)] = _Pending(nbytes * pieces, TEMPORARY, pieces=pieces)
         own = {id(op.output) for op in block.ops if op.output is not None and op.output.crosses}
-        pending.update({key: shared.crossing.pop(key) for key in own if key in shared.crossing})
+        pending = _made_elsewhere(block, shared, own)
         if start is None or not (start.requires_grad or pending):
             if checkpointing != "off" and block.entry is not None:
                 meter.drop(block.entry.storage.nbytes, block.entry.storage.category)
@@ -151,6 +148,7 @@ class Walk:
             made = self._node(op, grad, meter, checkpointing == "non-reentrant") if grad is not None else []
             self._release(op.saved, meter)
             if grad is not None:
+                grad.users += op.output.storage in block.early_leaves
                 _leave(grad, meter)
                 _deliver(op, made, pending, shared, meter, own)
         if reentrant:
@@ -255,6 +253,13 @@ class Walk:
                 del self._saved[key]
                 if key in self._released:
                     meter.drop(storage.nbytes, storage.category)
+
+
+def _made_elsewhere(block: Block, shared: Shared, own: set[int]) -> dict[int, _Pending]:
+    """Gradients of tensors of this block that other blocks made. `own`: tensors (by id) that others read too."""
+    pending = {id(tensor): _Pending(nbytes * pieces, TEMPORARY, pieces=pieces) for tensor, nbytes, pieces in block.side}
+    pending.update({key: shared.crossing.pop(key) for key in own if key in shared.crossing})
+    return pending
 
 
 def gradient_category(of: Tensor) -> int:

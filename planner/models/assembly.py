@@ -151,7 +151,7 @@ class Assembly:
 
         `stored`: the dtype that it is kept in, whatever the method says.
         """
-        name = self._named(f"{module}.{suffix}")
+        name = self._named(f"{module}.{suffix}" if module else suffix)
         self.tape.parameters[name] = None
         self.met.add(name)
         known = self.parameters.get(name)
@@ -257,7 +257,7 @@ class Assembly:
         return tensor
 
     def _declare(self, name: str, shape: tuple[int, ...], storage: str, trainable: bool) -> Tensor:
-        size = stored_bytes(elements(shape), storage, shape[0])
+        size = stored_bytes(elements(shape), storage, shape[0] if shape else 1)
         dtype = self.settings.dtype if storage in QUANTIZED else storage
         tensor = Tensor(Storage(size, WEIGHTS), shape, dtype, trainable, name)
         self.parameters[name] = Parameter(name, shape, storage, trainable, False, size, self._count, tensor)

@@ -1,7 +1,8 @@
 """Weights of architectures whose ops no family mirrors yet: the name and the shape of each, from the config.
 
 So that a report can give their exact size. Mirrors the modules' constructors in transformers 5.23 (models/<model_type>); layers
-for the prediction of further tokens are not built there, and so are not listed. Vision towers are not.
+for the prediction of further tokens are not built there, and so are not listed. Vision towers are in
+`counted_images`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from math import prod
 from typing import TypeAlias
 
 from tuneplan.planner.errors import InputError
+from tuneplan.planner.models import counted_images
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.registry import described
 
@@ -21,6 +23,8 @@ def weight_shapes(config: ConfigReader) -> Shapes | None:
     Raises InputError where dimensions are missing, and for a checkpoint in a format that training does not start from.
     """
     inner, _ = described(config)
+    if inner.text("model_type") in counted_images.IMAGES:
+        return counted_images.weight_shapes(inner)
     layer = LAYERS.get(inner.text("model_type"))
     if layer is None:
         return None

@@ -63,6 +63,7 @@ FAMILIES = {
     "distilbert": ("distilbert",),
     "vit": ("vit",),
     "llava": ("llava",),
+    "clip": ("clip",),
     "modernbert": ("modernbert",),
 }
 """Module names in `families/`, which are imported when they are needed, with the model types that each mirrors."""

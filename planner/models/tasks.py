@@ -12,7 +12,8 @@ MASKED_LM = "masked-lm"
 SEQ2SEQ = "seq2seq-lm"
 IMAGE_CLS = "image-classification"
 IMAGE_TEXT = "image-text-to-text"
-TASKS = (CAUSAL_LM, SEQ2SEQ, MASKED_LM, SEQ_CLS, TOKEN_CLS, IMAGE_CLS, IMAGE_TEXT)
+CONTRASTIVE = "contrastive"
+TASKS = (CAUSAL_LM, SEQ2SEQ, MASKED_LM, SEQ_CLS, TOKEN_CLS, IMAGE_CLS, IMAGE_TEXT, CONTRASTIVE)
 CLASSIFIES = (SEQ_CLS, TOKEN_CLS, IMAGE_CLS)
 SHORT = {
     "clm": CAUSAL_LM,
@@ -22,6 +23,7 @@ SHORT = {
     "token-cls": TOKEN_CLS,
     "image-cls": IMAGE_CLS,
     "vlm": IMAGE_TEXT,
+    "contrastive": CONTRASTIVE,
 }
 """Short forms of the command line."""
 DEFAULT_LABELS = 2
@@ -54,6 +56,7 @@ def described(spec: ModelSpec, target_len: int, images: int = 1) -> list[tuple[s
     more = f"{more}, {spec.fixed_length} tokens an image" if spec.fixed_length else more
     if spec.image_tokens:
         more = f"{more}, images of {spec.image_tokens} tokens: {images} in each sequence"
+    more = f"{more}, a text and an image a pair" if spec.task == CONTRASTIVE else more
     more = f", targets of {target_len} tokens" if spec.task == SEQ2SEQ else more
     return [("task", f"{spec.task}{more}")]
 

@@ -148,11 +148,13 @@ def behind_class(model: Assembly, x: Tensor, token: Tensor, leaf: bool = False) 
     return tape.record("cat", (spread, x), out, gradients=(Gradient(spread, None, view=True), back))
 
 
-def layer(model: Assembly, spec: Any, entry: Tensor, names: LayerNames, bias: bool, masks: tuple[Tensor, ...] = ()) -> Tensor:
-    """What leaves a layer. `bias`: queries, keys and values have one; `masks`: of attention, none for images."""
+def layer(
+    model: Assembly, spec: Any, entry: Tensor, names: LayerNames, bias: bool, masks: tuple[Tensor, ...] = (), causal: bool = False
+) -> Tensor:
+    """What leaves a layer. `bias`: queries, keys and values have one; `masks`: of attention; `causal`: tokens look back."""
     tape = model.tape
     normed = model.layer_norm(entry, names.before)
-    attended, weights = attention(model, spec, normed, names, bias, masks)
+    attended, weights = attention(model, spec, normed, names, bias, masks, causal)
     attended = model.submodule("self_attn", normed, entry, pw.dropout(tape, attended, spec.hidden_dropout))
     hidden = pw.add(tape, attended, entry)
     inner = model.layer_norm(hidden, names.after)

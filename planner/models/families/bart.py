@@ -151,6 +151,7 @@ def _bridge(model: Assembly, spec: BartSpec, entry: Tensor | None) -> tuple[Bloc
     carried = (entry.storage, shifted.storage, *leaves, *tape.held)
     masks = encoder.mask_of(model, hidden.dtype)
     block = close("decoder.embeddings", tape, entry, hidden, carried, entry_held=False, leaves=leaves * 2, exit_held=False)
+    block.early_leaves = leaves
     return block, (made, *masks)
 
 

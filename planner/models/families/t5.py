@@ -155,6 +155,7 @@ def _bridge(model: Assembly, spec: T5Spec, entry: Tensor | None) -> tuple[Block,
     carried = (made.storage, shifted.storage, *[m.storage for m in masks], *leaves, *tape.held)
     tape.outputs.append(made.storage)
     block = close("decoder.embeddings", tape, entry, hidden, carried, entry_held=False, leaves=leaves * 2, exit_held=False)
+    block.early_leaves = leaves
     return block, _Shared(made, masks)
 
 

@@ -10,6 +10,7 @@ from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.counted import LAYERS, parameters, weight_shapes
+from tuneplan.planner.models.counted_images import IMAGES
 from tuneplan.planner.models.network import build
 from tuneplan.planner.models.registry import BESIDE_TOWERS, read_spec
 from tuneplan.planner.training.settings import Settings
@@ -17,7 +18,8 @@ from tuneplan.planner.training.settings import Settings
 CONFIGS = Path(__file__).parents[4] / "shared" / "data" / "model_configs"
 PUBLISHED = sorted(path.stem for path in CONFIGS.glob("*.json"))
 NOT_IN_TRANSFORMERS = {"kimi_k2", "kimi_k3", "mimo", "minimax_m3", "nemotron-nas"}
-WITH_IMAGES = {"kimi_k25", "qwen3_vl", "qwen3_vl_moe", "step3p7"}
+WITH_IMAGES = {"step3p7"}
+"""Of which we list nothing."""
 
 
 def config_of(name: str) -> dict[str, Any]:
@@ -45,7 +47,8 @@ def test_published_configs(name: str) -> None:
         config = config["text_config"]
     if config["model_type"] in NOT_IN_TRANSFORMERS | WITH_IMAGES:
         pytest.skip(f"transformers builds no text model of {config['model_type']}")
-    model = transformers_model(config, "causal-lm", "eager", torch.bfloat16, "meta")
+    task = "image-text-to-text" if config["model_type"] in IMAGES else "causal-lm"
+    model = transformers_model(config, task, "eager", torch.bfloat16, "meta")
     assert {key: tuple(parameter.shape) for key, parameter in model.named_parameters()} == ours(config)
 
 
@@ -62,9 +65,25 @@ def test_a_list_of_layers_that_is_too_short() -> None:
         weight_shapes(ConfigReader(config, "config.json"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vision_config": 3}, "'vision_config' is 3, but must be an object"),
+        ({"vision_config": {"deepstack_visual_indexes": 3}}, "'deepstack_visual_indexes' must be a list of layers"),
+        ({"text_config": {}}, "the key 'hidden_size' is missing"),
+    ],
+)
+def test_broken_parts_of_a_model_of_images(changes: dict[str, Any], message: str) -> None:
+    """The part and the key are named."""
+    text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 100}
+    config = {"model_type": "qwen3_vl", "text_config": text, "vision_config": {}, **changes}
+    with pytest.raises(InputError, match=message):
+        weight_shapes(ConfigReader(config, "config.json"))
+
+
 def test_counted_types_have_no_family() -> None:
     """An architecture is in the list of weights or mirrored by a family, not both; others are in neither."""
     from tuneplan.planner.models.registry import FAMILIES
 
-    assert not set(LAYERS) & {model_type for types in FAMILIES.values() for model_type in types}
+    assert not {*LAYERS, *IMAGES} & {model_type for types in FAMILIES.values() for model_type in types}
     assert parameters(ConfigReader({"model_type": "llama"}, "config.json")) is None
