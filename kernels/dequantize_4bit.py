@@ -71,13 +71,18 @@ def reference(packed: Packed4bit, dtype: torch.dtype) -> torch.Tensor:
         dtype: of the result.
 
     Returns:
-        The weight in its shape. Holds 8 bytes a value for a moment.
+        The weight in its shape. Holds 4 bytes a value for a moment, and 2 for the indices; twice as many where the last block
+        is not full.
     """
-    count = packed.values
+    count, size = packed.values, packed.blocksize
     byte = packed.data.reshape(-1).view(torch.uint8)[: (count + 1) // 2]
-    nibble = torch.stack((byte >> 4, byte & 15), dim=1).reshape(-1)[:count]
-    blocks = decoded_scales(packed).repeat_interleave(packed.blocksize)[:count]
-    return (packed.code[nibble.int()] * blocks).to(dtype).reshape(packed.shape)
+    every = torch.arange(256, device=byte.device)
+    pairs = torch.stack((packed.code[every >> 4], packed.code[every & 15]), dim=1)
+    values = torch.nn.functional.embedding(byte.int(), pairs).reshape(-1)[:count]
+    scales = decoded_scales(packed)
+    full = count % size == 0
+    values = values.view(-1, size) * scales[:, None] if full else values * scales.repeat_interleave(size)[:count]
+    return values.to(dtype).reshape(packed.shape)
 
 
 def _run(packed: Packed4bit, out: torch.Tensor, backend: str) -> None:

@@ -187,6 +187,8 @@ def _gradients(ctx: Any, grads: tuple[torch.Tensor | None, ...]) -> tuple[torch.
             grad_MN = grad.reshape(-1, grad.shape[-1])
             if needs[2]:
                 results[2 + at + 2] = grad_MN.sum(0, dtype=_wider(torch.float32, bias.dtype)).to(bias.dtype)
+            if needs_x and len(grads) == 1 and plan.adapter == plan.compute:
+                grad_MN = grad_MN.to(plan.compute)  # once for both products; of several layers one copy at a time is enough
             S_MR = S_MT[:, column : column + member.rank] if needs[1] else None
             dS_MR, dB_NR = _adapter_grads(plan, member, grad_MN, B_NR, S_MR, needs_x or needs[0])
             if dB_NR is not None:

@@ -8,7 +8,7 @@ from tuneplan.planner.graph.tensor import GRADIENTS, OPTIMIZER_STATES, WEIGHTS
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.methods.lora import Lora
 from tuneplan.planner.methods.method import Method
-from tuneplan.planner.models.registry import has_flash
+from tuneplan.planner.models.registry import has_flash, suited
 from tuneplan.planner.models.spec import CAUSAL_LM
 from tuneplan.planner.switches import NARROW_ADAPTERS, SHORTEST, flash_runs, narrow_adapters
 from tuneplan.planner.target import NODE_COUNTS
@@ -54,8 +54,9 @@ def _changes(search: "Search", plan: "Plan") -> Iterator[tuple[str, "Plan"]]:
                 f"shard over {count} GPUs (ZeRO-3)",
                 _try(search, plan, method, settings, Sharding(count, 3, units=search.job.fsdp_units)),
             )
-    for name in ("lora", "qlora"):
-        if not any(isinstance(p, Lora) for p in method.parts) or name == "qlora":
+    adapted = any(isinstance(p, Lora) for p in method.parts)
+    for number, name in enumerate(suited(request.spec, ("lora", "qlora"))):
+        if not adapted or number:
             light = replace(settings, precision="pure", gradient_checkpointing="non-reentrant")
             yield f"use --method {name}", _try(search, plan, parse(name), light, sharding)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tuneplan.kernels.backend import why_not
 from tuneplan.kernels.bench.cases import Case
 
 Prepared = Callable[[torch.Tensor | None], Any]
@@ -16,6 +17,11 @@ Prepared = Callable[[torch.Tensor | None], Any]
 def nothing(case: Case, device: torch.device) -> str | None:
     """No reason against any case."""
     return None
+
+
+def needs_triton(case: Case, device: torch.device) -> str | None:
+    """On a GPU our kernels are Triton's; their plain torch is timed on a CPU only."""
+    return why_not(device) if device.type == "cuda" else None
 
 
 @dataclass(frozen=True, slots=True)

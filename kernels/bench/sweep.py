@@ -18,10 +18,10 @@ from tuneplan.kernels.bench.ceilings import Ceilings
 from tuneplan.kernels.bench.clocks import GraphClock, free, sets_for
 from tuneplan.kernels.bench.machine import Machine
 from tuneplan.kernels.bench.registry import KERNELS
+from tuneplan.kernels.bench.rounds import AGAIN, Ratio, Summary, interleaved
 from tuneplan.kernels.bench.rows import FAILED, MEASURED, WRONG, Row, ratio_json, row, seconds_json
 from tuneplan.kernels.bench.run import SEED
 from tuneplan.kernels.bench.shapes import Shape
-from tuneplan.kernels.bench.statistics import AGAIN, Ratio, Summary, interleaved
 
 ROUNDS = 5
 NOW = "now"
@@ -65,6 +65,11 @@ SWEEPS = (
         "dequantize_8bit",
         [Case("dequantize_8bit", _WIDE, "int8_blocks", nested=False, blocksize=256)],
         {"VALUES": (4096, 8192, 16384), "WARPS": (2, 4, 8)},
+    ),
+    Sweep(
+        "lora_grad",
+        [Case("lora_linear", _SQUARE, tokens=4096, rank=16)],
+        {"ROWS": (64, 128, 256), "WARPS": (4, 8), "COLUMNS": (32, 64, 128)},
     ),
     Sweep(
         "linear_4bit",

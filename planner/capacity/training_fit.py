@@ -9,7 +9,7 @@ from tuneplan.planner.capacity.schema import CHEAPEST, Training
 from tuneplan.planner.job import DEFAULT_METHODS, Job
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.models.lookup import load
-from tuneplan.planner.models.registry import read_spec
+from tuneplan.planner.models.registry import read_spec, suited
 from tuneplan.planner.plan import Answer
 from tuneplan.planner.search import find
 from tuneplan.planner.target import Target
@@ -70,9 +70,10 @@ class TrainingFits:
     def _search(self, job: Training) -> dict[str, Steps]:
         """One search over all machines."""
         methods = DEFAULT_METHODS if job.method == CHEAPEST else (job.method,)
+        spec = read_spec(*load(job.model))
         question = Job(
-            spec=read_spec(*load(job.model)),
-            methods=tuple(parse(method) for method in methods),
+            spec=spec,
+            methods=tuple(parse(method) for method in (suited(spec, methods) if job.method == CHEAPEST else methods)),
             targets=tuple(_target(key, machine) for key, machine in self.machines.items()),
             tokens=job.global_batch_size * job.seq_len,
             global_batch_size=job.global_batch_size,

@@ -7,13 +7,12 @@ from typing import Any
 import click
 
 from tuneplan.planner.cli.options import json_option, read_methods
-from tuneplan.planner.cli.search import job_of, job_options, method_names
+from tuneplan.planner.cli.search import COMPARED, job_of, job_options, method_names
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.compose import standing_alone
 from tuneplan.planner.report import document
 
 ALL = "all"
-DEFAULT = "full,lora,qlora,dora,lora_fa,ia3,vera,prompt_tuning"
 PLOTS = (".png", ".svg")
 
 
@@ -22,7 +21,7 @@ PLOTS = (".png", ".svg")
     "--methods",
     "--method",
     "method",
-    default=DEFAULT,
+    default=COMPARED,
     show_default=True,
     metavar="NAMES|all",
     help="Methods to compare, comma-separated, or every one with a name.",
@@ -71,7 +70,7 @@ def command(as_json: bool, plot: str | None, **given: Any) -> int:
     if given["peft_config"] is not None:
         named = read_methods(method_names(given["method"]), None, None)
         job = replace(job, methods=tuple({method.name: method for method in (*job.methods, *named)}.values()))
-    found = compare(job, filters, date.today(), skip_misfits=everything or given["method"] == DEFAULT)
+    found = compare(job, filters, date.today(), skip_misfits=everything or given["method"] == COMPARED)
     if plot is not None and found.rows:
         from tuneplan.planner.report.compare_plot import draw
 

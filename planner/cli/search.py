@@ -38,7 +38,7 @@ from tuneplan.planner.cli.sweep import check_plot, sweep_options, sweep_search
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.job import AUTO, DEFAULT_METHODS, DEFAULT_OPTIMIZERS, OBJECTIVES, Job
 from tuneplan.planner.methods.method import Method
-from tuneplan.planner.models.registry import has_checkpointing
+from tuneplan.planner.models.registry import has_checkpointing, suited
 from tuneplan.planner.parallel.splits import LAYOUTS
 from tuneplan.planner.report import document
 from tuneplan.planner.target import ANY, Target, of_gpu, of_memory, targets
@@ -57,6 +57,8 @@ Examples:
 """
 
 DEFAULT_TOKENS = "10M"
+COMPARED = "full,lora,qlora,dora,lora_fa,ia3,vera,prompt_tuning"
+"""What `plan compare` holds side by side unless it is told."""
 
 job_options = stack(
     click.option("--model", metavar="M", help="Alias (70b), hub id of the catalog, or path to a config.json or its folder."),
@@ -200,7 +202,10 @@ def job_of(given: dict[str, Any]) -> Job:
     if isinstance(given["method"], Method):
         methods: tuple[Method, ...] = (read_method(given["method"], given["rank"], given["target_modules"]),)
     elif given["peft_config"] is None:
-        methods = read_methods(method_names(given["method"]), given["rank"], given["target_modules"])
+        names = method_names(given["method"])
+        if given["method"] in (COMPARED, ",".join(DEFAULT_METHODS)) and given["target_modules"] is None:
+            names = suited(spec, names)
+        methods = read_methods(names, given["rank"], given["target_modules"])
     else:
         methods = (read_own_method(given["peft_config"], spec),)
     job = Job(

@@ -33,27 +33,28 @@ def chunked_delta_rule(tape: Tape, q: Tensor, k: Tensor, v: Tensor, decay: Tenso
     """
     batch, length, key_heads, columns = k.shape
     heads, width = v.shape[2:]
-    chunks = count_of(length, CHUNK)
+    size = chunk_of(length, CHUNK)
+    chunks = count_of(length, size)
     given = q.dtype
     # fp32 is not copied to be contiguous, and a padding of nothing keeps the layout: products of batches then copy their factors
-    scattered = given == "fp32" and chunks * CHUNK == length
+    scattered = given == "fp32" and chunks * size == length
     several = several_of(batch)
     apart, alone = scattered and (several or chunks > 1), scattered and several and key_heads != heads
-    q, k, v, beta, decay = _prepared(tape, (q, k, v, beta, decay), heads, chunks)
+    q, k, v, beta, decay = _prepared(tape, (q, k, v, beta, decay), heads, chunks * size)
     v_beta, k_beta = pw.multiply(tape, v, _column(tape, beta)), pw.multiply(tape, k, _column(tape, beta))
     value = v
-    q, k, k_beta, v_beta = (tape.view("chunk", t, (batch, heads, chunks, CHUNK, t.shape[-1])) for t in (q, k, k_beta, v_beta))
-    decay = tape.view("chunk", decay, (batch, heads, chunks, CHUNK))
+    q, k, k_beta, v_beta = (tape.view("chunk", t, (batch, heads, chunks, size, t.shape[-1])) for t in (q, k, k_beta, v_beta))
+    decay = tape.view("chunk", decay, (batch, heads, chunks, size))
     total = cumulative(tape, decay)
     pairs = _pairwise(tape, total)
-    square = (batch, heads, chunks, CHUNK, CHUNK)
+    square = (batch, heads, chunks, size, size)
     system = pw.multiply(tape, batched(tape, _packed(tape, k_beta, apart), _packed(tape, k, apart), square, columns), pairs)
     inside = pw.multiply(tape, batched(tape, _packed(tape, q, apart), _packed(tape, k, apart), square, columns), pairs)
     decayed = pw.multiply(tape, k_beta, _column(tape, exp(tape, total)))
     new, reads = solve(tape, system, v_beta), solve(tape, system, decayed)
     out = _across(tape, (new, reads, q, k, inside, total), alone)
-    out = tape.view("join", out, (batch, heads, chunks * CHUNK, width))
-    if chunks * CHUNK != length:
+    out = tape.view("join", out, (batch, heads, chunks * size, width))
+    if chunks * size != length:
         out = pw.narrow(tape, out, (batch, heads, length, width))
     result = tape.fresh((batch, length, heads, width), given, out.requires_grad)
     wide = None if given == "fp32" else round_block(out.nbytes)
@@ -62,7 +63,7 @@ def chunked_delta_rule(tape: Tape, q: Tensor, k: Tensor, v: Tensor, decay: Tenso
     return result
 
 
-def _prepared(tape: Tape, tensors: tuple[Tensor, ...], heads: Size, chunks: int) -> tuple[Tensor, ...]:
+def _prepared(tape: Tape, tensors: tuple[Tensor, ...], heads: Size, whole: int) -> tuple[Tensor, ...]:
     """Queries, keys, values, beta and decay `(B, H, L, ...)` in fp32, repeated for each head, normed, padded to whole chunks."""
     q, k, *rest = tensors
     batch, length, key_heads, columns = k.shape
@@ -72,9 +73,9 @@ def _prepared(tape: Tape, tensors: tuple[Tensor, ...], heads: Size, chunks: int)
     tape.hold(q, k)
     units = [_unit(tape, t) for t in wide[:2]]
     vectors = [pw.scale(tape, units[0]), units[1], wide[2]]
-    full = [padded(tape, t, chunks * CHUNK) for t in vectors]
+    full = [padded(tape, t, whole) for t in vectors]
     tape.hold(*vectors)
-    full += [padded(tape, t, chunks * CHUNK) for t in wide[3:]]
+    full += [padded(tape, t, whole) for t in wide[3:]]
     tape.hold(*wide[3:])
     return tuple(full)
 
@@ -85,9 +86,9 @@ def _across(tape: Tape, tensors: tuple[Tensor, ...], alone: bool) -> Tensor:
     `alone`: what a chunk has of queries and keys is copied for a product of batches.
     """
     new, reads, given_q, given_k, inside, total = tensors
-    batch, heads, chunks, _, width = new.shape
+    batch, heads, chunks, size, width = new.shape
     columns = given_k.shape[-1]
-    rows, square = (batch, heads, CHUNK, width), (batch, heads, columns, width)
+    rows, square = (batch, heads, size, width), (batch, heads, columns, width)
     state = tape.record("zeros", (), tape.fresh(square, "fp32", False))
     out = tape.record("zeros_like", (), tape.fresh(new.shape, "fp32", False))
     q = pw.multiply(tape, given_q, _column(tape, exp(tape, total)))
@@ -103,17 +104,22 @@ def _across(tape: Tape, tensors: tuple[Tensor, ...], alone: bool) -> Tensor:
         inner = batched(tape, _packed(tape, _at(tape, q), alone), state, rows, columns)
         tape.hold(*held)
         held = (inner,)
-        seen = batched(tape, _at(tape, inside), own, rows, CHUNK)
+        seen = batched(tape, _at(tape, inside), own, rows, size)
         out = copy_into(tape, out, pw.add(tape, inner, seen))
         part = _packed(tape, _at(tape, k), alone)
         end = tape.view("unsqueeze", _at(tape, ends), (batch, heads, 1, 1))
         if turn + 1 == chunks:  # nobody asks for the last state, so its graph goes with it
             unused = _last_state(tape, state, end, part, own)
         else:
-            state = pw.add(tape, pw.multiply(tape, state, end), batched(tape, part, own, square, CHUNK))
+            state = pw.add(tape, pw.multiply(tape, state, end), batched(tape, part, own, square, size))
     tape.discard(*unused)
     tape.hold(q, k, state, ends, *held)
     return out
+
+
+def chunk_of(length: Size, size: int) -> int:
+    """Tokens of a chunk: one where one token is decoded, which its own recurrent form does without padding."""
+    return 1 if isinstance(length, int) and length == 1 else size
 
 
 def count_of(length: Size, size: int) -> int:
@@ -193,7 +199,7 @@ def _last_state(tape: Tape, state: Tensor, end: Tensor, part: Tensor, own: Tenso
     kept = pw.multiply(tape, pw.detached(state), pw.detached(end))
     factors = ((state,) if end.requires_grad else ()) + ((end,) if state.requires_grad else ())
     tape.save(*factors)
-    product = batched(tape, pw.detached(part), pw.detached(own), (batch, heads, columns, width), CHUNK)
+    product = batched(tape, pw.detached(part), pw.detached(own), (batch, heads, columns, width), own.shape[2])
     rows = ((part,) if own.requires_grad else ()) + ((own,) if part.requires_grad else ())
     tape.save(*rows)
     pw.add(tape, kept, product)

@@ -13,6 +13,7 @@ from tuneplan.planner.methods.full import Full
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.methods.part import Part
 from tuneplan.planner.models.network import Network, build
+from tuneplan.planner.models.registry import has_flash
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.timing.work import Work, network_work
 from tuneplan.planner.training.settings import Settings
@@ -55,7 +56,8 @@ class Inference:
 
 def inference(spec: ModelSpec, method: Method, dtype: str = "bf16") -> Inference:
     """Work and bytes of a decoded token. Raises InputError where the method does not fit the model."""
-    settings = Settings(micro_batch_size=1, seq_len=1, dtype=dtype, gradient_checkpointing="off", attention="flash")
+    kernel = "flash" if has_flash(spec) else "sdpa"
+    settings = Settings(micro_batch_size=1, seq_len=1, dtype=dtype, gradient_checkpointing="off", attention=kernel)
     parts = tuple([part for p in method.parts if (part := p.at_inference()) is not None])
     served = _network(spec, parts, settings)
     plain = _network(spec, tuple([p for p in parts if p.label == BASE]), settings)

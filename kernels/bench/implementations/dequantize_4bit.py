@@ -7,7 +7,7 @@ import torch
 from tuneplan.kernels.bench import traffic
 from tuneplan.kernels.bench.cases import DTYPES, Case
 from tuneplan.kernels.bench.implementations import torchao, unsloth
-from tuneplan.kernels.bench.kernel import Implementation, Kernel, Prepared, compiled
+from tuneplan.kernels.bench.kernel import Implementation, Kernel, Prepared, compiled, needs_triton
 from tuneplan.kernels.bench.weights import bitsandbytes_state, packed_4bit
 from tuneplan.kernels.dequantize_4bit import dequantize_4bit, reference
 from tuneplan.kernels.packed import NestedScales, Packed4bit
@@ -102,7 +102,7 @@ KERNEL = Kernel(
     minimum_bytes=traffic.dequantized,
     flops=lambda case: 0,
     implementations={
-        "tuneplan": Implementation(_tuneplan, moved_bytes=traffic.dequantized, basis="one launch"),
+        "tuneplan": Implementation(_tuneplan, refuses=needs_triton, moved_bytes=traffic.dequantized, basis="one launch"),
         "bitsandbytes": Implementation(
             _bitsandbytes,
             ("bitsandbytes",),

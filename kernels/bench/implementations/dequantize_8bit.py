@@ -7,7 +7,7 @@ import torch
 from tuneplan.kernels.bench import traffic
 from tuneplan.kernels.bench.cases import DTYPES, Case
 from tuneplan.kernels.bench.implementations.dequantize_4bit import dense
-from tuneplan.kernels.bench.kernel import Implementation, Kernel, Prepared, compiled
+from tuneplan.kernels.bench.kernel import Implementation, Kernel, Prepared, compiled, needs_triton
 from tuneplan.kernels.bench.weights import Int8Rows, int8_rows, packed_8bit
 from tuneplan.kernels.dequantize_8bit import dequantize_8bit, dequantize_8bit_rows, reference, reference_rows
 from tuneplan.kernels.packed import Packed8bit
@@ -70,7 +70,7 @@ KERNEL = Kernel(
     minimum_bytes=traffic.dequantized,
     flops=lambda case: 0,
     implementations={
-        "tuneplan": Implementation(_tuneplan, moved_bytes=traffic.dequantized, basis="one launch"),
+        "tuneplan": Implementation(_tuneplan, refuses=needs_triton, moved_bytes=traffic.dequantized, basis="one launch"),
         "bitsandbytes": Implementation(
             _bitsandbytes, ("bitsandbytes",), moved_bytes=_bitsandbytes_moved, basis="LLM.int8: its backward's copy and product"
         ),

@@ -15,7 +15,7 @@ from tuneplan.kernels.bench.implementations.dequantize_4bit import (
     only_nested_nf4,
     only_torchaos_format,
 )
-from tuneplan.kernels.bench.kernel import Implementation, Kernel, Prepared, compiled
+from tuneplan.kernels.bench.kernel import Implementation, Kernel, Prepared, compiled, needs_triton
 from tuneplan.kernels.bench.weights import bitsandbytes_state, normal, packed_4bit
 from tuneplan.kernels.dequantize_4bit import reference
 from tuneplan.kernels.linear_4bit import linear_4bit
@@ -97,7 +97,9 @@ KERNEL = Kernel(
     minimum_bytes=traffic.product,
     flops=traffic.product_flops,
     implementations={
-        "tuneplan": Implementation(_tuneplan, moved_bytes=traffic.product, basis="weights decoded inside the product"),
+        "tuneplan": Implementation(
+            _tuneplan, refuses=needs_triton, moved_bytes=traffic.product, basis="weights decoded inside the product"
+        ),
         "bitsandbytes": Implementation(
             _bitsandbytes, ("bitsandbytes",), refuses=bitsandbytes_refuses, basis="matmul_4bit, which picks its kernel by tokens"
         ),

@@ -14,7 +14,7 @@ from tuneplan.kernels.bench.cases import DTYPES, Case
 from tuneplan.kernels.bench.implementations import unsloth
 from tuneplan.kernels.bench.implementations.dequantize_4bit import bitsandbytes_refuses, only_nested_nf4
 from tuneplan.kernels.bench.implementations.linear_4bit import scattered
-from tuneplan.kernels.bench.kernel import Implementation, Kernel, Prepared, compiled
+from tuneplan.kernels.bench.kernel import Implementation, Kernel, Prepared, compiled, needs_triton
 from tuneplan.kernels.bench.weights import bitsandbytes_state, normal, packed_4bit
 from tuneplan.kernels.dequantize_4bit import dequantize_4bit, reference
 from tuneplan.kernels.lora_linear import lora_linear
@@ -162,7 +162,9 @@ KERNEL = Kernel(
     minimum_bytes=traffic.trained,
     flops=traffic.trained_flops,
     implementations={
-        "tuneplan": Implementation(_tuneplan, basis="lora_linear; rank 0: the weight decoded, and a product, in each direction"),
+        "tuneplan": Implementation(
+            _tuneplan, refuses=needs_triton, basis="lora_linear; rank 0: the weight decoded, and a product, in each direction"
+        ),
         "bitsandbytes": Implementation(
             _bitsandbytes,
             ("bitsandbytes", "peft"),

@@ -27,6 +27,7 @@ from tuneplan.planner.models.decoder import DecoderSpec
 
 LAYERS = "model.layers.*."
 EMBEDDING = "model.embed_tokens"
+ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ROUTER = "feed_forward.router"
 NO_FLASH = True
 MOE, DENSE = "moe", "dense"
@@ -249,7 +250,7 @@ def _router(model: Assembly, spec: Llama4Spec, x: Tensor) -> tuple[Tensor, Tenso
         if isinstance(part, Targeted) and part.targets(model.path(ROUTER), model.layer):
             raise InputError(
                 f"{part.label} on all linear modules of {spec.id} fails: peft wraps {ROUTER} as one, and it gives two tensors; "
-                "name the modules, such as target_modules=q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
+                f"name the modules, such as target_modules={','.join(ADAPTED)}"
             )
     tape = model.tape
     tape.scope = ROUTER

@@ -24,6 +24,7 @@ from tuneplan.planner.models.state_space import TORCH_NOTE, StateSpace, refuse_s
 
 LAYERS = "model.layers.*."
 EMBEDDING = "model.embeddings"
+ADAPTED = ("in_proj", "q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 LORA_TYPES = ("LORA", "ADALORA")
 _DEFAULTS = {
     "hidden_size": 4096,
@@ -157,7 +158,7 @@ def _refuse_adapters(model: Assembly, spec: NemotronHSpec) -> None:
         if kind in LORA_TYPES and isinstance(part, Targeted) and part.targets(model.path("mixer.out_proj"), model.layer):
             raise InputError(
                 f"peft refuses {part.label} on out_proj of {spec.model_type}, which all-linear means too; name the modules, "
-                "such as target_modules=in_proj,q_proj,k_proj,v_proj,o_proj,up_proj,down_proj"
+                f"such as target_modules={','.join(ADAPTED)}"
             )
 
 

@@ -11,11 +11,14 @@ pytest.importorskip("torch")
 pytest.importorskip("bitsandbytes")
 pytest.importorskip("peft")
 
+from played_cuda import PlayedCuda
+
 from tuneplan.kernels.bench import catalog, checks, gpu, sweep, train_step
 from tuneplan.kernels.bench import ceilings as limits
 from tuneplan.kernels.bench.cases import Case
 from tuneplan.kernels.bench.ceilings import Ceilings
-from tuneplan.kernels.bench.machine import machine_of
+from tuneplan.kernels.bench.fit import fit
+from tuneplan.kernels.bench.machine import Machine, machine_of
 from tuneplan.kernels.bench.rows import ROWS, newest, read_rows
 from tuneplan.kernels.bench.shapes import Shape, models
 from tuneplan.kernels.bench.table import render, updated
@@ -80,6 +83,43 @@ def test_it_stops_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert gpu.main(["--out", str(tmp_path), "--device", "cpu", "--seconds", "0"]) == 0
     assert ["ceilings"] == [row["kind"] for row in read_rows(tmp_path / ROWS)]
     assert "left; run the same command again" in capsys.readouterr().out
+
+
+class PlayedCard(Machine):
+    """This CPU, under the name of a card: what runs on GPUs alone runs on a clock that is played."""
+
+    __slots__ = ()
+
+    @property
+    def on_gpu(self) -> bool:
+        """It says so."""
+        return True
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_card_that_is_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs, sweeps and device times as on a GPU, then the speeds that the planner reads."""
+    pytest.importorskip("tuneplan.kernels.gpu.linear_4bit")
+    PlayedCuda(lambda number: 1e-4).install(monkeypatch)
+    here = machine_of("cpu")
+    card = PlayedCard(here.device, "NVIDIA Played", {**here.provenance, "device": {"name": "NVIDIA Played"}})
+    monkeypatch.setattr(gpu, "machine_of", lambda name: card)
+    monkeypatch.setattr(gpu, "_steps", lambda campaign: None)
+    monkeypatch.setattr(gpu, "names", lambda: ["tuneplan", "bitsandbytes"])
+    monkeypatch.setattr(gpu, "default_cases", lambda machine: CASES[1:])
+    swept = sweep.Sweep("linear_4bit", CASES[1:], {"VECTOR_ROWS": (2, 4)})
+    monkeypatch.setattr(sweep, "SWEEPS", (swept, sweep.Sweep("linear_4bit", CASES[1:], {"VECTOR_WARPS": (2,)})))
+    assert gpu.main(["--out", str(tmp_path)]) == 0
+    rows = read_rows(tmp_path / ROWS)
+    timed = [row for row in rows if row["kind"] == "bench"]
+    assert ["cuda graph"] * 2 == [row["clock"] for row in timed]
+    assert 1e-4 == pytest.approx(timed[0]["device_seconds"]["median"])
+    assert "no difference" == timed[1]["versus"]["verdict"]
+    choices = [row["choice"] for row in rows if row["kind"] == "sweep"]
+    assert [{}, {"VECTOR_ROWS": 2}, {"VECTOR_ROWS": 4}] == choices[:3]
+    assert {"VECTOR_WARPS": 2} in choices
+    speeds = fit(rows, ["rows.jsonl"])
+    assert (1e10, (1,)) == (speeds.copy_bytes_per_second, speeds.gemm and speeds.gemm.tokens)
 
 
 def test_checks_find_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,21 @@ from traced import Case
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.models.config import ConfigReader
+from tuneplan.planner.models.families import llama4
 from tuneplan.planner.models.network import build
-from tuneplan.planner.models.registry import read_spec
+from tuneplan.planner.models.registry import read_spec, suited
 from tuneplan.planner.training.settings import Settings
 from tuneplan.profiling import small_models
 
 pytestmark = pytest.mark.traced
+
+
+def test_default_methods_name_targets() -> None:
+    """LoRA's of all linear modules fails, so the defaults of `plan` name those that can be adapted; other methods stay."""
+    spec = read_spec("x", ConfigReader(small_models.config("llama4_text"), "config.json"))
+    names = suited(spec, ("full", "lora", "ia3"))
+    assert names == ["full", f"lora(target_modules={','.join(llama4.ADAPTED)})", "ia3"]
+    build(spec, parse(names[1]), Settings())
 
 
 def test_eager_attention_and_a_kept_cache() -> None:
