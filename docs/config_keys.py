@@ -64,8 +64,9 @@ class Distribution:
 
 def read(archive: Path) -> Distribution:
     """The Python modules and YAML files of an archive."""
-    name, version = re.match(r"([A-Za-z0-9_]+)-([0-9][^-]*?)(?:-|\.tar\.gz)", archive.name).groups()  # type: ignore[union-attr]
-    return Distribution(name, version, dict(_texts(archive)))
+    found = re.match(r"([A-Za-z0-9_]+)-([0-9][^-]*?)(?:-|\.tar\.gz)", archive.name)
+    assert found is not None, f"{archive.name} is not named as distributions are"
+    return Distribution(found[1], found[2], dict(_texts(archive)))
 
 
 def _texts(archive: Path) -> Iterator[tuple[str, str]]:
@@ -78,8 +79,9 @@ def _texts(archive: Path) -> Iterator[tuple[str, str]]:
     else:
         with tarfile.open(archive) as file:
             for member in file.getmembers():
-                if member.name.endswith(wanted):
-                    yield member.name, file.extractfile(member).read().decode()  # type: ignore[union-attr]
+                content = file.extractfile(member) if member.name.endswith(wanted) else None
+                if content is not None:
+                    yield member.name, content.read().decode()
 
 
 def fields(dist: Distribution, name: str, others: dict[str, Distribution]) -> dict[str, list[Any]]:
@@ -100,8 +102,12 @@ def fields(dist: Distribution, name: str, others: dict[str, Distribution]) -> di
             kind = ast.unparse(node.annotation)
             if "ClassVar" in kind or "InitVar" in kind:
                 continue
-            if isinstance(node.annotation, ast.Subscript) and kind.startswith("Annotated["):
-                kind = ast.unparse(node.annotation.slice.elts[0])  # type: ignore[attr-defined]
+            if (
+                isinstance(node.annotation, ast.Subscript)
+                and isinstance(node.annotation.slice, ast.Tuple)
+                and kind.startswith("Annotated[")
+            ):
+                kind = ast.unparse(node.annotation.slice.elts[0])
             result[node.target.id] = [kind, _default(node.value)]
             alias = _keyword(node.value, "alias")
             if alias is not None:

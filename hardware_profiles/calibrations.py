@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tuneplan.hardware_profiles.errors import ProfileError
-from tuneplan.hardware_profiles.kernel_speeds import SECTION, KernelSpeeds, kernels_toml, read_kernels
+
+if TYPE_CHECKING:
+    from tuneplan.hardware_profiles.kernel_speeds import KernelSpeeds
 
 FOLDER = Path(__file__).parent / "calibration"
 UNITS = {
@@ -41,7 +44,7 @@ class Calibration:
     constants: Mapping[str, float] = field(hash=False)
     fitted: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     measured: Mapping[str, str] = field(default_factory=dict, hash=False)
-    kernels: KernelSpeeds | None = None
+    kernels: "KernelSpeeds | None" = None
 
     def value(self, name: str, otherwise: float) -> float:
         """A constant, or the planner's own where it was not fitted."""
@@ -50,6 +53,7 @@ class Calibration:
 
 def read_calibration(path: str | Path) -> Calibration:
     """A calibration file. Raises ProfileError, naming file and key, where it cannot be used."""
+    from tuneplan.hardware_profiles.kernel_speeds import SECTION, read_kernels
     from tuneplan.hardware_profiles.reading import read_toml
 
     table = read_toml(path)
@@ -99,6 +103,8 @@ def to_toml(calibration: Calibration) -> str:
             lines += [f"[{name}] # {unit}", f"value = {shown}", f"fitted_to = [{rows}]", ""]
     lines += ["[measured]", *[f"{key} = {_text(value)}" for key, value in calibration.measured.items()]]
     if calibration.kernels:
+        from tuneplan.hardware_profiles.kernel_speeds import kernels_toml
+
         lines += ["", *kernels_toml(calibration.kernels)[:-1]]
     return "\n".join(lines) + "\n"
 

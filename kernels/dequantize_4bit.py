@@ -3,13 +3,12 @@
 Legend: a weight has `values` in row-major order; see `tuneplan.kernels.packed` for the format.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from tuneplan.kernels.backend import calls_directly, chosen
-from tuneplan.kernels.packed import NestedScales, Packed4bit, check_out, decoded_scales
+from tuneplan.kernels.packed import PARTS, Packed4bit, check_out, decoded_scales, operator_parts, packed_4bit
 
 
 def dequantize_4bit(
@@ -46,20 +45,7 @@ def dequantize_4bit(
     if calls_directly():
         _run(packed, result, backend)
         return result
-    nested = packed.nested
-    torch.ops.tuneplan.dequantize_4bit(
-        packed.data,
-        packed.absmax,
-        packed.code,
-        nested and nested.code,
-        nested and nested.absmax,
-        nested and nested.offset,
-        packed.blocksize,
-        nested.blocksize if nested else 0,
-        list(packed.shape),
-        result,
-        backend,
-    )
+    torch.ops.tuneplan.dequantize_4bit(*operator_parts(packed), list(packed.shape), result, backend)
     return result
 
 
@@ -71,13 +57,18 @@ def reference(packed: Packed4bit, dtype: torch.dtype) -> torch.Tensor:
         dtype: of the result.
 
     Returns:
-        The weight in its shape. Holds 8 bytes a value for a moment.
+        The weight in its shape. Holds 4 bytes a value for a moment, and 2 for the indices; twice as many where the last block
+        is not full.
     """
-    count = packed.values
+    count, size = packed.values, packed.blocksize
     byte = packed.data.reshape(-1).view(torch.uint8)[: (count + 1) // 2]
-    nibble = torch.stack((byte >> 4, byte & 15), dim=1).reshape(-1)[:count]
-    blocks = decoded_scales(packed).repeat_interleave(packed.blocksize)[:count]
-    return (packed.code[nibble.int()] * blocks).to(dtype).reshape(packed.shape)
+    every = torch.arange(256, device=byte.device)
+    pairs = torch.stack((packed.code[every >> 4], packed.code[every & 15]), dim=1)
+    values = torch.nn.functional.embedding(byte.int(), pairs).reshape(-1)[:count]
+    scales = decoded_scales(packed)
+    full = count % size == 0
+    values = values.view(-1, size) * scales[:, None] if full else values * scales.repeat_interleave(size)[:count]
+    return values.to(dtype).reshape(packed.shape)
 
 
 def _run(packed: Packed4bit, out: torch.Tensor, backend: str) -> None:
@@ -89,36 +80,14 @@ def _run(packed: Packed4bit, out: torch.Tensor, backend: str) -> None:
     dequantize(packed, out)
 
 
-@torch.library.custom_op("tuneplan::dequantize_4bit", mutates_args=("out",))
-def _op(
-    data: torch.Tensor,
-    absmax: torch.Tensor,
-    code: torch.Tensor,
-    code2: torch.Tensor | None,
-    absmax2: torch.Tensor | None,
-    offset: torch.Tensor | None,
-    blocksize: int,
-    blocksize2: int,
-    shape: Sequence[int],
-    out: torch.Tensor,
-    backend: str,
-) -> None:
-    nested = NestedScales.joined(code2, absmax2, offset, blocksize2)
-    _run(Packed4bit(data, absmax, code, blocksize, torch.Size(shape), out.dtype, nested), out, backend)
+@torch.library.custom_op(
+    "tuneplan::dequantize_4bit", mutates_args=("out",), schema=f"({PARTS}, int[] shape, Tensor(a!) out, str backend) -> ()"
+)
+def _op(*given: Any) -> None:
+    *parts, shape, out, backend = given
+    _run(packed_4bit(parts, shape, out.dtype), out, backend)
 
 
 @_op.register_fake
-def _fake(
-    data: torch.Tensor,
-    absmax: torch.Tensor,
-    code: torch.Tensor,
-    code2: torch.Tensor | None,
-    absmax2: torch.Tensor | None,
-    offset: torch.Tensor | None,
-    blocksize: int,
-    blocksize2: int,
-    shape: Sequence[int],
-    out: torch.Tensor,
-    backend: str,
-) -> None:
+def _fake(*given: Any) -> None:
     return None

@@ -10,7 +10,7 @@ import torch
 
 from tuneplan.kernels.backend import calls_directly, chosen
 from tuneplan.kernels.errors import KernelInputError
-from tuneplan.kernels.packed import NestedScales, Packed8bit, check_out, decoded_scales
+from tuneplan.kernels.packed import PARTS, Packed8bit, check_out, decoded_scales, operator_parts, packed_8bit
 
 
 def dequantize_8bit_rows(
@@ -85,19 +85,7 @@ def dequantize_8bit(
     if calls_directly():
         _run_blockwise(packed, result, backend)
         return result
-    nested = packed.nested
-    torch.ops.tuneplan.dequantize_8bit(
-        packed.data,
-        packed.absmax,
-        packed.code,
-        nested and nested.code,
-        nested and nested.absmax,
-        nested and nested.offset,
-        packed.blocksize,
-        nested.blocksize if nested else 0,
-        result,
-        backend,
-    )
+    torch.ops.tuneplan.dequantize_8bit(*operator_parts(packed), result, backend)
     return result
 
 
@@ -140,34 +128,14 @@ def _rows_fake(data: torch.Tensor, scale: torch.Tensor, out: torch.Tensor, backe
     return None
 
 
-@torch.library.custom_op("tuneplan::dequantize_8bit", mutates_args=("out",))
-def _op(
-    data: torch.Tensor,
-    absmax: torch.Tensor,
-    code: torch.Tensor,
-    code2: torch.Tensor | None,
-    absmax2: torch.Tensor | None,
-    offset: torch.Tensor | None,
-    blocksize: int,
-    blocksize2: int,
-    out: torch.Tensor,
-    backend: str,
-) -> None:
-    nested = NestedScales.joined(code2, absmax2, offset, blocksize2)
-    _run_blockwise(Packed8bit(data, absmax, code, blocksize, out.dtype, nested), out, backend)
+@torch.library.custom_op(
+    "tuneplan::dequantize_8bit", mutates_args=("out",), schema=f"({PARTS}, Tensor(a!) out, str backend) -> ()"
+)
+def _op(*given: Any) -> None:
+    *parts, out, backend = given
+    _run_blockwise(packed_8bit(parts, out.dtype), out, backend)
 
 
 @_op.register_fake
-def _fake(
-    data: torch.Tensor,
-    absmax: torch.Tensor,
-    code: torch.Tensor,
-    code2: torch.Tensor | None,
-    absmax2: torch.Tensor | None,
-    offset: torch.Tensor | None,
-    blocksize: int,
-    blocksize2: int,
-    out: torch.Tensor,
-    backend: str,
-) -> None:
+def _fake(*given: Any) -> None:
     return None

@@ -11,7 +11,7 @@ import torch
 from tuneplan.kernels.backend import calls_directly, chosen
 from tuneplan.kernels.dequantize_4bit import dequantize_4bit
 from tuneplan.kernels.errors import KernelInputError
-from tuneplan.kernels.packed import FLOATS, NestedScales, Packed4bit
+from tuneplan.kernels.packed import FLOATS, PARTS, Packed4bit, operator_parts, packed_4bit
 
 MOST_TOKENS = 64
 """That the fused programs take; more tokens decode the weight first."""
@@ -63,20 +63,7 @@ def linear_4bit(
     if calls_directly():
         _run(rows, packed, added, out)
     else:
-        nested = packed.nested
-        torch.ops.tuneplan.linear_4bit(
-            rows,
-            packed.data,
-            packed.absmax,
-            packed.code,
-            nested and nested.code,
-            nested and nested.absmax,
-            nested and nested.offset,
-            packed.blocksize,
-            nested.blocksize if nested else 0,
-            added,
-            out,
-        )
+        torch.ops.tuneplan.linear_4bit(rows, *operator_parts(packed), added, out)
     return out.reshape(*x.shape[:-1], features)
 
 
@@ -86,37 +73,14 @@ def _run(rows: torch.Tensor, packed: Packed4bit, bias: torch.Tensor | None, out:
     linear(rows, packed, bias, out)
 
 
-@torch.library.custom_op("tuneplan::linear_4bit", mutates_args=("out",))
-def _op(
-    rows: torch.Tensor,
-    data: torch.Tensor,
-    absmax: torch.Tensor,
-    code: torch.Tensor,
-    code2: torch.Tensor | None,
-    absmax2: torch.Tensor | None,
-    offset: torch.Tensor | None,
-    blocksize: int,
-    blocksize2: int,
-    bias: torch.Tensor | None,
-    out: torch.Tensor,
-) -> None:
-    nested = NestedScales.joined(code2, absmax2, offset, blocksize2)
-    shape = torch.Size((out.shape[1], rows.shape[1]))
-    _run(rows, Packed4bit(data, absmax, code, blocksize, shape, out.dtype, nested), bias, out)
+@torch.library.custom_op(
+    "tuneplan::linear_4bit", mutates_args=("out",), schema=f"(Tensor rows, {PARTS}, Tensor? bias, Tensor(a!) out) -> ()"
+)
+def _op(*given: Any) -> None:
+    rows, *parts, bias, out = given
+    _run(rows, packed_4bit(parts, (out.shape[1], rows.shape[1]), out.dtype), bias, out)
 
 
 @_op.register_fake
-def _fake(
-    rows: torch.Tensor,
-    data: torch.Tensor,
-    absmax: torch.Tensor,
-    code: torch.Tensor,
-    code2: torch.Tensor | None,
-    absmax2: torch.Tensor | None,
-    offset: torch.Tensor | None,
-    blocksize: int,
-    blocksize2: int,
-    bias: torch.Tensor | None,
-    out: torch.Tensor,
-) -> None:
+def _fake(*given: Any) -> None:
     return None

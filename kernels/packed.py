@@ -5,6 +5,7 @@ half; one scale (`absmax`) for each run of `blocksize` values, which may span ro
 bytes themselves, decoded as `code2[byte] * absmax2[block // blocksize2] + offset` in fp32, rounded after each step.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,13 +39,6 @@ class NestedScales:
         """Those of a bitsandbytes `QuantState`, or None where its scales are not quantized."""
         second = quant_state.state2
         return None if second is None else cls(second.code, second.absmax, quant_state.offset, second.blocksize)
-
-    @classmethod
-    def joined(
-        cls, code: torch.Tensor | None, absmax: torch.Tensor | None, offset: torch.Tensor | None, blocksize: int
-    ) -> "NestedScales | None":
-        """Those that an operator was given one by one, or None where it was given none."""
-        return None if code is None or absmax is None or offset is None else cls(code, absmax, offset, blocksize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +175,33 @@ class Packed8bit:
         return cls(
             data.detach(), quant_state.absmax, quant_state.code, quant_state.blocksize, dtype, NestedScales.of(quant_state)
         )
+
+
+PARTS = "Tensor data, Tensor absmax, Tensor code, int blocksize, Tensor? code2, Tensor? absmax2, Tensor? offset, int blocksize2"
+"""What an operator takes in place of a packed weight, in torch's words."""
+
+
+def operator_parts(packed: Packed4bit | Packed8bit) -> tuple[Any, ...]:
+    """A packed weight as PARTS."""
+    nested = packed.nested
+    second = (nested.code, nested.absmax, nested.offset, nested.blocksize) if nested else (None, None, None, 0)
+    return (packed.data, packed.absmax, packed.code, packed.blocksize, *second)
+
+
+def packed_4bit(parts: Sequence[Any], shape: Sequence[int], dtype: torch.dtype) -> Packed4bit:
+    """A 4-bit weight from PARTS."""
+    data, absmax, code, blocksize, *second = parts
+    return Packed4bit(data, absmax, code, blocksize, torch.Size(shape), dtype, _nested(second))
+
+
+def packed_8bit(parts: Sequence[Any], dtype: torch.dtype) -> Packed8bit:
+    """A blockwise 8-bit tensor from PARTS."""
+    data, absmax, code, blocksize, *second = parts
+    return Packed8bit(data, absmax, code, blocksize, dtype, _nested(second))
+
+
+def _nested(second: Sequence[Any]) -> NestedScales | None:
+    return None if second[0] is None else NestedScales(*second)
 
 
 def _check_scales(packed: Packed4bit | Packed8bit) -> None:

@@ -17,7 +17,7 @@ from tuneplan.planner.training.sharding import Sharding
 if TYPE_CHECKING:
     from tuneplan.planner.search import Search
 
-WORTH_FORKING = 200_000
+WORTH_FORKING = 50_000
 """Below so many candidates one process is done before others have started."""
 MOST_WORKERS = 8
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
 from datetime import date
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuneplan.hardware_profiles.loader import Gpu
 from tuneplan.planner.cost import SPOT, cheapest, usd
@@ -16,7 +16,6 @@ from tuneplan.planner.job import Job
 from tuneplan.planner.memory import finds_gradients, step_memory, walk
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import Network, build
-from tuneplan.planner.parallel.layout import Part, fullest, rank_parts
 from tuneplan.planner.parallel.step import Walked
 from tuneplan.planner.plan import Answer, Plan, Rejected, rank
 from tuneplan.planner.request import Request, check_settings
@@ -29,6 +28,9 @@ from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
 from tuneplan.planner.units import SECONDS_PER_HOUR, format_gib
 from tuneplan.planner.wall_clock import wall_clock
+
+if TYPE_CHECKING:
+    from tuneplan.planner.parallel.layout import Part
 
 LARGE = 20_000
 """From so many candidates on, they are evaluated as arrays; below, that would cost more than it saves."""
@@ -58,7 +60,7 @@ class Search:
     def answer(self, told: Callable[[int], None] | None = None) -> Answer:
         """Look at everything the job allows. Raises InputError where a method does not fit the model.
 
-        `told`: hears how many more candidates a large search has looked at.
+        `told`: hears how many more candidates were looked at, or passed over because one before them does not fit.
         """
         if self.job.candidates >= LARGE and self.job.alike:
             return self._large(told)
@@ -68,6 +70,8 @@ class Search:
             for method in self.job.methods:
                 for count in target.counts:
                     found = self._best(method, target, count)
+                    if told is not None:
+                        told(self.job.candidates_on(count))
                     if isinstance(found, Plan):
                         plans.append(found)
                     elif found is not None:
@@ -119,6 +123,8 @@ class Search:
         settings = for_method(settings, method, steps, sharding.data_parallel)
         network = self._network(method, settings)
         if sharding.splits_model:
+            from tuneplan.planner.parallel.layout import fullest
+
             rank = fullest(self._split(method, settings, sharding), settings, optimizer, sharding, steps)
             memory, own = rank.memory, rank.network
         else:
@@ -137,8 +143,10 @@ class Search:
             self._runtimes[key] = runtime_of(gpu, ranks, quantized)
         return self._runtimes[key]
 
-    def _split(self, method: Method, settings: Settings, sharding: Sharding) -> tuple[Part, ...]:
+    def _split(self, method: Method, settings: Settings, sharding: Sharding) -> "tuple[Part, ...]":
         """The parts of the model under a layout. Raises InputError where the model cannot be split so, each time it is asked."""
+        from tuneplan.planner.parallel.layout import rank_parts
+
         of_layout = replace(sharding, data_parallel=sharding.expert_parallel, zero_stage=0, units="root")
         key = (*self._key(method, replace(settings, accumulating=False)), of_layout, finds_gradients(settings, sharding))
         if key not in self._parts:
@@ -289,6 +297,8 @@ class Search:
         elif request.settings == plan.request.settings:
             own = plan.network
         else:  # the lengths of the mean batch are not those of the longest
+            from tuneplan.planner.parallel.layout import fullest
+
             parts = self._split(request.method, request.settings, request.sharding)
             own = fullest(
                 parts, request.settings, request.optimizer, request.sharding, request.gradient_accumulation_steps

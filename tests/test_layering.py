@@ -3,6 +3,7 @@
 import ast
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ def in_functions(tree: ast.AST) -> set[int]:
     return {line for node in functions for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
 
 
+@cache
 def parsed(path: Path) -> ast.Module:
     """The syntax tree of a file."""
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
@@ -51,9 +53,9 @@ def parsed(path: Path) -> ast.Module:
 ALL = [path for package in PACKAGES for path in files(package)]
 
 
-def name(path: Path) -> str:
-    """A path as a test id."""
-    return str(path.relative_to(ROOT))
+def at(path: Path, line: int) -> str:
+    """A place in a file."""
+    return f"{path.relative_to(ROOT)}:{line}"
 
 
 def test_there_is_something_to_look_at() -> None:
@@ -62,45 +64,44 @@ def test_there_is_something_to_look_at() -> None:
     assert len(ALL) > 50
 
 
-@pytest.mark.parametrize("path", ALL, ids=name)
-def test_imports_follow_the_layers(path: Path) -> None:
+def test_imports_follow_the_layers() -> None:
     """hardware_profiles knows nobody, planner uses hardware_profiles, kernels neither planner nor profiling.
 
     The command line alone reaches into profiling and kernels, inside the function that needs them.
     """
-    package = path.relative_to(ROOT).parts[0]
-    tree = parsed(path)
-    lazy = in_functions(tree)
-    command_line = (ROOT / "planner" / "cli") in path.parents
-    for module, line in imports(tree):
-        head, _, rest = module.partition(".")
-        if head != "tuneplan" or not rest or rest == "__version__":
-            continue
-        target = rest.split(".")[0]
-        reached = command_line and target in ("profiling", "kernels") and line in lazy
-        assert target in ALLOWED[package] or reached, f"line {line} imports {module}"
+    wrong = []
+    for path in ALL:
+        tree = parsed(path)
+        package, lazy = path.relative_to(ROOT).parts[0], in_functions(tree)
+        command_line = (ROOT / "planner" / "cli") in path.parents
+        for module, line in imports(tree):
+            head, _, rest = module.partition(".")
+            if head != "tuneplan" or not rest or rest == "__version__":
+                continue
+            target = rest.split(".")[0]
+            reached = command_line and target in ("profiling", "kernels") and line in lazy
+            if target not in ALLOWED[package] and not reached:
+                wrong.append(f"{at(path, line)} imports {module}")
+    assert [] == wrong
 
 
-@pytest.mark.parametrize("path", files("planner") + files("hardware_profiles"), ids=name)
-def test_planning_never_imports_heavy_packages(path: Path) -> None:
+def test_planning_never_imports_heavy_packages() -> None:
     """No torch, transformers, triton or peft anywhere in planner or hardware_profiles, not even inside a function."""
-    found = [(module, line) for module, line in imports(parsed(path)) if module.split(".")[0] in HEAVY]
-    assert [] == found
+    paths = files("planner") + files("hardware_profiles")
+    found = [(at(path, line), module) for path in paths for module, line in imports(parsed(path))]
+    assert [] == [(place, module) for place, module in found if module.split(".")[0] in HEAVY]
 
 
-@pytest.mark.parametrize("path", ALL, ids=name)
-def test_imports_are_absolute(path: Path) -> None:
+def test_imports_are_absolute() -> None:
     """Only `tuneplan.` imports: no relative ones, and none of the bare names that other packages have too."""
-    found = [
-        (module, line) for module, line in imports(parsed(path)) if module.startswith(".") or module.split(".")[0] in PACKAGES
-    ]
-    assert [] == found
+    found = [(at(path, line), module) for path in ALL for module, line in imports(parsed(path))]
+    assert [] == [(place, module) for place, module in found if module.startswith(".") or module.split(".")[0] in PACKAGES]
 
 
-@pytest.mark.parametrize("path", ALL, ids=name)
-def test_no_file_is_long(path: Path) -> None:
+def test_no_file_is_long() -> None:
     """A file has one subject and at most 400 lines."""
-    assert LONGEST >= len(path.read_text(encoding="utf-8").splitlines())
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in ALL}
+    assert {} == {name: length for name, length in lengths.items() if length > LONGEST}
 
 
 @pytest.mark.parametrize("package", ["kernels", "profiling"])
@@ -131,7 +132,7 @@ def test_every_package_of_the_planner_has_an_init() -> None:
     assert [] == sorted(str(folder.relative_to(ROOT)) for folder in folders if not (folder / "__init__.py").exists())
 
 
-@pytest.mark.parametrize("path", [*ALL, *sorted((ROOT / "tests").rglob("*.py"))], ids=name)
-def test_code_is_ascii(path: Path) -> None:
+def test_code_is_ascii() -> None:
     """Code and comments are ASCII; other characters are written as escapes."""
-    assert path.read_text(encoding="utf-8").isascii()
+    paths = [*ALL, *sorted((ROOT / "tests").rglob("*.py"))]
+    assert [] == [str(path.relative_to(ROOT)) for path in paths if not path.read_text(encoding="utf-8").isascii()]

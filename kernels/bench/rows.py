@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneplan.kernels.bench.cases import Case
-from tuneplan.kernels.bench.statistics import Ratio, Summary
+from tuneplan.kernels.bench.rounds import Ratio, Summary
 
 ROWS = "rows.jsonl"
 RESULTS = Path(__file__).parents[1] / "results"

@@ -12,8 +12,8 @@ from tuneplan.kernels.bench.clocks import Call, CallClock, GraphClock, free, pea
 from tuneplan.kernels.bench.kernel import Checked, Implementation, Kernel, Prepared
 from tuneplan.kernels.bench.machine import Machine, free_bytes
 from tuneplan.kernels.bench.registry import KERNELS
+from tuneplan.kernels.bench.rounds import AGAIN, ROUNDS, Ratio, Summary, interleaved
 from tuneplan.kernels.bench.rows import FAILED, MEASURED, NOT_RUN, WRONG, Row, bench_key, ratio_json, row, seconds_json
-from tuneplan.kernels.bench.statistics import AGAIN, ROUNDS, Ratio, Summary, interleaved
 
 SEED = 1
 _REFERENCE_BYTES = 24

@@ -11,9 +11,9 @@ from tuneplan.kernels.bench.ceilings import Ceilings
 from tuneplan.kernels.bench.clocks import free
 from tuneplan.kernels.bench.machine import Machine
 from tuneplan.kernels.bench.registry import KERNELS
+from tuneplan.kernels.bench.rounds import ROUNDS
 from tuneplan.kernels.bench.rows import FAILED, Row, append, bench_key, row, settled
 from tuneplan.kernels.bench.run import run_case
-from tuneplan.kernels.bench.statistics import ROUNDS
 
 
 class Budget:

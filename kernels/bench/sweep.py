@@ -18,10 +18,10 @@ from tuneplan.kernels.bench.ceilings import Ceilings
 from tuneplan.kernels.bench.clocks import GraphClock, free, sets_for
 from tuneplan.kernels.bench.machine import Machine
 from tuneplan.kernels.bench.registry import KERNELS
+from tuneplan.kernels.bench.rounds import AGAIN, Ratio, Summary, interleaved
 from tuneplan.kernels.bench.rows import FAILED, MEASURED, WRONG, Row, ratio_json, row, seconds_json
 from tuneplan.kernels.bench.run import SEED
 from tuneplan.kernels.bench.shapes import Shape
-from tuneplan.kernels.bench.statistics import AGAIN, Ratio, Summary, interleaved
 
 ROUNDS = 5
 NOW = "now"

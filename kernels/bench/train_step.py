@@ -18,9 +18,9 @@ from tuneplan.kernels.bench.cases import Case
 from tuneplan.kernels.bench.clocks import free, wait
 from tuneplan.kernels.bench.kernel import error_of
 from tuneplan.kernels.bench.machine import Machine
+from tuneplan.kernels.bench.rounds import AGAIN, Ratio, Summary, interleaved
 from tuneplan.kernels.bench.rows import MEASURED, WRONG, Row, ratio_json, row, seconds_json
 from tuneplan.kernels.bench.shapes import Shape
-from tuneplan.kernels.bench.statistics import AGAIN, Ratio, Summary, interleaved
 from tuneplan.kernels.bench.weights import bitsandbytes_state, packed_4bit
 
 MODEL = "meta-llama/Llama-2-7b-hf"

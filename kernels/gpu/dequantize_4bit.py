@@ -7,14 +7,12 @@ not aligned to words, go through a program that takes bytes.
 Fused multiply-add stays off: `code2 * absmax2 + offset` is rounded after each step, as bitsandbytes does it.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 
 from tuneplan.kernels.gpu.rounding import store
-from tuneplan.kernels.gpu.scales import scales
+from tuneplan.kernels.gpu.scales import scales, weight_arguments
 from tuneplan.kernels.packed import Packed4bit
 
 WORDS = 1024
@@ -119,29 +117,21 @@ def dequantize(packed: Packed4bit, out: torch.Tensor, words: int = WORDS, warps:
     values = packed.values
     if not values:
         return
-    nested = packed.nested
-    columns, row_stride = (values, values) if out.is_contiguous() else (out.shape[-1], out.stride(-2))
-    aligned = packed.data.data_ptr() % 4 == 0 and columns % 8 in ((0,) if columns != values else range(8))
-    whole = values // 8 if aligned else 0
-    tensors = (
-        packed.data.view(torch.uint8),
-        packed.absmax,
-        packed.code,
-        nested.code if nested else packed.code,
-        nested.absmax if nested else packed.code,
-        nested.offset if nested else packed.code,
-        out,
-    )
-    shape: dict[str, Any] = {"NESTED": nested is not None, "BLOCK": packed.blocksize, "BLOCK2": nested.blocksize if nested else 1}
+    apart = not out.is_contiguous()
+    columns, row_stride = (out.shape[-1], out.stride(-2)) if apart else (values, values)
+    in_words = packed.data.data_ptr() % 4 == 0 and not (apart and columns % 8)
+    whole = values // 8 if in_words else 0
+    weight, constants = weight_arguments(packed)
     with torch.cuda.device_of(packed.data):
         if whole:
             _from_words[(triton.cdiv(whole, words),)](
-                *tensors,
+                *weight,
+                out,
                 whole,
                 columns // 8,
                 row_stride,
-                **shape,
-                STRIDED=columns != values,
+                **constants,
+                STRIDED=apart,
                 WORDS=words,
                 GATHER=gather,
                 num_warps=warps,
@@ -149,5 +139,5 @@ def dequantize(packed: Packed4bit, out: torch.Tensor, words: int = WORDS, warps:
             )
         if whole * 8 < values:
             _from_bytes[(triton.cdiv(values - whole * 8, BYTES * 2),)](
-                *tensors, whole * 4, values, columns, row_stride, **shape, BYTES=BYTES, enable_fp_fusion=False
+                *weight, out, whole * 4, values, columns, row_stride, **constants, BYTES=BYTES, enable_fp_fusion=False
             )

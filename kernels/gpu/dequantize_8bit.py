@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from tuneplan.kernels.gpu.rounding import store
-from tuneplan.kernels.gpu.scales import scales
+from tuneplan.kernels.gpu.scales import scales, weight_arguments
 from tuneplan.kernels.packed import Packed8bit
 
 VALUES = 8192
@@ -73,22 +73,16 @@ def dequantize_blockwise(
         warps: warps of a program.
         gather: the table of values lies in shared memory; else it is read through the first cache.
     """
-    count, nested = packed.values, packed.nested
+    count = packed.values
     if not count:
         return
+    weight, constants = weight_arguments(packed)
     with torch.cuda.device_of(packed.data):
         _blockwise[(triton.cdiv(count, values),)](
-            packed.data,
-            packed.absmax,
-            packed.code,
-            nested.code if nested else packed.code,
-            nested.absmax if nested else packed.code,
-            nested.offset if nested else packed.code,
+            *weight,
             out,
             count,
-            NESTED=nested is not None,
-            BLOCK=packed.blocksize,
-            BLOCK2=nested.blocksize if nested else 1,
+            **constants,
             VALUES=values,
             GATHER=gather,
             num_warps=warps,

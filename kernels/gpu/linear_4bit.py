@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from tuneplan.kernels.gpu.rounding import BY_HAND, rounded, store
-from tuneplan.kernels.gpu.scales import scales
+from tuneplan.kernels.gpu.scales import scales, weight_arguments
 from tuneplan.kernels.packed import Packed4bit
 
 VECTOR_ROWS = 8
@@ -157,26 +157,11 @@ def linear(x: torch.Tensor, packed: Packed4bit, bias: torch.Tensor | None, out: 
     features = packed.shape[0]
     if not features:
         return
-    nested = packed.nested
-    data = packed.data.view(torch.uint8)
+    (data, *scaling), constants = weight_arguments(packed)
     # both are read as 32-bit words
     data, x = (tensor if tensor.data_ptr() % 4 == 0 else tensor.clone() for tensor in (data, x))
-    tensors = (
-        data,
-        packed.absmax,
-        packed.code,
-        nested.code if nested else packed.code,
-        nested.absmax if nested else packed.code,
-        nested.offset if nested else packed.code,
-        x,
-        packed.code if bias is None else bias,
-    )
-    layout = {
-        "NESTED": nested is not None,
-        "BLOCK": packed.blocksize,
-        "BLOCK2": nested.blocksize if nested else 1,
-        "BIAS": bias is not None,
-    }
+    tensors = (data, *scaling, x, packed.code if bias is None else bias)
+    constants["BIAS"] = bias is not None
     with torch.cuda.device_of(x):
         if tokens == 1:
             _vector[(triton.cdiv(features, VECTOR_ROWS),)](
@@ -184,7 +169,7 @@ def linear(x: torch.Tensor, packed: Packed4bit, bias: torch.Tensor | None, out: 
                 out,
                 features,
                 width // 8,
-                **layout,
+                **constants,
                 ROWS=VECTOR_ROWS,
                 WORDS=VECTOR_WORDS,
                 num_warps=VECTOR_WARPS,
@@ -204,7 +189,7 @@ def linear(x: torch.Tensor, packed: Packed4bit, bias: torch.Tensor | None, out: 
             features,
             width,
             split_blocks,
-            **layout,
+            **constants,
             SPLIT=splits > 1,
             TOKENS=max(16, triton.next_power_of_2(tokens)),
             ROWS=MATRIX_ROWS,

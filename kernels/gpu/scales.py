@@ -1,7 +1,23 @@
 """The scales of blocks, decoded inside a program."""
 
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
+
+from tuneplan.kernels.packed import Packed4bit, Packed8bit
+
+
+def weight_arguments(packed: Packed4bit | Packed8bit) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+    """The first six arguments of a program that decodes a weight, and the constants that say how its scales are stored.
+
+    A program without nested scales never reads their tensors; the table of values stands in for them.
+    """
+    nested, code = packed.nested, packed.code
+    second = (nested.code, nested.absmax, nested.offset) if nested else (code, code, code)
+    constants = {"NESTED": nested is not None, "BLOCK": packed.blocksize, "BLOCK2": nested.blocksize if nested else 1}
+    return (packed.data.view(torch.uint8), packed.absmax, code, *second), constants
 
 
 @triton.jit

@@ -49,8 +49,8 @@ def command(as_json: bool, only_list: bool, device: str, **given: Any) -> int:
         from tuneplan.kernels.bench.catalog import listing
         from tuneplan.kernels.bench.document import document as body
         from tuneplan.kernels.bench.document import is_wrong
+        from tuneplan.kernels.bench.rounds import ROUNDS
         from tuneplan.kernels.bench.rows import append, read_rows
-        from tuneplan.kernels.bench.statistics import ROUNDS
         from tuneplan.kernels.errors import KernelInputError
     _check(given)
     try:

@@ -101,7 +101,8 @@ def _parts(adapter: Adapter, model_type: str, narrow: bool) -> list[Part]:
         changes["autocast_adapter_dtype"] = False
     parts: list[Part] = [replace(part, **changes)]
     if adapter.modules_to_save:
-        parts.append(PARTS["modules_to_save"](modules=tuple(sorted(adapter.modules_to_save))))  # type: ignore[call-arg]
+        saved = PARTS["modules_to_save"]
+        parts.append(saved(modules=tuple(sorted(adapter.modules_to_save))))  # type: ignore[call-arg]  # PARTS is of bare parts
     return [*parts, *adapter.others]
 
 

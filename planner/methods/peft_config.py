@@ -119,9 +119,11 @@ def from_mapping(config: Mapping[str, Any], origin: str) -> Given:
         elif (sentence := said(kind, key, value, config)) is not None:
             warnings += [f"{origin}: {key}={_short(value)} {sentence}"] if sentence else []
         elif key == "modules_to_save" and value:
-            others.append(PARTS["modules_to_save"](modules=_names(key, value, origin)))  # type: ignore[call-arg]
+            saved = PARTS["modules_to_save"]
+            others.append(saved(modules=_names(key, value, origin)))  # type: ignore[call-arg]  # PARTS is of bare parts
         elif key == "trainable_token_indices" and value:
-            others.append(PARTS["trainable_tokens"](token_indices=_tokens(key, value, origin)))  # type: ignore[call-arg]
+            rows = PARTS["trainable_tokens"]
+            others.append(rows(token_indices=_tokens(key, value, origin)))  # type: ignore[call-arg]  # PARTS is of bare parts
         elif not without_effect(kind, key) and value not in (
             False,
             0,

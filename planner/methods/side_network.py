@@ -3,6 +3,7 @@
 The backward goes through the side network alone, so nothing of the model's layers is kept but what the side network read.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,7 +27,7 @@ WIDTHS = ("hidden_size", "intermediate_size", "head_dim", "moe_intermediate_size
 
 
 @dataclass(frozen=True, slots=True)
-class SideNetwork(Part):
+class SideNetwork(Part, ABC):
     """What every network beside the layers has: it goes on at each layer's entry, and ends before the model's last norm."""
 
     mergeable: ClassVar[bool] = False
@@ -63,17 +64,17 @@ class SideNetwork(Part):
         model.tape.scope = ""
         return out
 
+    @abstractmethod
     def first(self, model: "Assembly", hidden: Tensor) -> Tensor:
         """The state before the first layer, from the embeddings."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, model: "Assembly", hidden: Tensor, state: Tensor) -> Tensor:
         """The state after a layer, whose output is `hidden`."""
-        raise NotImplementedError
 
     def last(self, model: "Assembly", hidden: Tensor, state: Tensor) -> Tensor:
-        """What the model's last norm gets, from the last layer's output and the last state."""
-        raise NotImplementedError
+        """What the model's last norm gets of the last layer's output and the last state: by default that output."""
+        return hidden
 
     def project(self, model: "Assembly", name: str, x: Tensor, width: int) -> Tensor:
         """A trained linear map without bias, in the model's dtype."""

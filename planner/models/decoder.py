@@ -13,6 +13,7 @@ from tuneplan.planner.graph.tensor import Size, Storage, Tensor, tensor_bytes
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.objective_head import objective_loss, reward_loss
+from tuneplan.planner.models.positions import check as check_positions
 from tuneplan.planner.models.spec import ModelSpec
 
 MOST_DROPOUT = 0.99
@@ -120,13 +121,7 @@ def positions(model: Assembly, weight: str, rows: int, length: Size, batch: Size
 
     `weight`: its name; `rows`: of the table; `batch`: 1 where all sequences share them. Raises InputError for longer sequences.
     """
-    longest: Any = length if isinstance(length, int) else int(length.max())
-    most = model.spec.max_position_embeddings
-    if longest > most:
-        raise InputError(
-            f"{model.spec.id} has learned positions for {most} tokens, so that sequences of {longest} (virtual tokens included) "
-            f"fail; use --seq-len {most} or less"
-        )
+    check_positions(model.spec.id, model.spec.max_position_embeddings, length)
     tape = model.tape
     ids = tape.fresh((batch, length), "int64", False)
     tape.record("position_ids", (), ids)

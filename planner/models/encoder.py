@@ -19,6 +19,7 @@ from tuneplan.planner.models import tasks
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.attention import heads_first, split_heads
 from tuneplan.planner.models.config import ConfigReader
+from tuneplan.planner.models.positions import check as check_positions
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.training.attention_kernel import Kernel, choose
 
@@ -193,11 +194,7 @@ def embeddings_held(model: Assembly, words: Tensor, leaves: tuple[Storage, ...] 
 
 def check_length(model: Assembly, positions: int) -> None:
     """Raise InputError for sequences that are longer than a model's table of positions."""
-    length: Any = model.settings.seq_len
-    longest = int(length if isinstance(length, int) else length.max())
-    tokens = longest + model.method.virtual_tokens
-    if tokens > positions:
-        raise InputError(f"{model.spec.id} has {positions} positions, and the sequence has {tokens} tokens; lower seq-len")
+    check_positions(model.spec.id, positions, model.settings.seq_len + model.method.virtual_tokens)
 
 
 def bidirectional(model: Assembly, spec: Any, dtype: str, masked: bool | None = None) -> Kernel:

@@ -10,7 +10,7 @@ from kernel_cases import DEVICE, FLOATS, apart, bits, quantized
 
 from tuneplan.kernels.dequantize_4bit import dequantize_4bit, reference
 from tuneplan.kernels.errors import KernelInputError, KernelUnavailableError
-from tuneplan.kernels.packed import Packed4bit
+from tuneplan.kernels.packed import Packed4bit, operator_parts
 
 SHAPES = ((64, 64), (5, 33), (3, 7), (1, 4096), (300, 128), (17, 40))
 CASES = list(itertools.product(SHAPES, ("nf4", "fp4"), (32, 64, 256, 4096), (True, False)))
@@ -102,11 +102,8 @@ def test_scales_are_rounded_after_each_step() -> None:
 def test_op_under_torch_tools() -> None:
     """Schema, fake tensors and the dispatch of autograd are right (`torch.library.opcheck`)."""
     packed = Packed4bit.of(*quantized(16, 48))
-    nested = packed.nested
-    assert nested is not None
-    parts = (packed.data, packed.absmax, packed.code, nested.code, nested.absmax, nested.offset, 64, 256, [16, 48])
     out = torch.empty(16, 48, device=DEVICE)
-    torch.library.opcheck(torch.ops.tuneplan.dequantize_4bit, (*parts, out, "auto"))
+    torch.library.opcheck(torch.ops.tuneplan.dequantize_4bit, (*operator_parts(packed), [16, 48], out, "auto"))
 
 
 @pytest.mark.parametrize("nested", [True, False])

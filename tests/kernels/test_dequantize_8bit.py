@@ -9,7 +9,7 @@ from kernel_cases import DEVICE, FLOATS, apart, bits
 
 from tuneplan.kernels.dequantize_8bit import dequantize_8bit, dequantize_8bit_rows, reference, reference_rows
 from tuneplan.kernels.errors import KernelInputError
-from tuneplan.kernels.packed import Packed8bit
+from tuneplan.kernels.packed import Packed8bit, operator_parts
 
 SHAPES = ((64, 64), (5, 33), (3, 7), (100, 128))
 
@@ -53,8 +53,9 @@ def test_ops_under_torch_tools() -> None:
     torch.library.opcheck(torch.ops.tuneplan.dequantize_8bit_rows, (data, scale, torch.empty(16, 48, device=DEVICE), "auto"))
     flat, state = bnb.quantize_blockwise(torch.randn(16, 48, device=DEVICE), blocksize=64)
     packed = Packed8bit.of(flat, state)
-    parts = (packed.data, packed.absmax, packed.code, None, None, None, 64, 0)
-    torch.library.opcheck(torch.ops.tuneplan.dequantize_8bit, (*parts, torch.empty(16, 48, device=DEVICE), "auto"))
+    torch.library.opcheck(
+        torch.ops.tuneplan.dequantize_8bit, (*operator_parts(packed), torch.empty(16, 48, device=DEVICE), "auto")
+    )
 
     def total(data: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
         return dequantize_8bit_rows(data, scale, dtype=torch.float32) + dequantize_8bit(flat, state)

@@ -7,7 +7,7 @@ from kernel_cases import DEVICE, quantized, relative_error
 from tuneplan.kernels.dequantize_4bit import reference
 from tuneplan.kernels.errors import KernelInputError
 from tuneplan.kernels.linear_4bit import linear_4bit
-from tuneplan.kernels.packed import Packed4bit
+from tuneplan.kernels.packed import Packed4bit, operator_parts
 
 LARGEST_ERROR = {torch.float32: 1e-6, torch.float16: 4e-4, torch.bfloat16: 3e-3}
 """Relative, Frobenius: rounding of the result alone is 1.6e-3 in bf16 and 2e-4 in fp16."""
@@ -53,10 +53,7 @@ def test_op_under_torch_tools() -> None:
     data, state = quantized(16, 64)
     x = torch.randn(2, 64, device=DEVICE)
     packed = Packed4bit.of(data, state)
-    nested = packed.nested
-    assert nested is not None
-    parts = (packed.data, packed.absmax, packed.code, nested.code, nested.absmax, nested.offset, 64, 256, None)
-    torch.library.opcheck(torch.ops.tuneplan.linear_4bit, (x, *parts, torch.empty(2, 16, device=DEVICE)))
+    torch.library.opcheck(torch.ops.tuneplan.linear_4bit, (x, *operator_parts(packed), None, torch.empty(2, 16, device=DEVICE)))
     compiled = torch.compile(lambda x: linear_4bit(x, data, state, backend="triton"), fullgraph=True, backend="aot_eager")
     assert torch.equal(linear_4bit(x, data, state, backend="triton"), compiled(x))
 

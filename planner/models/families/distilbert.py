@@ -35,6 +35,8 @@ _KEYS = {
     "classifier_dropout": "seq_classif_dropout",
 }
 TASKS = (tasks.SEQ_CLS, tasks.TOKEN_CLS)
+ADAPTED = ("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2")
+"""PEFT does not run with `all-linear`; see `_refuse_nested`."""
 
 
 def read(id: str, config: ConfigReader) -> EncoderSpec:
@@ -100,7 +102,7 @@ def _refuse_nested(model: Assembly) -> None:
         if isinstance(part, Targeted) and part.targets("pre_classifier"):
             raise InputError(
                 f"{part.label} with target_modules={','.join(part.target_modules)}: peft trains a copy of pre_classifier, as "
-                "its name ends in classifier, and refuses to adapt it too; use target_modules=q_lin,k_lin,v_lin,out_lin,lin1,lin2"
+                f"its name ends in classifier, and refuses to adapt it too; use target_modules={','.join(ADAPTED)}"
             )
 
 

@@ -5,7 +5,6 @@ FlashAttention is not modelled.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
@@ -13,7 +12,7 @@ from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.matmul import batched
 from tuneplan.planner.graph.tape import Gradient
 from tuneplan.planner.graph.tensor import Tensor, round_block, tensor_bytes
-from tuneplan.planner.models import decoder
+from tuneplan.planner.models import decoder, positions
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.attention import attention_probability, heads_first, plain_mlp, split_heads, stored
 from tuneplan.planner.models.config import ConfigReader
@@ -80,13 +79,8 @@ def read(id: str, config: ConfigReader) -> GptJSpec:
 def start(model: Assembly, spec: GptJSpec) -> tuple[Block, tuple[Tensor, ...]]:
     """Token ids, embeddings and the mask; returns what layers share."""
     run_written_out(model, {"gptj": "GPT-J", "codegen": "CodeGen"}[spec.model_type])
-    tokens: Any = model.settings.seq_len + model.method.virtual_tokens + model.method.prefix_length
-    longest, most = tokens if isinstance(tokens, int) else int(tokens.max()), spec.max_position_embeddings
-    if longest > most:
-        raise InputError(
-            f"{spec.id} has a table of {most} positions, so that sequences of {longest} (virtual tokens and a prefix included) "
-            f"fail; use --seq-len {most} or less"
-        )
+    tokens = model.settings.seq_len + model.method.virtual_tokens + model.method.prefix_length
+    positions.check(spec.id, spec.max_position_embeddings, tokens)
     drops = bool(spec.embd_pdrop)
 
     def enter(hidden: Tensor) -> tuple[Tensor, ...]:

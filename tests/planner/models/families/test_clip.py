@@ -62,5 +62,5 @@ def test_refused(method: str, changes: dict[str, Any], message: str) -> None:
 
 def test_texts_longer_than_the_table() -> None:
     """The text tower has 77 positions."""
-    with pytest.raises(InputError, match="77 positions"):
+    with pytest.raises(InputError, match="a table of 77 positions"):
         built(settings=Settings(seq_len=100))

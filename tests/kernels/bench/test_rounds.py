@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tuneplan.kernels.bench.statistics import AGAIN, Ratio, Summary, interleaved
+from tuneplan.kernels.bench.rounds import AGAIN, Ratio, Summary, interleaved
 
 
 def test_contestants_take_turns() -> None:
