@@ -107,7 +107,7 @@ def start(model: Assembly, spec: FalconSpec) -> tuple[Block, tuple[Tensor, ...]]
     if _stays_dense(model):
         model.notes["assumed"] = (
             "bitsandbytes quantizes nothing of Falcon: its linear layers are of a class of their own (FalconLinear), which "
-            "transformers 5.23 passes over, so the base stays dense and prepare_model_for_kbit_training makes it fp32; lora takes less"
+            "transformers 5.23 passes over; the base stays dense, in fp32 once it is prepared for training; lora takes less"
         )
     plain = spec.num_key_value_heads == spec.num_attention_heads
     model.notes["attention_kernel"] = "efficient" if plain else "math"
