@@ -140,9 +140,13 @@ class Job:
     @property
     def candidates(self) -> int:
         """How many configurations: micro-batches x stages over layouts of cards, x checkpointing x optimizers x methods."""
-        ranks = [split.data_parallel for target in self.targets for n in target.counts for split in self.splits(n)]
+        return len(self.methods) * sum(self.candidates_on(n) for target in self.targets for n in target.counts)
+
+    def candidates_on(self, count: int) -> int:
+        """Those of one method on a number of cards."""
+        ranks = [split.data_parallel for split in self.splits(count)]
         spread = sum(len(self.micro_batches(n)) * len(self.stages(n)) for n in ranks)
-        return spread * len(self.checkpointing) * len(self.optimizers) * len(self.methods)
+        return spread * len(self.checkpointing) * len(self.optimizers)
 
     @property
     def alike(self) -> bool:

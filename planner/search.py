@@ -60,7 +60,7 @@ class Search:
     def answer(self, told: Callable[[int], None] | None = None) -> Answer:
         """Look at everything the job allows. Raises InputError where a method does not fit the model.
 
-        `told`: hears how many more candidates a large search has looked at.
+        `told`: hears how many more candidates were looked at, or passed over because one before them does not fit.
         """
         if self.job.candidates >= LARGE and self.job.alike:
             return self._large(told)
@@ -70,6 +70,8 @@ class Search:
             for method in self.job.methods:
                 for count in target.counts:
                     found = self._best(method, target, count)
+                    if told is not None:
+                        told(self.job.candidates_on(count))
                     if isinstance(found, Plan):
                         plans.append(found)
                     elif found is not None:
