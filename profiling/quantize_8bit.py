@@ -49,7 +49,7 @@ def quantize_8bit(model: Any) -> None:
     """Replace every linear layer but the head."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if not isinstance(child, nn.Linear) or name == "lm_head":
+            if type(child) is not nn.Linear or name == "lm_head":
                 continue
             layer = Linear8bitMemory(
                 child.in_features,

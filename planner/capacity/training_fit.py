@@ -9,7 +9,7 @@ from tuneplan.planner.capacity.schema import CHEAPEST, Training
 from tuneplan.planner.job import DEFAULT_METHODS, Job
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.models.lookup import load
-from tuneplan.planner.models.registry import read_spec, suited
+from tuneplan.planner.models.registry import checkpointing_kinds, read_spec, suited
 from tuneplan.planner.plan import Answer
 from tuneplan.planner.search import find
 from tuneplan.planner.target import Target
@@ -78,6 +78,7 @@ class TrainingFits:
             tokens=job.global_batch_size * job.seq_len,
             global_batch_size=job.global_batch_size,
             settings=Settings(seq_len=job.seq_len),
+            checkpointing=checkpointing_kinds(spec),
             objective="time",
             safety_margin=margin(),
         )

@@ -38,7 +38,7 @@ from tuneplan.planner.cli.sweep import check_plot, sweep_options, sweep_search
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.job import AUTO, DEFAULT_METHODS, DEFAULT_OPTIMIZERS, OBJECTIVES, Job
 from tuneplan.planner.methods.method import Method
-from tuneplan.planner.models.registry import has_checkpointing, suited
+from tuneplan.planner.models.registry import checkpointing_kinds, suited
 from tuneplan.planner.parallel.splits import LAYOUTS
 from tuneplan.planner.report import document
 from tuneplan.planner.target import ANY, Target, of_gpu, of_memory, targets
@@ -195,7 +195,7 @@ def job_of(given: dict[str, Any]) -> Job:
         raise InputError(
             f"micro-batch-size {micro} does not divide global-batch-size {given['global_batch_size']}; use a divisor of it"
         )
-    checkpointing: tuple[str, ...] = CHECKPOINTING[:2] if has_checkpointing(spec) else CHECKPOINTING[:1]
+    checkpointing = checkpointing_kinds(spec)
     if given["gradient_checkpointing"] is not None:
         checkpointing = (CHECKPOINTING[1] if given["gradient_checkpointing"] else CHECKPOINTING[0],)
     refuse_short_forms(given["peft_config"] is not None, given["rank"], given["target_modules"])

@@ -259,15 +259,15 @@ def gated_mlp(model: Assembly, spec: DecoderSpec, x: Tensor, bias: bool = False,
 
 
 def plain_mlp(
-    model: Assembly, spec: DecoderSpec, x: Tensor, up: str, down: str, bias: bool = True, apart: bool = False
+    model: Assembly, spec: DecoderSpec, x: Tensor, up: str, down: str, bias: bool = True, apart: bool = False, kept: bool = False
 ) -> Tensor:
-    """`down(act(up(x)))`. `up` and `down`: names of the two projections; `bias`: both have one; `apart`: see `linear`."""
+    """`down(act(up(x)))`. `up` and `down`: names of the two projections; `bias`: both have one; `apart`, `kept`: see `linear`."""
     tape = model.tape
-    wide = model.linear(x, up, spec.intermediate_size, bias, apart=apart)
+    wide = model.linear(x, up, spec.intermediate_size, bias, apart=apart, kept=kept)
     tape.scope = up.rpartition(".")[0]
     active = activation(tape, wide, spec.hidden_act)
     tape.scope = ""
-    y = model.linear(active, down, spec.hidden_size, bias, apart=apart)
+    y = model.linear(active, down, spec.hidden_size, bias, apart=apart, kept=kept)
     tape.hold(x)
     return y
 

@@ -285,7 +285,7 @@ def _mask(model: Assembly, window: int | None, dtype: str, chunked: bool) -> Ten
     if model.settings.attention == "eager":
         mask = model.tape.fresh((batch, 1, length, keys), dtype, False)
     elif model.settings.attention == "sdpa" and masked(model, window):
-        alike = not model.settings.padded and not model.method.prefix_length
+        alike = not model.settings.padded
         alike = alike and not (chunked and window is not None)
         stored = tensor_bytes((1 if alike else batch, 1, length, keys), "bool")
         mask = Tensor(Storage(stored, model.tape.category), (batch, 1, length, keys), "bool")

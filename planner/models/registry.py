@@ -11,6 +11,7 @@ from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.foreign import refuse_foreign
 from tuneplan.planner.models.spec import CAUSAL_LM, ModelSpec
 from tuneplan.planner.training.attention_kernel import FLASH_MAX_HEAD_DIM
+from tuneplan.planner.training.settings import CHECKPOINTING
 
 FAMILIES = {
     "llama": ("llama", "mistral", "qwen2", "qwen3", "granite"),
@@ -113,6 +114,11 @@ def has_flash(spec: ModelSpec) -> bool:
 def has_checkpointing(spec: ModelSpec) -> bool:
     """Whether transformers has gradient checkpointing for the architecture (`NO_CHECKPOINTING` of a family: it does not)."""
     return not getattr(family(spec.model_type), "NO_CHECKPOINTING", False)
+
+
+def checkpointing_kinds(spec: ModelSpec) -> tuple[str, ...]:
+    """What a search has to consider: without gradient checkpointing and, where there is one, with transformers' default."""
+    return CHECKPOINTING[:2] if has_checkpointing(spec) else CHECKPOINTING[:1]
 
 
 def read_spec(id: str, config: ConfigReader, task: str = "") -> ModelSpec:

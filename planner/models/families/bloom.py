@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.block import Block, close
+from tuneplan.planner.graph.delta_rule import several_of
 from tuneplan.planner.graph.matmul import batched
 from tuneplan.planner.graph.tape import Gradient
 from tuneplan.planner.graph.tensor import Tensor, round_block
@@ -126,7 +127,8 @@ def _attention(model: Assembly, spec: BloomSpec, x: Tensor, shared: tuple[Tensor
     tape.scope = "self_attention"
     q, k, v = (pw.narrow(tape, fused, (batch, heads, length, size)) for _ in range(3))
     k, v = stored(model, k, v)
-    q, k, v = (pw.copy(tape, t) if t.storage is fused.storage else t for t in (q, k, v))
+    if several_of(batch):  # sequences and heads of one projection do not lie as a batch; the heads of one sequence do
+        q, k, v = (pw.copy(tape, t) if t.storage is fused.storage else t for t in (q, k, v))
     keys = k.shape[2]
     scores = batched(tape, q, k, (batch, heads, length, keys), size)
     masked = pw.add(tape, scores, mask)

@@ -9,7 +9,7 @@ from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.matmul import embedding
 from tuneplan.planner.graph.tensor import Tensor
 from tuneplan.planner.methods.targeted import Targeted
-from tuneplan.planner.models import encoder, tasks
+from tuneplan.planner.models import encoder, encoder_head, tasks
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.encoder import EncoderSpec
@@ -35,6 +35,8 @@ _KEYS = {
     "classifier_dropout": "seq_classif_dropout",
 }
 TASKS = (tasks.SEQ_CLS, tasks.TOKEN_CLS)
+ADAPTED = ("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2")
+"""PEFT does not run with `all-linear`; see `_refuse_nested`."""
 
 
 def read(id: str, config: ConfigReader) -> EncoderSpec:
@@ -100,7 +102,7 @@ def _refuse_nested(model: Assembly) -> None:
         if isinstance(part, Targeted) and part.targets("pre_classifier"):
             raise InputError(
                 f"{part.label} with target_modules={','.join(part.target_modules)}: peft trains a copy of pre_classifier, as "
-                "its name ends in classifier, and refuses to adapt it too; use target_modules=q_lin,k_lin,v_lin,out_lin,lin1,lin2"
+                f"its name ends in classifier, and refuses to adapt it too; use target_modules={','.join(ADAPTED)}"
             )
 
 
@@ -109,9 +111,9 @@ def finish(model: Assembly, spec: EncoderSpec, entry: Tensor) -> Block:
     tape = model.begin("", 1)
     if spec.task == tasks.TOKEN_CLS:
         x = pw.dropout(tape, entry, spec.hidden_dropout)
-        return encoder.classified(model, entry, encoder.head(model, x, "classifier", spec.num_labels), (x,))
-    first = encoder.first_token(model, entry)
+        return encoder_head.classified(model, entry, encoder_head.head(model, x, "classifier", spec.num_labels), (x,))
+    first = encoder_head.first_token(model, entry)
     _refuse_nested(model)
-    pooled = pw.relu(tape, encoder.head(model, first, "pre_classifier", spec.hidden_size))
+    pooled = pw.relu(tape, encoder_head.head(model, first, "pre_classifier", spec.hidden_size))
     pooled = pw.dropout(tape, pooled, spec.classifier_dropout)
-    return encoder.classified(model, entry, encoder.head(model, pooled, "classifier", spec.num_labels), (pooled,))
+    return encoder_head.classified(model, entry, encoder_head.head(model, pooled, "classifier", spec.num_labels), (pooled,))

@@ -14,6 +14,8 @@ from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.matmul import batched
 from tuneplan.planner.graph.tape import Gradient
 from tuneplan.planner.graph.tensor import Size, Storage, Tensor, round_block, tensor_bytes
+from tuneplan.planner.methods.formats import kernel
+from tuneplan.planner.methods.part import Weight
 from tuneplan.planner.models import decoder
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.attention import attention_probability, heads_first, plain_mlp, stored
@@ -102,6 +104,11 @@ def start(model: Assembly, spec: FalconSpec) -> tuple[Block, tuple[Tensor, ...]]
         raise InputError(
             "peft's prefixes have as many heads as queries, and this Falcon one of keys and values; use prompt_tuning or lora"
         )
+    if _stays_dense(model):
+        model.notes["assumed"] = (
+            "bitsandbytes quantizes nothing of Falcon: its linear layers are of a class of their own (FalconLinear), which "
+            "transformers 5.23 passes over; the base stays dense, in fp32 once it is prepared for training; lora takes less"
+        )
     plain = spec.num_key_value_heads == spec.num_attention_heads
     model.notes["attention_kernel"] = "efficient" if plain else "math"
     model.notes["attention_kernel_reason"] = (
@@ -130,6 +137,11 @@ def start(model: Assembly, spec: FalconSpec) -> tuple[Block, tuple[Tensor, ...]]
     return block, (*shared, *biases)
 
 
+def _stays_dense(model: Assembly) -> bool:
+    """Whether the base is one that bitsandbytes quantizes, by `type(module) is nn.Linear` (`replace_with_bnb_linear`)."""
+    return kernel(model.method.storage(Weight("", "linear", "dense", model.layer), model.settings.dtype)) in ("4bit", "8bit")
+
+
 def layer(model: Assembly, spec: FalconSpec, entry: Tensor, shared: tuple[Tensor, ...]) -> Block:
     """A decoder layer. `entry`: the hidden states `(batch, length, hidden_size)`."""
     tape = model.tape
@@ -141,7 +153,9 @@ def layer(model: Assembly, spec: FalconSpec, entry: Tensor, shared: tuple[Tensor
     if not spec.parallel:
         residual = pw.add(tape, entry, pw.dropout(tape, attention, attention_probability(model, spec)))
         second = model.layer_norm(residual, "post_attention_layernorm")
-    hidden = plain_mlp(model, spec, second, "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", bias=spec.linear_bias, apart=True)
+    hidden = plain_mlp(
+        model, spec, second, "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", bias=spec.linear_bias, apart=True, kept=_stays_dense(model)
+    )
     hidden = model.submodule("mlp", second, residual, hidden)
     if spec.parallel:
         hidden = pw.add_in_place(tape, hidden, attention)
@@ -159,7 +173,9 @@ def _attention(model: Assembly, spec: FalconSpec, x: Tensor, shared: tuple[Tenso
     cos, sin, mask, *biases = shared
     heads, size = spec.num_attention_heads, spec.head_dim
     columns = heads + 2 * (spec.groups or spec.num_key_value_heads)
-    fused = model.linear(x, "self_attention.query_key_value", columns * size, spec.linear_bias, apart=True)
+    fused = model.linear(
+        x, "self_attention.query_key_value", columns * size, spec.linear_bias, apart=True, kept=_stays_dense(model)
+    )
     tape.scope = "self_attention"
     q, k, v = (heads_first(model, t, copied=False) for t in _split(model, spec, fused))
     if not spec.alibi:
@@ -173,7 +189,7 @@ def _attention(model: Assembly, spec: FalconSpec, x: Tensor, shared: tuple[Tenso
         out = _math(model, q, k, v, mask)
     joined = tape.view("join_heads", out, (*out.shape[:2], heads * size))
     tape.scope = ""
-    y = model.linear(joined, "self_attention.dense", spec.hidden_size, spec.linear_bias, apart=True)
+    y = model.linear(joined, "self_attention.dense", spec.hidden_size, spec.linear_bias, apart=True, kept=_stays_dense(model))
     tape.hold(x, fused, q, k, v, cos, sin, *biases)
     return y
 

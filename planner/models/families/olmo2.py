@@ -13,7 +13,7 @@ from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.attention import attended, gated_mlp, kernel_of, projected, split_heads
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.decoder import DecoderSpec
-from tuneplan.planner.models.layer_kinds import FULL, layer_types, window_of
+from tuneplan.planner.models.layer_kinds import FULL, SLIDING, layer_types, window_of
 
 LAYERS = "model.layers.*."
 EMBEDDING = "model.embed_tokens"
@@ -51,13 +51,18 @@ def read(id: str, config: ConfigReader) -> Olmo2Spec:
 def start(model: Assembly, spec: Olmo2Spec) -> tuple[Block, tuple[Tensor, ...]]:
     """Token ids, embeddings, rotary tables and the mask; returns what layers share."""
     windows = (None,) if spec.sliding_window is None else (None, spec.sliding_window)
-    kinds = len(set(spec.layer_types))  # each kind of layer has tables of its own; one storage stands for both
-    return decoder.start(model, EMBEDDING, (kinds * spec.head_dim,) * 2, windows, wide_tables=True)
+    return decoder.start(model, EMBEDDING, (spec.head_dim,) * 2 * len(_kinds(spec)), windows, wide_tables=True)
+
+
+def _kinds(spec: Olmo2Spec) -> tuple[str, ...]:
+    """The kinds of layers, each of which has tables of its own."""
+    return tuple([kind for kind in (FULL, SLIDING) if kind in spec.layer_types])
 
 
 def layer_form(model: Assembly, spec: Olmo2Spec, index: int) -> object:
-    """Layers differ where each kind has a mask of its own (eager), or only one kind gets one."""
-    return decoder.layer_mask(model, spec.layer_types[index], window_of(spec.layer_types, index, spec.sliding_window))
+    """Layers differ in their tables, and where each kind has a mask of its own (eager), or only one kind gets one."""
+    kind = spec.layer_types[index]
+    return kind, decoder.layer_mask(model, kind, window_of(spec.layer_types, index, spec.sliding_window))
 
 
 def layer(model: Assembly, spec: Olmo2Spec, entry: Tensor, shared: tuple[Tensor, ...]) -> Block:
@@ -86,8 +91,12 @@ def _attention(model: Assembly, spec: Olmo2Spec, x: Tensor, shared: tuple[Tensor
 
     assert model.layer is not None
     window = window_of(spec.layer_types, model.layer, spec.sliding_window)
+    kinds = _kinds(spec)
+    place = 2 * kinds.index(spec.layer_types[model.layer])
+    tables, masks = shared[place : place + 2], shared[2 * len(kinds) :]
     if spec.sliding_window is not None:  # the window's mask is the last one
-        shared = (*shared[:2], *(shared[2:-1] if window is None else shared[-1:]))
+        masks = masks[:-1] if window is None else masks[-1:]
+    shared = (*tables, *masks)
     kernel = kernel_of(model, spec, x, window)
     heads = projected(model, spec, kernel, x, spec.attention_bias, split)
     return attended(model, spec, kernel, x, heads, shared, spec.attention_bias, cast_back=True)

@@ -10,7 +10,7 @@ from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.models import tasks
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.network import Network, build
-from tuneplan.planner.models.registry import has_checkpointing, read_spec
+from tuneplan.planner.models.registry import checkpointing_kinds, has_checkpointing, read_spec, suited
 from tuneplan.planner.training.settings import Settings
 from tuneplan.profiling import small_models
 
@@ -90,10 +90,19 @@ def test_layers_that_share_their_weights_have_them_once() -> None:
         assert shallow.total_parameters == deep.total_parameters
 
 
+def test_the_targets_of_a_search() -> None:
+    """LoRA without targets of its own gets those that PEFT runs with."""
+    spec = read_spec("distilbert", ConfigReader(small_models.config("distilbert"), "distilbert"))
+    names = suited(spec, ["full", "lora"])
+    assert ["full", "lora(target_modules=q_lin,k_lin,v_lin,out_lin,lin1,lin2)"] == names
+    assert built("distilbert", names[1]).trainable_parameters > 0
+
+
 def test_models_without_checkpointing() -> None:
     """The search leaves it out, and a request for it is an error."""
     spec = read_spec("albert", ConfigReader(small_models.config("albert"), "albert"))
     assert not has_checkpointing(spec)
+    assert ("off",) == checkpointing_kinds(spec)
     with pytest.raises(InputError, match="use --no-gradient-checkpointing"):
         built("albert", settings=Settings(seq_len=64, gradient_checkpointing="non-reentrant"))
 

@@ -60,3 +60,10 @@ def test_a_cache_that_the_model_keeps(name: str) -> None:
     highest = max(memory.phases[phase].peak_bytes for phase in family_matrix.STEP_PHASES)
     assert trained == network.trainable_parameters
     assert peak == pytest.approx(highest, rel=families.PEAK_PERCENT / 100)
+
+
+def test_a_quantized_base_stays_dense() -> None:
+    """Its linear layers are no `nn.Linear` by type, so nothing is packed, and the report says so."""
+    network, _ = traced.estimated(traced.Case(small_models.config("falcon"), "qlora"))
+    assert not network.quantized
+    assert "bitsandbytes quantizes nothing of Falcon" in network.notes["assumed"]

@@ -1,6 +1,5 @@
 """What is particular to Gemma: kernels, kinds of layers, and configs that are refused."""
 
-from dataclasses import replace
 from typing import Any
 
 import families
@@ -30,15 +29,14 @@ def test_gemma_2_runs_eager_attention_where_sdpa_is_asked() -> None:
     assert network.notes["attention_kernel_reason"] == "sdpa cannot cap scores, so transformers runs Gemma 2 eagerly"
 
 
-def test_layers_of_one_kind_are_one_run() -> None:
-    """Windows that no sequence fills make all layers alike; otherwise the kinds alternate."""
-    config = small_models.config("gemma3_text")
-    settings = Settings(seq_len=64, gradient_checkpointing="non-reentrant")
-    short, _ = side_by_side.estimated(Case(config, settings=settings))
-    long, _ = side_by_side.estimated(Case(config, settings=replace(settings, seq_len=256)))
-    assert [run.count for run in short.runs] == [1, 4, 1]
-    assert [run.count for run in long.runs] == [1, 1, 1, 1, 1, 1]
-    assert long.runs[1].block is long.runs[3].block
+@pytest.mark.parametrize("length", [64, 256])
+def test_kinds_of_layers_alternate(length: int) -> None:
+    """Each has rotary tables of its own, even where no sequence fills the window; layers of one kind are recorded once."""
+    settings = Settings(seq_len=length, gradient_checkpointing="non-reentrant")
+    network, _ = side_by_side.estimated(Case(small_models.config("gemma3_text"), settings=settings))
+    blocks = [run.block for run in network.runs]
+    assert [run.count for run in network.runs] == [1, 1, 1, 1, 1, 1]
+    assert (blocks[1] is blocks[3], blocks[2] is blocks[4], blocks[1] is blocks[2]) == (True, True, False)
 
 
 @pytest.mark.parametrize(
