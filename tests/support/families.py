@@ -38,7 +38,7 @@ def check_matrix(name: str) -> None:
         found = family_matrix.point(cell, batch, length)
         if abs(found.percent) > allowed or found.trained_estimated != found.trained_traced:
             wrong.append(f"{cell}: {found.percent:+.4f} % of {found}")
-    assert [] == wrong
+    assert [] == wrong, "\n".join(wrong)
 
 
 def check_kernels(name: str) -> None:
