@@ -4,7 +4,7 @@ The bytes and seconds come from the functions that one estimate uses, so that bo
 rules of `search.Search` for one candidate after the other (`grid_choice`).
 """
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -109,8 +109,7 @@ class Grid:
                 if method.allows(replace(settings, gradient_checkpointing=checkpointing))
             ]
             if allowed and cards.counts:
-                known: dict[bool, dict[Hashable, Any]] = {}
-                yield from self._of_class(method, [_Kind(self.job, method, own, cards, known) for own in allowed], cards)
+                yield from self._of_class(method, [_Kind(self.job, method, own, cards) for own in allowed], cards)
 
     def _of_class(self, method: Method, kinds: list["_Kind"], cards: "_Cards") -> Iterator[Choice]:
         """The choices of a method on cards of one class, all numbers of them at once."""
@@ -240,10 +239,8 @@ class _Series:
 class _Kind:
     """A method under one kind of checkpointing, for cards of one class."""
 
-    def __init__(
-        self, job: Job, method: Method, settings: Settings, cards: _Cards, known: dict[bool, dict[Hashable, Any]]
-    ) -> None:
-        self.job, self.method, self.cards, self._known = job, method, cards, known
+    def __init__(self, job: Job, method: Method, settings: Settings, cards: _Cards) -> None:
+        self.job, self.method, self.cards = job, method, cards
         batches: Any = cards.sizes
         self.settings = replace(settings, micro_batch_size=batches)
         self._narrows = any(getattr(part, "autocast_adapter_dtype", False) for part in method.parts)
@@ -289,8 +286,7 @@ class _Kind:
         cast = settings.gathered_cast and self._narrows
         if cast not in self._walked:
             gpus = [card.gpu for card in self.cards.cards]
-            known = self._known.setdefault(cast, {})
-            self._walked[cast] = _Walks(self.job, self.method, replace(settings, gathered_cast=cast), gpus, known)
+            self._walked[cast] = _Walks(self.job, self.method, replace(settings, gathered_cast=cast), gpus)
         return self._walked[cast]
 
     def _money(self, walks: "_Walks", sharding: Sharding, rows: slice, saved: Floats) -> tuple[Floats, Floats]:
@@ -311,15 +307,13 @@ class _Kind:
 class _Walks:
     """One network, walked once for all micro-batches, timed once for all cards."""
 
-    def __init__(self, job: Job, method: Method, settings: Settings, gpus: list[Gpu | None], known: dict[Hashable, Any]) -> None:
-        """`known`: of networks with the same weights; see `Network.known`."""
+    def __init__(self, job: Job, method: Method, settings: Settings, gpus: list[Gpu | None]) -> None:
         self._settings = settings
         self.network = build(job.spec, method, settings)
         self._optimizers = Optimizers(job.optimizers)
         self.saved = checkpoint_bytes(self.network)
         self.clock = StepSeconds(self.network, settings, job.optimizers, gpus)
         self._walks: dict[bool, Walked] = {}
-        self.network.known = known
 
     def memory(self, sharding: Sharding, accumulating: NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:
         """Bytes with the allowance by (optimizer, count, micro-batch); bytes of states by (optimizer, count, 1).

@@ -6,6 +6,7 @@ from tuneplan.planner.export.registry import writer
 from tuneplan.planner.models.spec import CAUSAL_LM
 from tuneplan.planner.report import document
 from tuneplan.planner.report.json_report import plan_json
+from tuneplan.planner.training.settings import BITSANDBYTES
 
 PLAN = "plan.json"
 
@@ -28,6 +29,11 @@ def bundle(job: ExportJob, format_name: str, engine: str | None = None, skypilot
         raise InputError(
             f"plan export writes supervised fine-tuning, and the plan is for --training {objective.name}; plan without it, and "
             "set TRL's own options for it"
+        )
+    if job.settings.kernels != BITSANDBYTES:
+        raise InputError(
+            f"no exported job patches its model, and the plan counts --kernels {job.settings.kernels}; plan without it, or call "
+            "tuneplan.kernels.patch in a script of your own"
         )
     spec = job.plan.request.spec
     if spec.task != CAUSAL_LM:

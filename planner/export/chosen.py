@@ -20,7 +20,7 @@ from tuneplan.planner.search import find
 from tuneplan.planner.target import Target, targets
 from tuneplan.planner.training.objective import objective_of
 from tuneplan.planner.training.optimizers import find as find_optimizer
-from tuneplan.planner.training.settings import Settings
+from tuneplan.planner.training.settings import BITSANDBYTES, Settings
 
 MOST_BYTES = 2**26
 
@@ -108,6 +108,7 @@ def _again(request: Mapping[str, Any], chosen: Mapping[str, Any], today: date, f
         padded=bool(request.get("padded", False)),
         keep_outputs=bool(request.get("keep_outputs", False)),
         use_cache=bool(request.get("use_cache", False)),
+        kernels=str(request.get("kernels", BITSANDBYTES)),
     )
     method = parse(str(chosen["method"]))
     optimizer = find_optimizer(str(chosen["optimizer"]))

@@ -88,7 +88,7 @@ class Network:
         reference: the model as it runs without gradients and adapters beside the one that is trained (DPO, GRPO); None where it
             does not.
         prompts: the same on the prompts of a generation (GRPO).
-        known: what was found out about its weights, by what it depends on beside them; see `remembered`.
+        known: what was found out about its weights and the runs that have them, by what it depends on beside; see `remembered`.
     """
 
     runs: list[Run]

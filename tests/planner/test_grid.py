@@ -44,6 +44,7 @@ JOBS = {
     "memory": replace(JOB, objective="memory", max_hours=0.5),
     "spot": replace(JOB, purchase="spot", overheads=SPOT, global_batch_size=24),
     "optimizers": replace(JOB, optimizers=tuple(OPTIMIZERS[n] for n in ("adamw_8bit", "adafactor", "paged_adamw_8bit", "lion"))),
+    "gathered": replace(JOB, spec=read_spec(*load("70b"))),
     "one by one": replace(JOB, micro_batch_sizes=(3,), global_batch_size=48, checkpointing=("reentrant",), zero_stages=(2, 3)),
 }
 

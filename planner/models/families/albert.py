@@ -9,7 +9,7 @@ from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.tensor import Tensor
-from tuneplan.planner.models import encoder, tasks
+from tuneplan.planner.models import encoder, encoder_head, tasks
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.families import bert
@@ -125,7 +125,7 @@ def finish(model: Assembly, spec: AlbertSpec, entry: Tensor) -> Block:
     tape = model.begin("", 1)
     if spec.task == tasks.TOKEN_CLS:
         x = pw.dropout(tape, entry, spec.classifier_dropout)
-        return encoder.classified(model, entry, encoder.head(model, x, "classifier", spec.num_labels), (x,))
-    pooled = pw.tanh(tape, model.linear(encoder.first_token(model, entry), "albert.pooler", spec.hidden_size, bias=True))
+        return encoder_head.classified(model, entry, encoder_head.head(model, x, "classifier", spec.num_labels), (x,))
+    pooled = pw.tanh(tape, model.linear(encoder_head.first_token(model, entry), "albert.pooler", spec.hidden_size, bias=True))
     x = pw.dropout(tape, pooled, spec.classifier_dropout)
-    return encoder.classified(model, entry, encoder.head(model, x, "classifier", spec.num_labels), (x, pooled))
+    return encoder_head.classified(model, entry, encoder_head.head(model, x, "classifier", spec.num_labels), (x, pooled))

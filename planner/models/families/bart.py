@@ -12,7 +12,7 @@ from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.matmul import embedding
 from tuneplan.planner.graph.tensor import Size, Storage, Tensor
-from tuneplan.planner.models import encoder, tasks
+from tuneplan.planner.models import encoder, encoder_head, tasks
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.encoder import EncoderSpec
@@ -212,4 +212,4 @@ def finish(model: Assembly, spec: BartSpec, entry: Tensor) -> Block:
     tape.scope = "lm_head"
     loss = losses.narrow(tape, entry, weight, biased=True)
     tape.hold(entry)
-    return encoder.ended(model, entry, loss)
+    return encoder_head.ended(model, entry, loss)

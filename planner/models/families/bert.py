@@ -11,7 +11,7 @@ from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.matmul import embedding
 from tuneplan.planner.graph.tensor import Storage, Tensor
-from tuneplan.planner.models import encoder, tasks
+from tuneplan.planner.models import encoder, encoder_head, tasks
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.encoder import EncoderSpec
@@ -166,14 +166,14 @@ def finish(model: Assembly, spec: BertSpec, entry: Tensor) -> Block:
     tape = model.begin("", 1)
     if spec.task == tasks.TOKEN_CLS:
         x = pw.dropout(tape, entry, spec.classifier_dropout)
-        return encoder.classified(model, entry, encoder.head(model, x, "classifier", spec.num_labels), (x,))
-    first = encoder.first_token(model, entry)
+        return encoder_head.classified(model, entry, encoder_head.head(model, x, "classifier", spec.num_labels), (x,))
+    first = encoder_head.first_token(model, entry)
     if variant.pooler:
         pooled = pw.tanh(tape, model.linear(first, f"{variant.base}.pooler.dense", spec.hidden_size, bias=True))
         x = pw.dropout(tape, pooled, spec.classifier_dropout)
-        return encoder.classified(model, entry, encoder.head(model, x, "classifier", spec.num_labels), (x, pooled))
+        return encoder_head.classified(model, entry, encoder_head.head(model, x, "classifier", spec.num_labels), (x, pooled))
     x = pw.dropout(tape, first, spec.classifier_dropout)
-    x = encoder.head(model, x, "classifier.dense", spec.hidden_size)
+    x = encoder_head.head(model, x, "classifier.dense", spec.hidden_size)
     x = pw.tanh(tape, x) if variant.act == "tanh" else pw.activation(tape, x, variant.act)
     x = pw.dropout(tape, x, spec.classifier_dropout)
-    return encoder.classified(model, entry, encoder.head(model, x, "classifier.out_proj", spec.num_labels))
+    return encoder_head.classified(model, entry, encoder_head.head(model, x, "classifier.out_proj", spec.num_labels))

@@ -14,7 +14,7 @@ from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.matmul import batched, embedding
 from tuneplan.planner.graph.tape import Gradient, Tape
 from tuneplan.planner.graph.tensor import LOGITS, Tensor, round_block, tensor_bytes
-from tuneplan.planner.models import clip_tower, encoder, tasks, vision
+from tuneplan.planner.models import clip_tower, encoder, encoder_head, tasks, vision
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.encoder import EncoderSpec
@@ -121,7 +121,7 @@ def _bridge(model: Assembly, spec: ClipSpec, entry: Tensor | None) -> tuple[Bloc
     """The embeddings of the images, which cross to the loss; what enters the text tower, and its mask."""
     assert entry is not None
     tape = model.begin("", 1)
-    pooled = model.layer_norm(encoder.first_token(model, entry), f"{TOWER}post_layernorm")
+    pooled = model.layer_norm(encoder_head.first_token(model, entry), f"{TOWER}post_layernorm")
     images = model.linear(pooled, "visual_projection", spec.projection_dim)
     images.crosses = True
     model.words = images
@@ -170,7 +170,7 @@ def finish(model: Assembly, spec: ClipSpec, entry: Tensor) -> Block:
     logits = pw.multiply(tape, similar, pw.tanh(tape, factor, "exp"))
     loss = pw.add(tape, losses.classification(tape, logits), losses.classification(tape, logits))
     tape.outputs += [last.storage, texts.storage, pictures.storage, sentences.storage, logits.storage]
-    return encoder.ended(model, entry, pw.scale(tape, loss))
+    return encoder_head.ended(model, entry, pw.scale(tape, loss))
 
 
 def _unit(tape: Tape, x: Tensor) -> Tensor:

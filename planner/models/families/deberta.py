@@ -13,7 +13,7 @@ from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.matmul import batched, embedding
 from tuneplan.planner.graph.tape import Gradient
 from tuneplan.planner.graph.tensor import Size, Tensor, round_block, tensor_bytes
-from tuneplan.planner.models import encoder, tasks
+from tuneplan.planner.models import encoder, encoder_head, tasks
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.attention import heads_first, split_heads
 from tuneplan.planner.models.config import ConfigReader
@@ -294,8 +294,8 @@ def finish(model: Assembly, spec: DebertaSpec, entry: Tensor) -> Block:
     tape = model.begin("", 1)
     if spec.task == tasks.TOKEN_CLS:
         x = pw.dropout(tape, entry, spec.hidden_dropout)
-        return encoder.classified(model, entry, encoder.head(model, x, "classifier", spec.num_labels), (x,))
-    first = pw.dropout(tape, encoder.first_token(model, entry), spec.pooler_dropout)
+        return encoder_head.classified(model, entry, encoder_head.head(model, x, "classifier", spec.num_labels), (x,))
+    first = pw.dropout(tape, encoder_head.first_token(model, entry), spec.pooler_dropout)
     pooled = encoder.activate(model, model.linear(first, "pooler.dense", spec.hidden_size, bias=True), spec.pooler_act)
     pooled = pw.dropout(tape, pooled, spec.classifier_dropout)
-    return encoder.classified(model, entry, encoder.head(model, pooled, "classifier", spec.num_labels), (pooled,))
+    return encoder_head.classified(model, entry, encoder_head.head(model, pooled, "classifier", spec.num_labels), (pooled,))

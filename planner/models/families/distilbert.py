@@ -9,7 +9,7 @@ from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.matmul import embedding
 from tuneplan.planner.graph.tensor import Tensor
 from tuneplan.planner.methods.targeted import Targeted
-from tuneplan.planner.models import encoder, tasks
+from tuneplan.planner.models import encoder, encoder_head, tasks
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.encoder import EncoderSpec
@@ -111,9 +111,9 @@ def finish(model: Assembly, spec: EncoderSpec, entry: Tensor) -> Block:
     tape = model.begin("", 1)
     if spec.task == tasks.TOKEN_CLS:
         x = pw.dropout(tape, entry, spec.hidden_dropout)
-        return encoder.classified(model, entry, encoder.head(model, x, "classifier", spec.num_labels), (x,))
-    first = encoder.first_token(model, entry)
+        return encoder_head.classified(model, entry, encoder_head.head(model, x, "classifier", spec.num_labels), (x,))
+    first = encoder_head.first_token(model, entry)
     _refuse_nested(model)
-    pooled = pw.relu(tape, encoder.head(model, first, "pre_classifier", spec.hidden_size))
+    pooled = pw.relu(tape, encoder_head.head(model, first, "pre_classifier", spec.hidden_size))
     pooled = pw.dropout(tape, pooled, spec.classifier_dropout)
-    return encoder.classified(model, entry, encoder.head(model, pooled, "classifier", spec.num_labels), (pooled,))
+    return encoder_head.classified(model, entry, encoder_head.head(model, pooled, "classifier", spec.num_labels), (pooled,))

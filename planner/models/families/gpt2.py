@@ -3,6 +3,7 @@
 Mirrors transformers 5.23 models/gpt2/modeling_gpt2.py.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tuneplan.planner.errors import NotModelledError
@@ -64,24 +65,42 @@ def read(id: str, config: ConfigReader) -> Gpt2Spec:
 
 def start(model: Assembly, spec: Gpt2Spec) -> tuple[Block, tuple[Tensor, ...]]:
     """Token ids, embeddings of tokens and positions, and the mask; returns what layers share."""
+    return with_positions(model, spec.embd_pdrop)
+
+
+def with_positions(model: Assembly, dropout: float) -> tuple[Block, tuple[Tensor, ...]]:
+    """The first block of GPT-2 and its relatives: learned positions are added to the embeddings, which are then dropped."""
 
     def enter(hidden: Tensor) -> tuple[Tensor, ...]:
-        places = decoder.positions(model, "transformer.wpe", spec.max_position_embeddings, hidden.shape[1])
+        places = decoder.positions(model, "transformer.wpe", model.spec.max_position_embeddings, hidden.shape[1])
         joined = pw.add(model.tape, hidden, places)
-        return pw.dropout(model.tape, joined, spec.embd_pdrop), hidden, places
+        return pw.dropout(model.tape, joined, dropout), hidden, places
 
     return decoder.start(model, EMBEDDING, (), (None,), enter=enter, exit_held=False)
 
 
 def layer(model: Assembly, spec: Gpt2Spec, entry: Tensor, shared: tuple[Tensor, ...]) -> Block:
     """A decoder layer. `entry`: the hidden states `(batch, length, hidden_size)`."""
+    return layer_of(model, entry, lambda x: _attention(model, spec, x, shared), lambda x: _mlp(model, spec, x))
+
+
+def layer_of(
+    model: Assembly,
+    entry: Tensor,
+    attention: Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]],
+    mlp: Callable[[Tensor], Tensor],
+) -> Block:
+    """A layer of GPT-2 and its relatives: attention and MLP, each behind a norm and before its residual.
+
+    `attention`: gives its output, dropped, and weights that the layer's code holds; `mlp`: gives its output, dropped.
+    """
     tape = model.tape
     normed = model.layer_norm(entry, "ln_1")
-    hidden, weights = _attention(model, spec, normed, shared)
+    hidden, weights = attention(normed)
     hidden = model.submodule("self_attn", normed, entry, hidden)
     residual = pw.add(tape, hidden, entry)
     normed = model.layer_norm(residual, "ln_2")
-    result = model.submodule("mlp", normed, residual, _mlp(model, spec, normed))
+    result = model.submodule("mlp", normed, residual, mlp(normed))
     exit = pw.add(tape, residual, result)
     for part in model.method.parts:
         exit = part.layer_exit(model, exit)
@@ -116,7 +135,7 @@ def _mlp(model: Assembly, spec: Gpt2Spec, x: Tensor) -> Tensor:
     return pw.dropout(tape, y, spec.resid_pdrop)
 
 
-def finish(model: Assembly, spec: Gpt2Spec, entry: Tensor) -> Block:
+def finish(model: Assembly, spec: DecoderSpec, entry: Tensor) -> Block:
     """Final norm, head and loss."""
     model.begin("", 1)
     return decoder.finish(model, spec, entry, model.layer_norm(entry, "transformer.ln_f"), EMBEDDING, "lm_head")

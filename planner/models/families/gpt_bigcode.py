@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
-from tuneplan.planner.graph.block import Block, close
+from tuneplan.planner.graph.block import Block
 from tuneplan.planner.graph.tensor import Tensor
 from tuneplan.planner.models import decoder
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.attention import attend, heads_first, kernel_of, plain_mlp, split_heads
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.decoder import DecoderSpec
-from tuneplan.planner.models.families.gpt2 import EMBEDDING, KEYS, LAYERS
+from tuneplan.planner.models.families import gpt2
+from tuneplan.planner.models.families.gpt2 import EMBEDDING, KEYS, LAYERS, finish
 
 __all__ = ["EMBEDDING", "LAYERS", "finish", "layer", "read", "start"]
 _DEFAULTS = {
@@ -53,32 +54,18 @@ def read(id: str, config: ConfigReader) -> GptBigCodeSpec:
 
 def start(model: Assembly, spec: GptBigCodeSpec) -> tuple[Block, tuple[Tensor, ...]]:
     """Token ids, embeddings of tokens and positions, and the mask; returns what layers share."""
-
-    def enter(hidden: Tensor) -> tuple[Tensor, ...]:
-        places = decoder.positions(model, "transformer.wpe", spec.max_position_embeddings, hidden.shape[1])
-        joined = pw.add(model.tape, hidden, places)
-        return pw.dropout(model.tape, joined, spec.embd_pdrop), hidden, places
-
     side = spec.max_position_embeddings
     model.common("transformer.bias", (side, side), "bool", trained=False, saved=False, buffer=True)
-    return decoder.start(model, EMBEDDING, (), (None,), enter=enter, exit_held=False)
+    return gpt2.with_positions(model, spec.embd_pdrop)
 
 
 def layer(model: Assembly, spec: GptBigCodeSpec, entry: Tensor, shared: tuple[Tensor, ...]) -> Block:
     """A decoder layer. `entry`: the hidden states `(batch, length, hidden_size)`."""
-    tape = model.tape
-    normed = model.layer_norm(entry, "ln_1")
-    hidden, weights = _attention(model, spec, normed, shared)
-    hidden = model.submodule("self_attn", normed, entry, hidden)
-    residual = pw.add(tape, hidden, entry)
-    normed = model.layer_norm(residual, "ln_2")
-    result = pw.dropout(tape, plain_mlp(model, spec, normed, "mlp.c_fc", "mlp.c_proj"), spec.resid_pdrop)
-    result = model.submodule("mlp", normed, residual, result)
-    exit = pw.add(tape, residual, result)
-    for part in model.method.parts:
-        exit = part.layer_exit(model, exit)
-    tape.hold(hidden, normed, result, *weights)
-    return close("layer", tape, entry, exit)
+
+    def mlp(x: Tensor) -> Tensor:
+        return pw.dropout(model.tape, plain_mlp(model, spec, x, "mlp.c_fc", "mlp.c_proj"), spec.resid_pdrop)
+
+    return gpt2.layer_of(model, entry, lambda x: _attention(model, spec, x, shared), mlp)
 
 
 def _attention(model: Assembly, spec: GptBigCodeSpec, x: Tensor, masks: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -101,9 +88,3 @@ def _attention(model: Assembly, spec: GptBigCodeSpec, x: Tensor, masks: tuple[Te
     dropped = pw.dropout(tape, y, spec.resid_pdrop)
     tape.hold(x, y, *held)
     return dropped, weights
-
-
-def finish(model: Assembly, spec: GptBigCodeSpec, entry: Tensor) -> Block:
-    """Final norm, head and loss."""
-    model.begin("", 1)
-    return decoder.finish(model, spec, entry, model.layer_norm(entry, "transformer.ln_f"), EMBEDDING, "lm_head")

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
-from tuneplan.planner.graph.block import Block, close
+from tuneplan.planner.graph.block import Block
 from tuneplan.planner.graph.tensor import Tensor
 from tuneplan.planner.models import decoder
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.attention import heads_first, plain_mlp, split_heads
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.decoder import DecoderSpec
+from tuneplan.planner.models.families import gpt2
+from tuneplan.planner.models.families.gpt2 import EMBEDDING, LAYERS, finish
 from tuneplan.planner.models.families.gptj import run_written_out, written_out
 
-LAYERS = "transformer.h.*."
+__all__ = ["EMBEDDING", "LAYERS", "NO_FLASH", "finish", "layer", "read", "start"]
 NO_FLASH = True
-EMBEDDING = "transformer.wte"
 _KEYS = {
     "num_attention_heads": "num_heads",
     "num_hidden_layers": "num_layers",
@@ -75,30 +76,20 @@ def _kinds(config: ConfigReader) -> list[str]:
 def start(model: Assembly, spec: GptNeoSpec) -> tuple[Block, tuple[Tensor, ...]]:
     """Token ids, embeddings of tokens and positions, and the mask; returns what layers share."""
     run_written_out(model, "GPT-Neo")
-
-    def enter(hidden: Tensor) -> tuple[Tensor, ...]:
-        places = decoder.positions(model, "transformer.wpe", spec.max_position_embeddings, hidden.shape[1])
-        joined = pw.add(model.tape, hidden, places)
-        return pw.dropout(model.tape, joined, spec.embed_dropout), hidden, places
-
-    return decoder.start(model, EMBEDDING, (), (None,), enter=enter, exit_held=False)
+    return gpt2.with_positions(model, spec.embed_dropout)
 
 
 def layer(model: Assembly, spec: GptNeoSpec, entry: Tensor, shared: tuple[Tensor, ...]) -> Block:
     """A decoder layer. `entry`: the hidden states `(batch, length, hidden_size)`."""
-    tape = model.tape
-    normed = model.layer_norm(entry, "ln_1")
-    attention, weights = _attention(model, spec, normed, shared[0])
-    attention = model.submodule("self_attn", normed, entry, pw.dropout(tape, attention, spec.resid_dropout))
-    residual = pw.add(tape, attention, entry)
-    normed = model.layer_norm(residual, "ln_2")
-    hidden = pw.dropout(tape, plain_mlp(model, spec, normed, "mlp.c_fc", "mlp.c_proj"), spec.resid_dropout)
-    hidden = model.submodule("mlp", normed, residual, hidden)
-    exit = pw.add(tape, residual, hidden)
-    for part in model.method.parts:
-        exit = part.layer_exit(model, exit)
-    tape.hold(attention, normed, hidden, weights)
-    return close("layer", tape, entry, exit)
+
+    def attention(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        y, weights = _attention(model, spec, x, shared[0])
+        return pw.dropout(model.tape, y, spec.resid_dropout), (weights,)
+
+    def mlp(x: Tensor) -> Tensor:
+        return pw.dropout(model.tape, plain_mlp(model, spec, x, "mlp.c_fc", "mlp.c_proj"), spec.resid_dropout)
+
+    return gpt2.layer_of(model, entry, attention, mlp)
 
 
 def _attention(model: Assembly, spec: GptNeoSpec, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,9 +106,3 @@ def _attention(model: Assembly, spec: GptNeoSpec, x: Tensor, mask: Tensor) -> tu
     y = model.linear(joined, "attn.attention.out_proj", spec.hidden_size, bias=True)
     tape.hold(x, q, *taken)
     return y, weights
-
-
-def finish(model: Assembly, spec: GptNeoSpec, entry: Tensor) -> Block:
-    """Final norm, head and loss."""
-    model.begin("", 1)
-    return decoder.finish(model, spec, entry, model.layer_norm(entry, "transformer.ln_f"), EMBEDDING, "lm_head")

@@ -11,7 +11,7 @@ from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.tape import Gradient
 from tuneplan.planner.graph.tensor import Size, Storage, Tensor, round_block, tensor_bytes
-from tuneplan.planner.models import encoder, layer_kinds, tasks
+from tuneplan.planner.models import encoder, encoder_head, layer_kinds, tasks
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.attention import heads_first
 from tuneplan.planner.models.config import ConfigReader
@@ -233,12 +233,12 @@ def finish(model: Assembly, spec: ModernBertSpec, entry: Tensor) -> Block:
     last = model.layer_norm(entry, "model.final_norm", bias=spec.norm_bias)
     x = last
     if spec.task == tasks.SEQ_CLS:
-        x = encoder.first_token(model, last) if spec.classifier_pooling == "cls" else _mean(model, last)
+        x = encoder_head.first_token(model, last) if spec.classifier_pooling == "cls" else _mean(model, last)
     dense = model.linear(x, "head.dense", spec.hidden_size, spec.classifier_bias)
     pooled = model.layer_norm(encoder.activate(model, dense, spec.classifier_act), "head.norm", bias=spec.norm_bias)
     dropped = pw.dropout(tape, pooled, spec.classifier_dropout)
-    logits = encoder.head(model, dropped, "classifier", spec.num_labels)
-    return encoder.classified(model, entry, logits, (x, dropped), last)
+    logits = encoder_head.head(model, dropped, "classifier", spec.num_labels)
+    return encoder_head.classified(model, entry, logits, (x, dropped), last)
 
 
 def _mean(model: Assembly, x: Tensor) -> Tensor:

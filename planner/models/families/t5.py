@@ -14,7 +14,7 @@ from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.matmul import embedding
 from tuneplan.planner.graph.tape import Gradient
 from tuneplan.planner.graph.tensor import Size, Tensor, round_block, tensor_bytes
-from tuneplan.planner.models import encoder, tasks
+from tuneplan.planner.models import encoder, encoder_head, tasks
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.encoder import EncoderSpec
@@ -268,4 +268,4 @@ def finish(model: Assembly, spec: T5Spec, entry: Tensor) -> Block:
     tape.scope = "lm_head"
     loss = losses.narrow(tape, sequence, weight)
     tape.hold(hidden, sequence)
-    return encoder.ended(model, entry, loss)
+    return encoder_head.ended(model, entry, loss)

@@ -11,7 +11,7 @@ from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.tensor import Tensor
 from tuneplan.planner.methods.quantized_base import QuantizedBase
-from tuneplan.planner.models import encoder, tasks, vision
+from tuneplan.planner.models import encoder, encoder_head, tasks, vision
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.network import Stack
@@ -110,5 +110,5 @@ def finish(model: Assembly, spec: VitSpec, entry: Tensor) -> Block:
     """Last norm and the classifier of the class token."""
     model.begin("", 1)
     last = model.layer_norm(entry, "vit.layernorm")
-    first = encoder.first_token(model, last)
-    return encoder.classified(model, entry, encoder.head(model, first, "classifier", spec.num_labels), (first,), last)
+    first = encoder_head.first_token(model, last)
+    return encoder_head.classified(model, entry, encoder_head.head(model, first, "classifier", spec.num_labels), (first,), last)

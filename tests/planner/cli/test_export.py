@@ -147,6 +147,7 @@ REFUSED = [
     ((*MODEL, "--method", "lora", "--loss", "liger"), "liger"),
     ((*MODEL, "--method", "lora", "--keep-outputs"), "--keep-outputs"),
     ((*MODEL, "--method", "lora", "--training", "dpo"), "--training dpo"),
+    ((*MODEL, "--method", "lora", "--kernels", "tuneplan"), "--kernels tuneplan"),
     ((*MODEL, "--method", "bottleneck_adapter"), "bottleneck_adapter"),
     ((*MODEL, "--method", "lora(freeze_a=true)"), "freeze_a"),
     ((*MODEL, "--method", "lora", "--optimizer", "sgd_momentum"), "sgd_momentum"),
