@@ -54,16 +54,23 @@ class StepMemory:
 
 
 def walk(network: Network, settings: Settings) -> Walked:
-    """Walk each distinct block forward and backward."""
+    """Walk each distinct block forward and backward: once, but for those that must know what other blocks do."""
     meter = _meter_for(settings)
     shared = Shared(settings.accumulating, gradient_uses(network), fused_update=network.fused_update)
     lives = lifetimes(network)
     forward: list[Piece] = []
     walks: list[tuple[Run, Walk]] = []
+    known: dict[tuple[int, bool, bool], tuple[Walk, Segment]] = {}
     for index, run in enumerate(network.runs):
         forward.append(Piece(_deaths(lives.ended.get(index, ()))))
-        walked = Walk(run.block, meter)
-        segment = walked.forward(keep=not run.checkpointed, rebuilt=run.reversible)
+        key = (id(run.block), run.checkpointed, run.reversible)
+        if key in known:
+            walked, segment = known[key]
+        else:
+            walked = Walk(run.block, meter)
+            segment = walked.forward(keep=not run.checkpointed, rebuilt=run.reversible)
+            if stands_alone(run):
+                known[key] = walked, segment
         held = lives.reborn.get(index, [])
         if held:
             forward += [Piece(segment, 1, index), Piece(_births(held))]
@@ -78,12 +85,28 @@ def walk(network: Network, settings: Settings) -> Walked:
             forward.append(Piece(_deaths(kept_outputs(run)), run.count))
     backward: list[Piece] = []
     loss = None
+    gone: dict[tuple[int, bool, bool], Segment] = {}
     for index, (run, walked) in reversed(list(enumerate(walks))):
-        again = Walk(run.block, meter) if run.checkpointed else walked
-        segment = again.backward(shared, run.recomputation(settings), parted=True)
+        key = (id(run.block), run.checkpointed, run.reversible)
+        if key in gone:
+            segment = gone[key]
+        else:
+            again = Walk(run.block, meter) if run.checkpointed else walked
+            segment = again.backward(shared, run.recomputation(settings), parted=True)
+            loss = again.parts or loss
+            if key in known:
+                gone[key] = segment
         backward += [Piece(segment, run.count, index), Piece(_deaths(lives.spent[index]))]
-        loss = again.parts or loss
     return Walked(forward, backward, settings.accumulating, loss=loss)
+
+
+def stands_alone(run: Run) -> bool:
+    """Whether a layer's backward is the same wherever it stands: its gradients are of its own weights and tensors alone."""
+    ops = run.block.ops
+    if not run.layered or run.block.side or any(op.output is not None and op.output.crosses for op in ops):
+        return False
+    of = [gradient.of for op in ops for gradient in op.gradients]
+    return not any(tensor.crosses or (tensor.name and "*" not in tensor.name) for tensor in of)
 
 
 def finds_gradients(settings: Settings, sharding: Sharding) -> bool:

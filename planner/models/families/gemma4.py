@@ -14,6 +14,7 @@ from tuneplan.planner.graph.block import Block, behind, close
 from tuneplan.planner.graph.in_place import scale_in_place
 from tuneplan.planner.graph.matmul import embedding
 from tuneplan.planner.graph.tensor import Tensor
+from tuneplan.planner.methods.side_network import SideNetwork
 from tuneplan.planner.models import decoder
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.attention import attend, fuses_values, gated_mlp, heads_first, kernel_of, split_heads, stored
@@ -179,6 +180,9 @@ class _Shared:
 
 def start(model: Assembly, spec: Gemma4Spec) -> tuple[Block, _Shared]:
     """Token ids, scaled embeddings, tables, masks and the layers' own inputs; returns what layers share."""
+    for part in model.method.parts:
+        if isinstance(part, SideNetwork):
+            raise InputError(f"{part.label} is not modelled for Gemma 4, whose layers share more than tables and masks; use lora")
     if spec.per_layer_width and model.method.virtual_tokens:
         raise InputError(
             f"{spec.id} looks up an input of each layer by token ids (hidden_size_per_layer_input), which virtual tokens do not "

@@ -14,7 +14,7 @@ INDEX = json.loads(lookup.INDEX.read_text("utf-8"))
 FAMILIES = {
     *("llama", "mistral", "qwen2", "qwen3", "granite"),
     *("gpt2", "gpt_neox", "opt", "bloom", "phi", "phi3", "starcoder2"),
-    *("mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss"),
+    *("mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss", "nemotron_h", "minimax_m2"),
     *("bert", "roberta", "xlm-roberta", "deberta-v2", "distilbert", "albert", "modernbert"),
     *("vit", "llava", "clip"),
 }

@@ -73,3 +73,10 @@ def test_configs_that_cannot_be(name: str, changes: dict[str, Any], message: str
     """What makes no sense, or is not planned, is refused by key."""
     with pytest.raises(InputError, match=message):
         read_spec("x", ConfigReader(small_models.config(name, **changes), "config.json"))
+
+
+def test_side_networks_are_refused() -> None:
+    """They would have to share keys and inputs of each layer as the layers do."""
+    spec = read_spec("x", ConfigReader(small_models.config("gemma4_text"), "config.json"))
+    with pytest.raises(InputError, match="is not modelled for Gemma 4"):
+        build(spec, parse("lst"), Settings(gradient_checkpointing="off"))
