@@ -1,8 +1,8 @@
 """What the compiler makes of a Triton program: instructions a value, wide loads and stores, spills. Needs no GPU.
 
 Triton compiles for any architecture with the `ptxas` of its wheel, whose `nvdisasm` shows the result. A kernel that moves as many
-bytes as it must is at the memory's speed if its instructions fit beside: on an H200 about 19.6 a value for 4-bit weights to bf16
-(4.3 TB/s, 132 multiprocessors of 4 x 32 lanes at 1.98 GHz, 2.516 bytes a value).
+bytes as it must is at the memory's speed if its instructions fit beside: on an H200 about 17.5 a value for 4-bit weights to bf16
+(4.8 TB/s by its data sheet, 132 multiprocessors of 4 x 32 lanes at 1.98 GHz, 2.516 bytes a value).
 
 TRITON_INTERPRET must not be set: a program decorated for the interpreter cannot be compiled.
 """

@@ -59,7 +59,7 @@ class PatchedForward:
         layer = self.layer
         reading = None if args or kwargs else read(layer, x)
         if reading is None:
-            return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
+            return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]  # forward of a module is Any
         if self.shared is not None:
             output = self.shared.output(self.index, x, reading)
             if output is not None:

@@ -134,7 +134,7 @@ class _Trainer:
     def loss(self) -> torch.Tensor:
         with torch.autocast(self.machine.device.type, dtype=torch.bfloat16):
             loss: torch.Tensor = self.model(input_ids=self.batch, labels=self.batch).loss
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # of torch, without annotations
         return loss.detach()
 
     def gradients(self, patched: bool) -> tuple[float, list[torch.Tensor]]:

@@ -294,6 +294,32 @@ def _mask(model: Assembly, window: int | None, dtype: str, chunked: bool) -> Ten
     return model.tape.record("causal_mask", (), mask, scratch=tensor_bytes(mask.shape, "bool"))
 
 
+def pre_norm_layer(
+    model: Assembly,
+    entry: Tensor,
+    attend: Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]],
+    feed: Callable[[Tensor], Tensor],
+) -> Block:
+    """A layer of attention and an MLP or experts, each behind an RMS norm and before a residual.
+
+    Args:
+        model: the assembly.
+        entry: the hidden states `(batch, length, hidden_size)`.
+        attend: the attention of normed states, and the attention weights that the layer's code holds (eager).
+        feed: the MLP or experts of normed states.
+    """
+    tape = model.tape
+    normed = model.rms_norm(entry, "input_layernorm")
+    hidden, weights = attend(normed)
+    residual = pw.add(tape, entry, model.submodule("self_attn", normed, entry, hidden))
+    normed = model.rms_norm(residual, "post_attention_layernorm")
+    exit = pw.add(tape, residual, model.submodule("mlp", normed, residual, feed(normed)))
+    for part in model.method.parts:
+        exit = part.layer_exit(model, exit)
+    tape.hold(*weights)
+    return close("layer", tape, entry, exit)
+
+
 def finish(
     model: Assembly,
     spec: ModelSpec,

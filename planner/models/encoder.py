@@ -36,7 +36,7 @@ class EncoderSpec(ModelSpec):
     classifier_dropout: float
 
     @property
-    def longest(self) -> int | None:  # type: ignore[override]  # a class constant of the base, derived here
+    def longest(self) -> int | None:
         """A table of learned positions ends."""
         return self.max_position_embeddings
 
@@ -230,6 +230,18 @@ def projections(
         y = model.linear(x if place == 0 or source is None else source, name, width, bias)
         out.append(heads_first(model, split_heads(model, y, spec.head_dim), copied=kernel.name in ("eager", "math")))
     return out[0], out[1], out[2]
+
+
+def feed_forward(model: Assembly, spec: EncoderSpec, hidden: Tensor) -> Tensor:
+    """The second half of BERT's layers: two linear layers, the residual and its layer norm."""
+    tape = model.tape
+    inner = model.linear(hidden, "intermediate.dense", spec.intermediate_size, bias=True)
+    tape.scope = "intermediate"
+    inner = activate(model, inner, spec.hidden_act)
+    tape.scope = ""
+    exit = residual(model, inner, hidden, "output", "mlp", spec.hidden_dropout)
+    tape.hold(inner, hidden)
+    return exit
 
 
 def both_ways(

@@ -40,12 +40,16 @@ class ModelSpec:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    longest: ClassVar[int | None] = None
     fixed_length: ClassVar[int] = 0
     image_tokens: ClassVar[int] = 0
     task: str = field(default=CAUSAL_LM, kw_only=True)
     num_labels: int = field(default=2, kw_only=True)
     note: str = field(default="", kw_only=True)
+
+    @property
+    def longest(self) -> int | None:
+        """Positions that the model has where it cannot do with more."""
+        return None
 
     @property
     def is_mixture(self) -> bool:

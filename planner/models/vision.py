@@ -45,7 +45,7 @@ class VisionSpec(EncoderSpec):
         return (height // rows) * (width // columns) + self.class_token
 
     @property
-    def longest(self) -> int | None:  # type: ignore[override]  # a class constant of the base, derived here
+    def longest(self) -> int | None:
         """As many positions as an image has tokens."""
         return self.tokens
 

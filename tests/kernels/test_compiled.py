@@ -31,7 +31,7 @@ MOST_INSTRUCTIONS = {
     "lora_grad, rank 16, fp32 adapter": 9.5,
     "lora_grad, rank 32, fp32 adapter": 17.0,
 }
-"""A value of the weight, or of the gradient. An H200 has time for 19.6 while it decodes to bf16; bitsandbytes 0.50 takes 26.3."""
+"""A value of the weight, or of the gradient. An H200 has time for 17.5 while it decodes to bf16; bitsandbytes 0.50 takes 26.3."""
 
 
 def compiled(architecture: int) -> dict[str, Any]:

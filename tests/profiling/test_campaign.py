@@ -1,12 +1,11 @@
 """The GPU campaign's script, run on this machine's CPU with tiny models, and the tables made of its rows."""
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import bare_machine
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -220,14 +219,5 @@ def test_it_runs_without_the_command_line_and_the_report_libraries(tmp_path: Pat
         "campaign.cpu_cases = lambda: [case]\n"
         "sys.exit(campaign.main(['--out', sys.argv[1], '--device', 'cpu']))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT / "src"), "PATH": "", "OMP_NUM_THREADS": "1"},
-    )
-    assert 0 == done.returncode, done.stderr[-1000:]
+    bare_machine.run(code, tmp_path)
     assert "peak" in json.loads((tmp_path / campaign.ROWS).read_text(encoding="utf-8"))["measured"]

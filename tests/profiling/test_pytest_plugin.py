@@ -79,15 +79,12 @@ def test_baseline_by_test_id(folder: Path, workers: tuple[str, ...]) -> None:
     """Recorded under the test's id, in one process or in several; growth fails, and the same passes."""
     pytest.importorskip("xdist")
     chosen = ("-k", "remembered", *workers)
-    alone = not workers  # each run with workers imports torch three times
-    if alone:
-        assert "is not in tuneplan-tests.toml; run pytest --memory-update" in pytest_run(folder, *chosen).stdout
+    assert "is not in tuneplan-tests.toml; run pytest --memory-update" in pytest_run(folder, *chosen).stdout
 
     assert 0 == pytest_run(folder, *chosen, "--memory-update").returncode
     sizes = {f"test_it.py::test_remembered[{rows}]": 2 * rows * 1024 for rows in (10, 20)}
     assert sizes == dict(read(folder / "tuneplan-tests.toml").tests)
-    if alone:
-        assert 0 == pytest_run(folder, *chosen).returncode
+    assert 0 == pytest_run(folder, *chosen).returncode
 
     (folder / "test_it.py").write_text(TESTS.replace("return made + 1", "return (made + 1, made + 2)"))
     out = pytest_run(folder, *chosen).stdout

@@ -149,12 +149,7 @@ def _layer(model: Assembly, spec: BertSpec, entry: Tensor, masks: tuple[Tensor, 
     tape.scope = ""
     hidden = encoder.residual(model, mixed, entry, "attention.output", "self_attn", spec.hidden_dropout)
     tape.hold(mixed, *weights)
-    inner = model.linear(hidden, "intermediate.dense", spec.intermediate_size, bias=True)
-    tape.scope = "intermediate"
-    inner = encoder.activate(model, inner, spec.hidden_act)
-    tape.scope = ""
-    exit = encoder.residual(model, inner, hidden, "output", "mlp", spec.hidden_dropout)
-    tape.hold(inner, hidden)
+    exit = encoder.feed_forward(model, spec, hidden)
     for part in model.method.parts:
         exit = part.layer_exit(model, exit)
     return close("layer", tape, entry, exit)

@@ -52,7 +52,7 @@ class ClipSpec(ModelSpec):
     projection_dim: int
 
     @property
-    def longest(self) -> int | None:  # type: ignore[override]  # a class constant of the base, derived here
+    def longest(self) -> int | None:
         """The text tower's table of positions ends."""
         return self.max_position_embeddings
 

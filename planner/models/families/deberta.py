@@ -62,7 +62,7 @@ class DebertaSpec(EncoderSpec):
     pooler_act: str
 
     @property
-    def longest(self) -> int | None:  # type: ignore[override]  # a class constant of the base, derived here
+    def longest(self) -> int | None:
         """Relative positions have no end."""
         return self.max_position_embeddings if self.position_biased_input else None
 
@@ -193,12 +193,7 @@ def _layer(model: Assembly, spec: DebertaSpec, entry: Tensor, shared: _Shared) -
     mixed = _attention(model, spec, entry, shared)
     hidden = encoder.residual(model, mixed, entry, "attention.output", "self_attn", spec.hidden_dropout)
     tape.hold(mixed)
-    inner = model.linear(hidden, "intermediate.dense", spec.intermediate_size, bias=True)
-    tape.scope = "intermediate"
-    inner = encoder.activate(model, inner, spec.hidden_act)
-    tape.scope = ""
-    exit = encoder.residual(model, inner, hidden, "output", "mlp", spec.hidden_dropout)
-    tape.hold(inner, hidden)
+    exit = encoder.feed_forward(model, spec, hidden)
     for part in model.method.parts:
         exit = part.layer_exit(model, exit)
     block = close("layer", tape, entry, exit)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph import routing as rt
-from tuneplan.planner.graph.block import Block, close
+from tuneplan.planner.graph.block import Block
 from tuneplan.planner.graph.tensor import Tensor
 from tuneplan.planner.models import decoder
 from tuneplan.planner.models.assembly import Assembly
@@ -101,18 +101,15 @@ def layer_kind(spec: DeepseekSpec, index: int) -> str:
 def layer(model: Assembly, spec: DeepseekSpec, entry: Tensor, shared: tuple[Tensor, ...]) -> Block:
     """A decoder layer. `entry`: the hidden states `(batch, length, hidden_size)`."""
     assert model.layer is not None
-    tape = model.tape
-    normed = model.rms_norm(entry, "input_layernorm")
-    hidden, weights = latent_attention(model, spec, spec.latent, normed, shared)
-    residual = pw.add(tape, entry, model.submodule("self_attn", normed, entry, hidden))
-    normed = model.rms_norm(residual, "post_attention_layernorm")
     dense = layer_kind(spec, model.layer) == DENSE
-    hidden = gated_mlp(model, spec, normed, spec.mlp_bias) if dense else _experts(model, spec, normed)
-    exit = pw.add(tape, residual, model.submodule("mlp", normed, residual, hidden))
-    for part in model.method.parts:
-        exit = part.layer_exit(model, exit)
-    tape.hold(*weights)
-    return close("layer", tape, entry, exit)
+
+    def attend(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return latent_attention(model, spec, spec.latent, x, shared)
+
+    def feed(x: Tensor) -> Tensor:
+        return gated_mlp(model, spec, x, spec.mlp_bias) if dense else _experts(model, spec, x)
+
+    return decoder.pre_norm_layer(model, entry, attend, feed)
 
 
 def _experts(model: Assembly, spec: DeepseekSpec, x: Tensor) -> Tensor:

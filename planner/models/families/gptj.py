@@ -17,20 +17,11 @@ from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.attention import attention_probability, heads_first, plain_mlp, split_heads, stored
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.decoder import DecoderSpec
+from tuneplan.planner.models.families.gpt2 import KEYS
 
 LAYERS = "transformer.h.*."
 NO_FLASH = True
 EMBEDDING = "transformer.wte"
-_KEYS = {
-    "hidden_size": "n_embd",
-    "max_position_embeddings": "n_positions",
-    "num_attention_heads": "n_head",
-    "num_hidden_layers": "n_layer",
-    "intermediate_size": "n_inner",
-    "attention_dropout": "attn_pdrop",
-    "num_key_value_heads": "",
-    "head_dim": "",
-}
 _DEFAULTS = {
     "hidden_size": 4096,
     "num_attention_heads": 16,
@@ -59,7 +50,7 @@ class GptJSpec(DecoderSpec):
 
 def read(id: str, config: ConfigReader) -> GptJSpec:
     """The spec of a config.json. Raises InputError where dimensions are absurd or contradict each other."""
-    fields = decoder.dimensions(id, config, activation_key="activation_function", defaults=_DEFAULTS, keys=_KEYS)
+    fields = decoder.dimensions(id, config, activation_key="activation_function", defaults=_DEFAULTS, keys=KEYS)
     width = config.integer("rotary_dim", 64)
     if width > fields["head_dim"] or width % 2:
         raise InputError(f"{config.origin}: rotary_dim={width} of heads of {fields['head_dim']} cannot be rotated in pairs")

@@ -9,7 +9,7 @@ from typing import Any
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
-from tuneplan.planner.graph.block import Block, close
+from tuneplan.planner.graph.block import Block
 from tuneplan.planner.graph.tensor import Tensor
 from tuneplan.planner.models import decoder
 from tuneplan.planner.models.assembly import Assembly
@@ -164,18 +164,15 @@ def layer_kind(spec: MixtralSpec, index: int) -> str:
 def layer(model: Assembly, spec: MixtralSpec, entry: Tensor, shared: tuple[Tensor, ...]) -> Block:
     """A decoder layer. `entry`: the hidden states `(batch, length, hidden_size)`."""
     assert model.layer is not None
-    tape = model.tape
-    normed = model.rms_norm(entry, "input_layernorm")
-    hidden, weights = _attention(model, spec, normed, shared)
-    residual = pw.add(tape, entry, model.submodule("self_attn", normed, entry, hidden))
-    normed = model.rms_norm(residual, "post_attention_layernorm")
     dense = spec.layer_kinds[model.layer] == DENSE
-    hidden = gated_mlp(model, spec, normed) if dense else sparse_block(model, spec, normed)
-    exit = pw.add(tape, residual, model.submodule("mlp", normed, residual, hidden))
-    for part in model.method.parts:
-        exit = part.layer_exit(model, exit)
-    tape.hold(*weights)
-    return close("layer", tape, entry, exit)
+
+    def attend(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return _attention(model, spec, x, shared)
+
+    def feed(x: Tensor) -> Tensor:
+        return gated_mlp(model, spec, x) if dense else sparse_block(model, spec, x)
+
+    return decoder.pre_norm_layer(model, entry, attend, feed)
 
 
 def _attention(model: Assembly, spec: MixtralSpec, x: Tensor, shared: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -66,7 +66,7 @@ class ModernBertSpec(EncoderSpec):
     embedding_dropout: float
 
     @property
-    def longest(self) -> int | None:  # type: ignore[override]  # a class constant of the base, derived here
+    def longest(self) -> int | None:
         """Rotary positions have no end."""
         return None
 

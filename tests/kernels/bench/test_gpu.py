@@ -1,10 +1,9 @@
 """The one command for a GPU, on a CPU with tiny shapes: rows as they come, resumed, and never stopped by what is missing."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import bare_machine
 import pytest
 
 pytest.importorskip("torch")
@@ -205,15 +204,6 @@ def test_it_runs_without_the_report_libraries(tmp_path: Path) -> None:
         "gpu.CHECKS = {'rows_apart': gpu.CHECKS['rows_apart']}\n"
         "sys.exit(gpu.main(['--out', sys.argv[1], '--device', 'cpu']))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT / "src"), "PATH": "", "OMP_NUM_THREADS": "1"},
-    )
-    assert 0 == done.returncode, done.stderr[-1000:]
+    bare_machine.run(code, tmp_path)
     states = {(row["kind"], row["state"]) for row in read_rows(tmp_path / ROWS)}
     assert {("ceilings", "measured"), ("check", "measured"), ("step", "failed")} == states
