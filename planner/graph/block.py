@@ -19,6 +19,7 @@ class Block:
         carried: storages made here that later blocks read (rotary tables, mask); they live to the end of the backward.
         frees: for each op, the storages whose last Python reference goes after it.
         batch: how many of the carried storages are the batch itself, which the training loop holds.
+        trailing: storages that a variable of the loop over layers holds until the next layer is done.
         stays: of the batch, what is large beside an update, which finds it still there: pixels.
         outputs: storages of the model's output object, which the training loop drops when the forward is over, or keeps.
         cached: storages that autocast holds until the forward, or a recomputed region, ends.
@@ -59,6 +60,7 @@ class Block:
     entries_kept: bool = False
     early_leaves: tuple[Storage, ...] = ()
     stays: tuple[Storage, ...] = ()
+    trailing: tuple[Storage, ...] = ()
 
     def left_here(self) -> tuple[Storage, ...]:
         """Those of `left` that the block makes itself."""
