@@ -43,8 +43,8 @@ def _experts(estimate: Estimate) -> list[str]:
     notes = estimate.network.notes
     if "experts_implementation" not in notes:
         return []
+    texts = [notes["router_loss"]] if "router_loss" in notes else []
     stacked = [p for p in estimate.network.parameters if p.name.rpartition(".")[0].endswith(".experts") and len(p.shape) == 3]
-    texts = []
     if estimate.network.quantized and stacked:
         size = sum(p.stored_bytes * p.count for p in stacked)
         widened = ", cast to fp32 by prepare_model_for_kbit_training (prepare_kbit=false leaves them)"

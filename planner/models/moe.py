@@ -16,8 +16,8 @@ from tuneplan.planner.graph import routing as rt
 from tuneplan.planner.graph.matmul import linear
 from tuneplan.planner.graph.tensor import Size, Tensor
 from tuneplan.planner.models.assembly import Assembly
-from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.expert_weights import Experts
+from tuneplan.planner.models.router_logits import record
 from tuneplan.planner.training.settings import EXPERTS
 
 Made: TypeAlias = tuple[Callable[[], Tensor], Callable[[], Tensor]]
@@ -112,10 +112,10 @@ def sigmoid_router(model: Assembly, module: str, x: Tensor, experts: int, k: int
     return Routed(weights, chosen, (logits,))
 
 
-def router_logits(model: Assembly, module: str, x: Tensor, experts: int, dtype: str = "") -> Tensor:
+def router_logits(model: Assembly, module: str, x: Tensor, experts: int, dtype: str = "", wide: bool = False) -> Tensor:
     """`F.linear` with the router's own weight, which is no module that PEFT or bitsandbytes would take. Gives `(T, E)`.
 
-    `dtype`: in which it is computed, where its code says so.
+    `dtype`: in which it is computed, where its code says so; `wide`: the router casts them to fp32 and gives those.
     """
     tape = model.tape
     tape.scope = module
@@ -123,20 +123,11 @@ def router_logits(model: Assembly, module: str, x: Tensor, experts: int, dtype: 
     if dtype:
         x, weight = pw.cast(tape, x, dtype), pw.cast(tape, weight, dtype)
     logits = linear(tape, x, weight)
-    model.router_logits.append(logits)
+    logits = pw.cast(tape, logits, "fp32") if wide else logits
+    record(model, logits)
     tape.hold(weight, *model.wrapped)
     model.wrapped = []
     return logits
-
-
-def router_note(config: ConfigReader) -> str:
-    """What the report says of a config that asks for the routers' logits, which `load_balancing_loss_func` makes a loss of."""
-    if not config.boolean("output_router_logits", False):
-        return ""
-    return (
-        "output_router_logits adds a loss that balances the experts, which is not part of the figures: it keeps the "
-        "probabilities of all routers for the backward; plan trace has its memory"
-    )
 
 
 def run_experts(model: Assembly, x: Tensor, routed: Routed, experts: Experts) -> Tensor:

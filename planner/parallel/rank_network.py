@@ -15,6 +15,7 @@ from tuneplan.planner.graph.tensor import round_block
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import Network, Run, build
 from tuneplan.planner.models.parameter import Parameter
+from tuneplan.planner.models.router_logits import LOSS
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.parallel.expert_ranks import EXPERTS, split_experts
 from tuneplan.planner.training.settings import Settings
@@ -71,6 +72,11 @@ def check_model(spec: ModelSpec, settings: Settings, sharding: Sharding, whole: 
         if width % ranks:
             raise InputError(f"tensor-parallel {ranks} does not divide {name}={width} of {spec.id}; use a divisor")
     stages = sharding.pipeline_parallel * sharding.virtual_stages
+    if stages > 1 and spec.router_logits == LOSS:
+        raise InputError(
+            f"{spec.id}: output_router_logits adds a loss of the routers of all layers, which no pipeline stage has; set it to "
+            "false in the config, or leave --pipeline-parallel at 1"
+        )
     if stages > spec.num_hidden_layers:
         raise InputError(f"{stages} pipeline stages are more than the {spec.num_hidden_layers} layers of {spec.id}; use fewer")
     if sharding.context_parallel > 1 and settings.attention == "eager":
