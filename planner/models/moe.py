@@ -1,9 +1,9 @@
 """A mixture of experts: stacked weights, a router, and the implementations that transformers chooses from.
 
 Mirrors transformers 5.23 integrations/moe.py (`grouped_mm_experts_forward`, `batched_mm_experts_forward`) and the `Experts`
-and `TopKRouter` classes of models/mixtral and its relatives. `grouped_mm` is what transformers runs unless
-`experts_implementation` says otherwise (`get_correct_experts_implementation` of modeling_utils.py). T tokens, k experts a token,
-S = T * k rows, H hidden size, I intermediate size, E experts.
+and `TopKRouter` classes of models/mixtral and its relatives; the loop over experts is in expert_loop.py. `grouped_mm` is what
+transformers runs unless `experts_implementation` says otherwise (`get_correct_experts_implementation`). T tokens, k experts of a
+token, S = T * k rows, H hidden size, I intermediate size, E experts.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,10 @@ from tuneplan.planner.graph import routing as rt
 from tuneplan.planner.graph.matmul import linear
 from tuneplan.planner.graph.tensor import Size, Tensor
 from tuneplan.planner.models.assembly import Assembly
+from tuneplan.planner.models.expert_loop import looped
 from tuneplan.planner.models.expert_weights import Experts
 from tuneplan.planner.models.router_logits import record
-from tuneplan.planner.training.settings import EXPERTS
+from tuneplan.planner.training.settings import EXPERTS, LOOP
 
 Made: TypeAlias = tuple[Callable[[], Tensor], Callable[[], Tensor]]
 
@@ -140,6 +141,8 @@ def run_experts(model: Assembly, x: Tensor, routed: Routed, experts: Experts) ->
         y = _grouped(model, x, routed, experts, experts.weights(model))
     elif settings.experts == "batched_mm":
         y = _batched(model, x, routed, experts, experts.weights(model))
+    elif settings.experts == LOOP:
+        y = looped(model, x, routed.weights, routed.experts, experts, experts.weights(model))
     else:
         raise InputError(
             f"experts_implementation {settings.experts!r} is not modelled; choose one of {', '.join(EXPERTS)} "

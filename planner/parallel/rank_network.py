@@ -18,7 +18,7 @@ from tuneplan.planner.models.parameter import Parameter
 from tuneplan.planner.models.router_logits import LOSS
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.parallel.expert_ranks import EXPERTS, split_experts
-from tuneplan.planner.training.settings import Settings
+from tuneplan.planner.training.settings import LOOP, Settings
 from tuneplan.planner.training.sharding import Sharding
 
 _SPLIT = ("intermediate_size", "moe_intermediate_size", "shared_intermediate_size", "num_attention_heads")
@@ -86,6 +86,11 @@ def check_model(spec: ModelSpec, settings: Settings, sharding: Sharding, whole: 
     experts = [p for p in whole.parameters if EXPERTS in p.name.split(".")]
     if sharding.expert_parallel > 1 and not experts:
         raise InputError(f"expert-parallel {sharding.expert_parallel}: {spec.id} has no experts to split; leave it at 1")
+    if sharding.expert_parallel > 1 and settings.experts == LOOP:
+        raise InputError(
+            f"expert-parallel {sharding.expert_parallel} with experts eager is not modelled: a rank would loop over its "
+            "own experts; use experts grouped_mm"
+        )
     for p in experts if sharding.expert_parallel > 1 else ():
         if p.shape[0] % sharding.expert_parallel:
             raise InputError(
