@@ -57,7 +57,7 @@ def _experts(estimate: Estimate) -> list[str]:
         texts.append(
             "experts eager runs one expert after the other, so memory depends on which experts the tokens choose: figures are "
             f"for {'tokens spread evenly' if settings.routing == 'even' else 'all tokens on the same experts'} (--routing). "
-            "Where experts are trained, the backward makes a gradient of all experts of a layer for each of them (grouped_mm: once)."
+            "Where experts are trained, the backward makes a gradient of all experts of a layer for each of them, not once."
         )
     elif settings.routing == "worst" and estimate.request.sharding.expert_parallel == 1:
         texts.append(
