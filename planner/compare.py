@@ -265,7 +265,7 @@ def _request(job: Job, method: Method) -> Request:
         micro_batch_size=common.micro_batch_size,
         gradient_checkpointing=common.gradient_checkpointing,
     )
-    if not method.allows(settings):
+    if not job.spec.allows(method, settings):
         settings = replace(settings, gradient_checkpointing="off")
     check_settings(settings)
     usable = usable_bytes(target.memory_bytes, job.safety_margin)

@@ -1,7 +1,12 @@
 """What every family says about a model, whatever its architecture."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from tuneplan.planner.methods.method import Method
+    from tuneplan.planner.models.source import Source
+    from tuneplan.planner.training.settings import Settings
 
 CAUSAL_LM = "causal-lm"
 
@@ -50,6 +55,17 @@ class ModelSpec:
     def longest(self) -> int | None:
         """Positions that the model has where it cannot do with more."""
         return None
+
+    @property
+    def source(self) -> "Source | None":
+        """Traces of the real code where no family mirrors the model, else None."""
+        return None
+
+    def allows(self, method: "Method", settings: "Settings") -> bool:
+        """Whether a search can look at the method under these settings."""
+        if not method.allows(settings):
+            return False
+        return self.source is None or not self.source.refusal(method, settings)
 
     @property
     def is_mixture(self) -> bool:
