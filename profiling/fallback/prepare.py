@@ -1,5 +1,6 @@
 """What a search asks of a model without a family, traced before it starts; answered from the cache without torch."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,9 +40,7 @@ def traced_spec(id: str, config: ConfigReader, task: str, reason: str) -> Traced
     text = mapping.get("text_config")
     if isinstance(text, dict):
         mapping = {**mapping, **text}
-    sizes: dict[str, int] = {
-        name: next((n for key in keys if _is_size(n := mapping.get(key))), 0) for name, keys in _KEYS.items()
-    }
+    sizes = {name: _size(mapping, keys) for name, keys in _KEYS.items()}
     sizes["max_position_embeddings"] = sizes["max_position_embeddings"] or UNKNOWN_CONTEXT
     source = _sources.setdefault((id, repr(config.mapping), task), TracedSource(id, config, task))
     source.closed = False
@@ -57,8 +56,10 @@ def traced_spec(id: str, config: ConfigReader, task: str, reason: str) -> Traced
     )
 
 
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _size(mapping: Mapping[str, Any], keys: Sequence[str]) -> int:
+    """The first of several keys that is a size; 0 where none is."""
+    found = [mapping[key] for key in keys if isinstance(mapping.get(key), int) and mapping[key] > 0]
+    return int(found[0]) if found else 0
 
 
 def prepared(job: Job) -> Job:
