@@ -88,8 +88,8 @@ def family(model_type: str, origin: str = "") -> ModuleType:
     known = ", ".join(sorted(t for model_types in FAMILIES.values() for t in model_types))
     raise NotModelledError(
         f"{origin + ': ' if origin else ''}model_type {model_type!r} is an architecture that tuneplan does not know yet",
-        f", so it will not guess; it knows {known}. For any other, plan estimate traces the real code, one configuration "
-        "at a time (docs/any-model.md)",
+        f", so it will not guess; it knows {known}. For any other, plan, plan compare and plan estimate trace the real code "
+        "(docs/any-model.md)",
     )
 
 

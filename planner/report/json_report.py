@@ -24,7 +24,7 @@ def answer_json(answer: Answer, savings: Sequence[Saving] = (), why: "WhyNot | N
     on_front = front(answer.plans)
     plans = [{**plan_json(plan), "pareto": best} for plan, best in zip(answer.plans, on_front, strict=True)]
     return {
-        "source": "estimated" if answer.job.spec.source is None else "traced",
+        "source": "traced" if answer.job.spec.source is not None else "estimated",
         "request": job_json(answer.job),
         "recommended": plans[0] if plans else None,
         "plans": plans,
@@ -35,11 +35,16 @@ def answer_json(answer: Answer, savings: Sequence[Saving] = (), why: "WhyNot | N
         "infeasible_left_out": answer.rejected_left_out,
         **({"why_not": _why_json(why)} if why is not None else {}),
         **({"config": answer.job.config.to_json()} if answer.job.config else {}),
-        **_warnings(answer.job),
+        **warnings_json(answer.job),
     }
 
 
-def _warnings(job: Job) -> dict[str, list[str]]:
+def counted(job: Job) -> str:
+    """Where the bytes of a job's plans come from, in a word."""
+    return "counted" if job.spec.source is None else "traced"
+
+
+def warnings_json(job: Job) -> dict[str, list[str]]:
     """What the user should know of the files that the job was read from, and of a model that was traced."""
     said = list(job.config.config.warnings) if job.config else []
     said += [job.spec.note] if job.spec.source is not None else []

@@ -11,7 +11,7 @@ from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.source import TracedSpec
 from tuneplan.planner.models.spec import CAUSAL_LM
 from tuneplan.planner.training.settings import Settings
-from tuneplan.profiling.fallback.source import TracedSource, Wish
+from tuneplan.profiling.fallback.source import TracedSource, Wish, not_traced
 
 UNKNOWN_CONTEXT = 2**17
 """Where a config does not say how long a context may be."""
@@ -81,7 +81,7 @@ def prepared(job: Job) -> Job:
         wishes: dict[Any, Wish] = {}
         for method, settings in asked:
             wish = source.wish(method, settings)
-            if settings.seq_len == length and method.allows(settings):
+            if settings.seq_len == length and method.allows(settings) and not not_traced(method, settings):
                 wishes.setdefault((method.name, wish.subject.settings), wish)
         source.trace(wishes.values())
     source.closed = True

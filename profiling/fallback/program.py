@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tuneplan.planner.graph.tensor import round_block
 from tuneplan.profiling.counts import Counts
 from tuneplan.profiling.fallback.recording import Operator, Recording, Storage
-from tuneplan.profiling.fallback.sizes import Form, constant, fit, near
+from tuneplan.profiling.fallback.sizes import Form, constant, fit, near, of_batch
 
 if TYPE_CHECKING:
     from tuneplan.profiling.step import StepTrace
@@ -103,7 +103,7 @@ def program(record: Record, batch: int, length: int, from_one: bool = False) -> 
     """The program around a point: four traces fitted and a fifth to check them, or the point alone where that cannot be.
 
     The lengths go down to a third of the asked one; where the code takes other ways there (a window that is not filled), to three
-    quarters of it.
+    quarters of it; and where it does at any other length, to this one alone.
 
     Args:
         record: traces a batch and a length.
@@ -120,7 +120,7 @@ def program(record: Record, batch: int, length: int, from_one: bool = False) -> 
             found = _around(record, here, batch, length, lowest, from_one)
             if found is not None:
                 return found
-    return _alone(here, batch, length)
+    return _over_batches(record, here, batch, length, from_one) or _alone(here, batch, length)
 
 
 def _alone(here: Recording, batch: int, length: int) -> Program:
@@ -160,6 +160,27 @@ def _around(record: Record, here: Recording, batch: int, length: int, lowest: in
     batches = (batch, batch) if twice is None else (least, FARTHEST * batch)
     points = ((batch, first), (batch, second), (batch, length), (2 * batch, first), checked)
     return Program(Domain(batches, (first, length)), points, residual, here, sizes, flops, moved)
+
+
+def _over_batches(record: Record, here: Recording, batch: int, length: int, from_one: bool) -> Program | None:
+    """A program of one length, for code whose way depends on it: a loop over tokens or chunks."""
+    double = record(2 * batch, length)
+    if not _alike(here, double):
+        return None
+    try:
+        sizes, flops, moved = (
+            tuple(of_batch(a, b, batch) for a, b in zip(of(here), of(double), strict=True)) for of in (_sizes, _flops, _moved)
+        )
+    except ValueError:
+        return None
+    checked = (1 if from_one else 3 * batch, length)
+    theirs = record(*checked)
+    ours = stepped(here, [form.at(*checked) for form in sizes]).peak_bytes
+    residual = ours / stepped(theirs, theirs.sizes).peak_bytes - 1
+    if abs(residual) > RESIDUAL or not (from_one or _alike(here, theirs)):
+        return None
+    domain = Domain((1 if from_one else min(batch, 2), FARTHEST * batch), (length, length))
+    return Program(domain, ((batch, length), (2 * batch, length), checked), residual, here, sizes, flops, moved)
 
 
 def _odd(length: int, block: int) -> int:

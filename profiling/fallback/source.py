@@ -77,8 +77,15 @@ class TracedSource:
 
     @property
     def notes(self) -> list[str]:
-        """What was built otherwise than asked for."""
-        return list(dict.fromkeys(note for known in self._known.values() for flow in known.flows for note in flow.notes))
+        """What was built otherwise than asked for, and where a trace could not be fitted."""
+        flows = [(key, flow) for key, known in self._known.items() for flow in known.flows]
+        notes = [note for _, flow in flows for note in flow.notes]
+        for (method, settings), flow in flows:
+            least, most = flow.domain.batches
+            if least == most:
+                checkpointing = f"checkpointing {settings.gradient_checkpointing}"
+                notes.append(f"sizes of {method}, {checkpointing}, follow no form: only micro-batches of {least} are searched")
+        return list(dict.fromkeys(notes))
 
     def network(self, spec: ModelSpec, method: Method, settings: Settings) -> Network:
         """The model under a method. Raises InputError where it cannot be traced so."""
@@ -91,7 +98,7 @@ class TracedSource:
 
     def refusal(self, method: Method, settings: Settings) -> str:
         """Why there is no network; empty where there is one. Traces it first where that may be."""
-        said = _not_traced(method, settings)
+        said = not_traced(method, settings)
         wish = self.wish(method, settings)
         point = int(settings.micro_batch_size), wish.length
         if said or self._programs(wish.subject).covers(*point):
@@ -195,7 +202,7 @@ def usual(settings: Settings) -> Settings:
     )
 
 
-def _not_traced(method: Method, settings: Settings) -> str:
+def not_traced(method: Method, settings: Settings) -> str:
     """What no trace of one process has."""
     if not settings.objective.plain:
         return f"--training {settings.objective.name} is TRL's trainer, which is not traced; use supervised fine-tuning"
