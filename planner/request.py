@@ -148,10 +148,5 @@ def with_experts(settings: Settings, experts: str | None, routing: str | None, s
     given = [option for option, value in (("experts", experts), ("routing", routing)) if value is not None]
     if given and spec is not None and not spec.is_mixture:
         raise InputError(f"--{given[0]} is of a mixture of experts, which {spec.id} is not; leave it out")
-    if experts == "eager":
-        raise InputError(
-            "experts eager, a loop over the experts that have tokens, is not modelled: its memory depends on the routing; "
-            f"choose one of {', '.join(EXPERTS)} (transformers runs grouped_mm unless it is told otherwise)"
-        )
     experts = settings.experts if experts is None else experts
     return replace(settings, experts=experts, routing=settings.routing if routing is None else routing)

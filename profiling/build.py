@@ -14,8 +14,9 @@ from transformers import AutoConfig
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.quantized_base import QuantizedBase
-from tuneplan.planner.training.settings import OURS
+from tuneplan.planner.training.settings import LOOP, OURS
 from tuneplan.profiling import attention
+from tuneplan.profiling.expert_loop import answer_routing
 from tuneplan.profiling.methods import refuse_what_no_library_has, with_adapter, with_method
 from tuneplan.profiling.optimizers import make_optimizer
 from tuneplan.profiling.quantize import quantize
@@ -93,6 +94,8 @@ def build(subject: Subject, implementation: str, device: str, adapt: Callable[[A
             raise
         model = transformers_model(subject.config, task, "eager", dtype, start, settings.use_cache, settings.experts)
         notes = ("this architecture has no sdpa attention in transformers; eager attention was used, as transformers does",)
+    if settings.experts == LOOP and device == "meta":
+        answer_routing(model, settings.routing)
     if quantized is not None:
         quantize(model, quantized, DTYPES[settings.dtype], device)
         materialize(model, device)

@@ -37,12 +37,12 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
 
 
 def _lowered(tape: Tape, weight: Tensor) -> Tensor:
-    """A weight in autocast's dtype. The casts of trained fp32 weights are kept until the forward ends.
+    """A weight in autocast's dtype. Casts of trained fp32 weights themselves are kept until the forward ends.
 
     Mirrors `cached_cast` of aten/src/ATen/autocast_mode.cpp, torch 2.13.
     """
     out = cast(tape, weight, tape.autocast)
-    if out is not weight and weight.requires_grad and weight.dtype == "fp32":
+    if out is not weight and weight.name and weight.requires_grad and weight.dtype == "fp32":
         tape.cached.append(out.storage)
     return out
 

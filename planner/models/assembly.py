@@ -66,7 +66,8 @@ class Assembly:
         extra_saved_bytes: what a checkpoint has that is no parameter.
         stacks: parameters of three dimensions that hold the matrices of all experts.
         wrapped: tensors that a wrapper around the module being recorded holds until the module is done.
-        router_logits: of each router of the block being recorded.
+        router_logits: of each router of the block being recorded, where the model's output keeps them.
+        routers: the same of all layers so far, and of how many layers alike.
         heads: weights of the classifier.
         largest: largest sizes that parts met so far, by a name of theirs; see `meet`.
         inside: what `model.` stands for at the start of a name outside the layers, where a text model is part of another.
@@ -97,6 +98,7 @@ class Assembly:
         self.extra_saved_bytes = 0
         self.stacks: set[str] = set()
         self.router_logits: list[Tensor] = []
+        self.routers: list[tuple[Tensor, int]] = []
         self.wrapped: list[Tensor] = []
         self.largest: dict[str, int] = {}
         self.heads: list[str] = []

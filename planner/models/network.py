@@ -216,7 +216,7 @@ def _layers(stack: Stack, model: Assembly, entry: Tensor, shared: Any, runs: lis
     prefixes = _prefixes(stack.layers, weights)
     if stack.shared:
         prefixes = {form: stack.layers.replace("*", form[0]) for form in weights}
-    recorded: dict[tuple[object, bool, bool], tuple[Block, set[str]]] = {}
+    recorded: dict[tuple[object, bool, bool], tuple[Block, set[str], list[Tensor]]] = {}
     index = 0
     while index < layers:
         known = set(model.parameters)
@@ -224,8 +224,8 @@ def _layers(stack: Stack, model: Assembly, entry: Tensor, shared: Any, runs: lis
         key = (kinds[index], entry.requires_grad, model.beside is None)
         if key not in recorded:
             model.begin(prefix, 1, index)
-            recorded[key] = _layer(stack, model, spec, entry, shared), model.met
-        block, met = recorded[key]
+            recorded[key] = _layer(stack, model, spec, entry, shared), model.met, model.router_logits
+        block, met, routers = recorded[key]
         hidden, model.beside = _handed_on(block)
         alike = 1
         if hidden.requires_grad == entry.requires_grad and (model.beside is None) == key[2]:
@@ -238,6 +238,7 @@ def _layers(stack: Stack, model: Assembly, entry: Tensor, shared: Any, runs: lis
         again = checkpointed and (reversible or block.exit.requires_grad)
         parts = (alike - 1, 1) if alike > 1 and _reads_across(block) else (alike,)
         runs += [Run(block, count, again, reversible) for count in parts]
+        model.routers += [(logits, alike) for logits in routers]
         index += alike
         entry = hidden
     for prefix in prefixes.values():

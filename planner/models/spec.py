@@ -29,6 +29,8 @@ class ModelSpec:
         task: what the model is trained for, one of tasks.TASKS.
         num_labels: classes of a classification.
         note: what was read otherwise than the config says, for the report.
+        router_logits: what `output_router_logits` makes of the routers' logits: "" nothing; "kept" in the model's output; or a
+            "loss" too.
 
     `longest` is how many positions it has where it cannot do with more, `fixed_length` the tokens of an image where it reads
     nothing else (0: it reads sequences), `image_tokens` how many tokens of a sequence an image takes (0: it reads none beside
@@ -50,6 +52,7 @@ class ModelSpec:
     task: str = field(default=CAUSAL_LM, kw_only=True)
     num_labels: int = field(default=2, kw_only=True)
     note: str = field(default="", kw_only=True)
+    router_logits: str = field(default="", kw_only=True)
 
     @property
     def longest(self) -> int | None:
