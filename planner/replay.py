@@ -184,8 +184,7 @@ def replay(
         expandable_segments: the allocator's setting of that name.
         program: habits of the training program.
         batches: the model at the length of one batch after the other, where lengths vary; by default `network` twice.
-        empty_cache_steps: the cache is emptied before the backward of every so many steps, from the first on
-            (`torch_empty_cache_steps`; transformers 5.23 trainer.py `training_step`); 0 for never.
+        empty_cache_steps: the cache is emptied before the backward of every so many steps, from the first on; 0 for never.
     """
     if network.recorded is not None:
         return network.recorded.replay(network, settings, optimizer, expandable_segments, empty_cache_steps)

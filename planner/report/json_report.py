@@ -24,7 +24,6 @@ def answer_json(answer: Answer, savings: Sequence[Saving] = (), why: "WhyNot | N
     on_front = front(answer.plans)
     plans = [{**plan_json(plan), "pareto": best} for plan, best in zip(answer.plans, on_front, strict=True)]
     return {
-        "source": "traced" if answer.job.spec.source is not None else "estimated",
         "request": job_json(answer.job),
         "recommended": plans[0] if plans else None,
         "plans": plans,
@@ -44,11 +43,12 @@ def counted(job: Job) -> str:
     return "counted" if job.spec.source is None else "traced"
 
 
-def warnings_json(job: Job) -> dict[str, list[str]]:
-    """What the user should know of the files that the job was read from, and of a model that was traced."""
+def warnings_json(job: Job) -> dict[str, Any]:
+    """What the user should know of the files that the job was read from, and of a model that was traced, which is said."""
     said = list(job.config.config.warnings) if job.config else []
     said += [job.spec.note] if job.spec.source is not None else []
-    return {"warnings": said} if said or job.config else {}
+    traced = {"source": "traced"} if job.spec.source is not None else {}
+    return {**traced, **({"warnings": said} if said or job.config else {})}
 
 
 def _why_json(why: "WhyNot") -> dict[str, Any]:

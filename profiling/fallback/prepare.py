@@ -40,7 +40,7 @@ def traced_spec(id: str, config: ConfigReader, task: str, reason: str) -> Traced
     text = mapping.get("text_config")
     if isinstance(text, dict):
         mapping = {**mapping, **text}
-    sizes = {name: _size(mapping, keys) for name, keys in _KEYS.items()}
+    sizes: dict[str, Any] = {name: _size(mapping, keys) for name, keys in _KEYS.items()}
     sizes["max_position_embeddings"] = sizes["max_position_embeddings"] or UNKNOWN_CONTEXT
     source = _sources.setdefault((id, repr(config.mapping), task), TracedSource(id, config, task))
     source.closed = False

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import click
@@ -73,6 +74,7 @@ class TracedSource:
         """`task`: one of tasks.TASKS, or "" for what the config says."""
         self.closed = False
         self._model = id, config, task
+        self._announced = 0
         self._known: dict[tuple[str, Settings], Known] = {}
 
     @property
@@ -142,19 +144,25 @@ class TracedSource:
         with profiling_needs("planning a model without a family"):
             from tuneplan.profiling.fallback.tracing import traced, traced_together
 
-        kind, programs = self._model[1].mapping.get("model_type"), f"{len(left)} fit{'s' if len(left) > 1 else ''}"
-        click.echo(f"plan: tracing the real code of {kind} for {programs}; kept for the next time", err=True)
+        self._announced = len(left)
         start, done = time.monotonic(), 0
         while left:
             wish = left.pop(0)
-            click.echo(f"plan: {wish.label}", err=True)
-            self._keep(wish, *traced(wish.subject, wish.batch, wish.length))
+            self._keep(wish, *traced(wish.subject, wish.batch, wish.length, partial(self._tell, wish)))
             done += 1
             if len(left) > 1 and (time.monotonic() - start) / done * len(left) > POOL_SECONDS:
                 for place, result in traced_together([(w.subject, w.batch, w.length) for w in left]):
-                    click.echo(f"plan: {left[place].label}", err=True)
+                    self._tell(left[place])
                     self._keep(left[place], *result)
                 return
+
+    def _tell(self, wish: Wish) -> None:
+        """Say on stderr what is being traced, how much there is the first time."""
+        if self._announced:
+            kind, fits = self._model[1].mapping.get("model_type"), f"{self._announced} fit{'s' if self._announced > 1 else ''}"
+            click.echo(f"plan: tracing the real code of {kind} for {fits}; kept for the next time", err=True)
+        self._announced = 0
+        click.echo(f"plan: {wish.label}", err=True)
 
     def _answered(self, wish: Wish) -> bool:
         known = self._programs(wish.subject)

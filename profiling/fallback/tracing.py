@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
@@ -20,12 +20,19 @@ MOST_WORKERS = 8
 Result = tuple[dict[str, Any] | None, str]
 
 
-def traced(subject: Subject, batch: int, length: int) -> Result:
-    """The program around a point as `codec.encode` gives it; or None and why there is none."""
+def traced(subject: Subject, batch: int, length: int, told: Callable[[], None] = lambda: None) -> Result:
+    """The program around a point as `codec.encode` gives it; or None and why there is none.
+
+    `told`: called when the first trace is done, so that more will follow.
+    """
     quiet()
+    first = [told]
 
     def recorded(batch: int, length: int) -> Recording:
-        return record(subject, batch, length, STEPS)
+        recording = record(subject, batch, length, STEPS)
+        while first:
+            first.pop()()
+        return recording
 
     try:
         found = program(recorded, max(batch, 2), length, from_one=True)
