@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from tuneplan.planner.models.source import Source
     from tuneplan.planner.training.settings import Settings
 
+from tuneplan.planner.errors import InputError
+
 CAUSAL_LM = "causal-lm"
 
 
@@ -34,7 +36,7 @@ class ModelSpec:
 
     `longest` is how many positions it has where it cannot do with more, `fixed_length` the tokens of an image where it reads
     nothing else (0: it reads sequences), `image_tokens` how many tokens of a sequence an image takes (0: it reads none beside
-    text).
+    text), `image_pixels` its width and height for the report.
     """
 
     id: str
@@ -49,6 +51,7 @@ class ModelSpec:
     head_dim: int
     fixed_length: ClassVar[int] = 0
     image_tokens: ClassVar[int] = 0
+    image_pixels: ClassVar[str] = ""
     task: str = field(default=CAUSAL_LM, kw_only=True)
     num_labels: int = field(default=2, kw_only=True)
     note: str = field(default="", kw_only=True)
@@ -58,6 +61,10 @@ class ModelSpec:
     def longest(self) -> int | None:
         """Positions that the model has where it cannot do with more."""
         return None
+
+    def sized(self, image_size: tuple[int, int]) -> "ModelSpec":
+        """The model as it reads images of a height and a width [pixels]. Raises InputError where their size is not free."""
+        raise InputError(f"{self.id} does not read images of any size, so leave --image-size out")
 
     @property
     def source(self) -> "Source | None":

@@ -214,6 +214,8 @@ def not_traced(method: Method, settings: Settings) -> str:
     """What no trace of one process has."""
     if not settings.objective.plain:
         return f"--training {settings.objective.name} is TRL's trainer, which is not traced; use supervised fine-tuning"
+    if settings.images not in (0, 1) or settings.image_size is not None:
+        return "the batches of traced models are of text alone; leave --images and --image-size out"
     if settings.gathered_cast and any(getattr(part, "autocast_adapter_dtype", False) for part in method.parts):
         return f"{method.name} computes in one dtype where DeepSpeed or FSDP casts its adapters, which is not traced"
     return ""
