@@ -14,9 +14,10 @@ from tuneplan.hardware_profiles.records import Gpu
 from tuneplan.planner.models.network import Network
 from tuneplan.planner.timing import collectives
 from tuneplan.planner.timing.optimizer_step import update_bytes
+from tuneplan.planner.timing.product_rates import ShapeShares, columns_of
 from tuneplan.planner.timing.roofline import Rates, device_seconds, gpu_rates, host_seconds, started
 from tuneplan.planner.timing.step_time import accumulation_seconds
-from tuneplan.planner.timing.work import network_work
+from tuneplan.planner.timing.work import SMALL_OPS, network_work
 from tuneplan.planner.training.optimizers import Optimizer
 from tuneplan.planner.training.settings import BITSANDBYTES, Settings
 from tuneplan.planner.training.sharding import Sharding
@@ -39,6 +40,10 @@ def card_rates(gpus: Sequence[Gpu | None], dtypes: set[str], kernels: str = BITS
         dequantize=column(lambda r: r.dequantize),
         dequantize_start=column(lambda r: r.dequantize_start),
         spared_launches=column(lambda r: r.spared_launches),
+        shapes=columns_of(
+            [rates.shapes if rates is not None and isinstance(rates.shapes, ShapeShares) else None for rates in found]
+        ),
+        cached=tuple(column(partial(_cached, index)) for index in range(len(SMALL_OPS))),
         start_seconds=column(lambda r: r.start_seconds),
         kernel_seconds=column(lambda r: r.kernel_seconds),
         forward_launch=column(lambda r: r.forward_launch),
@@ -49,6 +54,10 @@ def card_rates(gpus: Sequence[Gpu | None], dtypes: set[str], kernels: str = BITS
 
 def _product(dtype: str, rates: Rates) -> float:
     return rates.matmul[dtype]
+
+
+def _cached(index: int, rates: Rates) -> float:
+    return rates.cached[index]
 
 
 def _attention(dtype: str, rates: Rates) -> float:
@@ -82,7 +91,7 @@ class StepSeconds:
             np.array([[[[getattr(u, name)]]] for u in updates]) for name in ("moved", "paged", "launches")
         )
         self._copy = np.array([[[collectives.copy_seconds(1.0, gpu) if gpu else 0.0]] for gpu in gpus])
-        self._link = np.array([[[collectives.gpu_link(gpu).bytes_per_second if gpu else 1.0]] for gpu in gpus])
+        self._links = [collectives.gpu_link(gpu) if gpu else None for gpu in gpus]
 
     def under(self, sharding: Sharding, steps: NDArray[np.int64]) -> tuple[Floats, Floats]:
         """Seconds of a step, and of its forwards; infinite for cards that cannot be timed.
@@ -97,10 +106,17 @@ class StepSeconds:
         moved, paged, started = (-(-every // shards) for every in (self._moved, self._paged, self._started))
         sent = collectives.data_parallel_bytes(self._network, sharding.data_parallel, sharding.zero_stage, sharding.engine_used)
         nbytes = steps * sent.each_micro_batch + sent.each_step
-        waited = collectives.exposed_seconds(nbytes / self._link, computed)
+        rates = self._sent_per_second(sent, sharding)
+        waited = collectives.exposed_seconds(nbytes / rates, computed)
         ahead, behind = self._launches
         launched: Any = steps * ahead + started
         host = host_seconds(launched, counted * behind, self._rates)
         device = computed + moved / self._rates.memory + paged * self._copy + waited
         seconds = np.where(self._timed, np.maximum(device, host), np.inf)
         return seconds, np.where(self._timed, steps * self._forward, np.inf)
+
+    def _sent_per_second(self, sent: collectives.Traffic, sharding: Sharding) -> Any:
+        """Rates of collectives: (card, count, 1), or (card, 1, 1) for one count."""
+        ranks = np.atleast_1d(np.asarray(sharding.data_parallel)).ravel()
+        kind = collectives.operation(sharding.zero_stage)
+        return np.array([[[link.rate(kind, sent.message_bytes, int(r)) if link else 1.0] for r in ranks] for link in self._links])

@@ -70,7 +70,7 @@ def work_of(operators: Iterable[tuple[Operator, int]]) -> Work:
             continue
         work.launches += count
         if op.kind == "other":
-            work.moved += op.moved * count
+            work.stream(op.moved, count)
         else:
             work.products.append(Product(op.flops, op.moved, op.dtype, op.kind == "attention", count))
     return work
