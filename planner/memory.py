@@ -55,6 +55,8 @@ class StepMemory:
 
 def walk(network: Network, settings: Settings) -> Walked:
     """Walk each distinct block forward and backward: once, but for those that must know what other blocks do."""
+    if network.recorded is not None:
+        return network.recorded.walked(settings.accumulating)
     meter = _meter_for(settings)
     shared = Shared(settings.accumulating, gradient_uses(network), fused_update=network.fused_update)
     lives = lifetimes(network)

@@ -14,6 +14,7 @@ from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.parameter import Parameter
 from tuneplan.planner.models.registry import family, has_checkpointing
+from tuneplan.planner.models.source import Recorded
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.training.objective import PROMPT, REFERENCE
 from tuneplan.planner.training.settings import Settings
@@ -92,6 +93,7 @@ class Network:
         reference: the model as it runs without gradients and adapters beside the one that is trained (DPO, GRPO); None where it
             does not.
         prompts: the same on the prompts of a generation (GRPO).
+        recorded: the step as it ran, where it was traced: then `runs` are only layers with their weights, without ops.
         known: what was found out about its weights and the runs that have them, by what it depends on beside; see `remembered`.
     """
 
@@ -105,6 +107,7 @@ class Network:
     spec: ModelSpec | None = None
     reference: "Network | None" = None
     prompts: "Network | None" = None
+    recorded: Recorded | None = None
     known: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def remembered(self, key: Hashable, find: Callable[[], Found]) -> Found:
@@ -151,6 +154,8 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
     (`layer_kind`, such as "moe"; its layers get names of their own). Without gradient checkpointing the first layer of a frozen
     model is one of its own, because its input needs no gradient.
     """
+    if spec.source is not None:
+        return spec.source.network(spec, method, settings)
     if settings.image_size is not None:
         spec = spec.sized(settings.image_size)
     builder, given = family(spec.model_type), spec
@@ -218,13 +223,13 @@ def _layers(stack: Stack, model: Assembly, entry: Tensor, shared: Any, runs: lis
     prefixes = _prefixes(stack.layers, weights)
     if stack.shared:
         prefixes = {form: stack.layers.replace("*", form[0]) for form in weights}
-    recorded: dict[tuple[object, bool, bool, bool], tuple[Block, set[str], list[Tensor]]] = {}
+    recorded: dict[tuple[object, bool, bool, bool, bool], tuple[Block, set[str], list[Tensor]]] = {}
     index = 0
     trailing: tuple[Storage, ...] = ()
     while index < layers:
         known = set(model.parameters)
         prefix = prefixes[weights[index]]
-        key = (kinds[index], entry.requires_grad, model.beside is None, bool(trailing))
+        key = (kinds[index], entry.requires_grad, model.beside is None, bool(trailing), index in stack.joints)
         if key not in recorded:
             model.begin(prefix, 1, index)
             recorded[key] = _layer(stack, model, spec, entry, shared), model.met, model.router_logits
@@ -232,8 +237,9 @@ def _layers(stack: Stack, model: Assembly, entry: Tensor, shared: Any, runs: lis
         block, met, routers = recorded[key]
         hidden, model.beside = _handed_on(block)
         alike = 1
-        if hidden.requires_grad == entry.requires_grad and (model.beside is None) == key[2] and not trailing:
-            while index + alike < layers and kinds[index + alike] == kinds[index] and index + alike - 1 not in stack.joints:
+        apart = trailing or index in stack.joints
+        if hidden.requires_grad == entry.requires_grad and (model.beside is None) == key[2] and not apart:
+            while index + alike < layers and kinds[index + alike] == kinds[index] and index + alike not in stack.joints:
                 alike += 1
         for name, parameter in model.parameters.items():
             if name in met and name.startswith(prefix) and not stack.shared:

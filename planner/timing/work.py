@@ -127,6 +127,8 @@ class NetworkWork:
 
 def network_work(network: Network, settings: Settings) -> NetworkWork:
     """Work of one forward and backward over all runs; checkpointed runs repeat their forward in the backward."""
+    if network.recorded is not None:
+        return network.recorded.work()
     forward, recompute, backward = Work(), Work(), Work()
     for run in network.runs:
         _forward(run.block.ops, run.count, forward)
