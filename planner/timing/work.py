@@ -112,8 +112,8 @@ class Work:
 
         moved = np.stack(np.broadcast_arrays(*arrays))
         counts = np.array([count for moved, count in self.streams if not isinstance(moved, int)])
-        found: Size = np.tensordot(counts, np.where(moved <= most, moved, 0), axes=1) + total
-        return found
+        found: Any = np.tensordot(counts, np.where(moved <= most, moved, 0), axes=1)
+        return found + total
 
 
 @dataclass(frozen=True, slots=True)
