@@ -6,6 +6,7 @@ larger of two times each.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tuneplan.planner.graph.block import Block
 from tuneplan.planner.graph.block import recomputed as stop_of
@@ -102,7 +103,7 @@ class Work:
         self.moved = self.moved + moved * count
         self.streams.append((moved, count))
 
-    def small(self, most: int) -> Size:
+    def small(self, most: int) -> Any:
         """Bytes of the ops that only move bytes, and no more than `most`."""
         arrays = [moved for moved, _ in self.streams if not isinstance(moved, int)]
         total: Size = sum(moved * count for moved, count in self.streams if isinstance(moved, int) and moved <= most)
