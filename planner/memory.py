@@ -54,9 +54,24 @@ class StepMemory:
 
 
 def walk(network: Network, settings: Settings) -> Walked:
-    """Walk each distinct block forward and backward: once, but for those that must know what other blocks do."""
+    """Walk each distinct block forward and backward: once, but for those that must know what other blocks do.
+
+    For arrays both kinds of backward are walked at once, and the other one is `Walked.other`.
+    """
     meter = _meter_for(settings)
-    shared = Shared(settings.accumulating, gradient_uses(network), fused_update=network.fused_update)
+    if meter is not Meter:
+        result, adding, alike = _walk(network, settings, meter, None)
+        if alike:
+            result.other, adding.other = adding, result
+            return adding if settings.accumulating else result
+    return _walk(network, settings, meter, settings.accumulating)[0]
+
+
+def _walk(
+    network: Network, settings: Settings, meter: Callable[[], Meter], accumulating: bool | None
+) -> tuple[Walked, Walked, bool]:
+    """A walk; for `accumulating` None both kinds, the one that finds no gradients first, and whether one walk was enough."""
+    shared = Shared(accumulating, gradient_uses(network), fused_update=network.fused_update)
     lives = lifetimes(network)
     forward: list[Piece] = []
     walks: list[tuple[Run, Walk]] = []
@@ -83,21 +98,23 @@ def walk(network: Network, settings: Settings) -> Walked:
         forward.append(Piece(walked.release(settings.keep_outputs, lives.held), run.count))
         if settings.keep_outputs:
             forward.append(Piece(_deaths(kept_outputs(run)), run.count))
-    backward: list[Piece] = []
-    loss = None
-    gone: dict[tuple[int, bool, bool], Segment] = {}
+    result, other = Walked(forward, [], bool(accumulating)), Walked(list(forward), [], True)
+    gone: dict[tuple[int, bool, bool], tuple[Segment, Segment]] = {}
     for index, (run, walked) in reversed(list(enumerate(walks))):
         key = (id(run.block), run.checkpointed, run.reversible)
         if key in gone:
-            segment = gone[key]
+            segment, adding = gone[key]
         else:
             again = Walk(run.block, meter) if run.checkpointed else walked
             segment = again.backward(shared, run.recomputation(settings), parted=True)
-            loss = again.parts or loss
+            adding = again.adding or segment
+            result.loss, other.loss = again.parts or result.loss, again.adding_parts or other.loss
             if key in known:
-                gone[key] = segment
-        backward += [Piece(segment, run.count, index), Piece(_deaths(lives.spent[index]))]
-    return Walked(forward, backward, settings.accumulating, loss=loss)
+                gone[key] = segment, adding
+        spent = Piece(_deaths(lives.spent[index]))
+        result.backward += [Piece(segment, run.count, index), spent]
+        other.backward += [Piece(adding, run.count, index), spent]
+    return result, other, not shared.apart
 
 
 def stands_alone(run: Run) -> bool:

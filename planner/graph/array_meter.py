@@ -5,6 +5,7 @@ the sizes, so here a segment is a table (event, configuration) and its peak the 
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -24,9 +25,14 @@ _KINDS = np.arange(len(CATEGORIES))[:, None]
 
 
 class ArrayMeter(Meter):
-    """Counts births and deaths within a segment, for sizes that are ints or arrays of one shape."""
+    """Counts births and deaths within a segment, for sizes that are ints or arrays of one shape.
 
-    __slots__ = ("_categories", "_names", "_shape", "_signs", "_sizes")
+    Attributes:
+        only: of events from now on: they happen in backwards that find gradients (True), in those that find none (False), or in
+            both (None). One walk is then two segments.
+    """
+
+    __slots__ = ("_categories", "_names", "_only", "_shape", "_signs", "_sizes", "_table")
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         """`shape`: of the arrays."""
@@ -36,6 +42,8 @@ class ArrayMeter(Meter):
         self._signs: list[int] = []
         self._categories: list[int] = []
         self._names: list[str] = []
+        self._only: dict[int, bool] = {}
+        self._table: Ints | None = None
 
     def add(self, size_bytes: Size, category: int) -> None:
         """A birth."""
@@ -51,29 +59,40 @@ class ArrayMeter(Meter):
         self._event(size_bytes, -1, TEMPORARY)
 
     def _event(self, size_bytes: Size, sign: int, category: int) -> None:
+        if self.only is not None:
+            self._only[len(self._sizes)] = self.only
         self._sizes.append(size_bytes)
         self._signs.append(sign)
         self._categories.append(category)
         self._names.append(self.op)
 
-    def segment(self) -> Segment:
-        """What was counted so far."""
-        count = len(self._sizes)
-        events: Ints = np.zeros((count + 1, *self._shape), np.int64)
-        for index, size in enumerate(self._sizes, 1):
-            events[index] = size
-        flat = events.reshape(count + 1, -1)
-        flat[1:] *= np.array(self._signs, np.int64)[:, None]
+    def segment(self, accumulating: bool = False) -> Segment:
+        """What was counted so far, in backwards that find gradients or in those that find none."""
+        if not self._sizes:
+            return super().segment()
+        if self._table is None or len(self._table) != len(self._sizes):
+            table: Ints = np.empty((len(self._sizes), *self._shape), np.int64)
+            for index, size in enumerate(self._sizes):
+                table[index] = size
+            self._table = table
+        rows = [i for i in range(len(self._sizes)) if self._only.get(i, accumulating) == accumulating] if self._only else None
+        categories = self._categories if rows is None else [self._categories[i] for i in rows]
+        signs = self._signs if rows is None else [self._signs[i] for i in rows]
+        count = len(categories)
+        flat: Ints = np.zeros((count + 1, prod(self._shape)), np.int64)
+        found = self._table if rows is None else self._table[rows]
+        np.multiply(found.reshape(count, flat.shape[1]), np.array(signs, np.int64)[:, None], out=flat[1:])
         running = flat.cumsum(0)
         at = running.argmax(0)
-        own = (np.array([-1, *self._categories]) == _KINDS).astype(np.int64)
+        own = (np.array([-1, *categories]) == _KINDS).astype(np.int64)
         before = np.arange(count + 1)[:, None] <= at
         whole = (len(CATEGORIES), *self._shape)
         delta: Any = (own @ flat).reshape(whole)
         peak: Any = (own @ (flat * before)).reshape(whole)
         total: Any = running.max(0).reshape(self._shape)
-        first = int(at[0])
-        return Segment(delta, peak, total, self._names[first - 1] if first else "")
+        first = int(at[0]) - 1
+        names = self._names
+        return Segment(delta, peak, total, "" if first < 0 else names[first if rows is None else rows[first]])
 
 
 def chain(pieces: "Sequence[Piece]", shape: tuple[int, ...]) -> Segment:

@@ -32,9 +32,14 @@ class Segment:
 
 
 class Meter:
-    """Counts births and deaths within a segment."""
+    """Counts births and deaths within a segment.
 
-    __slots__ = ("live", "op", "peak", "peak_op", "peak_total", "total")
+    Attributes:
+        op: the op that runs.
+        only: see `array_meter.ArrayMeter`; without a meaning here.
+    """
+
+    __slots__ = ("live", "only", "op", "peak", "peak_op", "peak_total", "total")
 
     def __init__(self) -> None:
         self.live: Levels = _ZERO.copy()
@@ -43,6 +48,7 @@ class Meter:
         self.peak_total: Size = 0
         self.peak_op = ""
         self.op = ""
+        self.only: bool | None = None
 
     def add(self, size_bytes: Size, category: int) -> None:
         """A birth."""
@@ -66,8 +72,8 @@ class Meter:
         self.live[category] = self.live[category] - size_bytes
         self.total = self.total - size_bytes
 
-    def segment(self) -> Segment:
-        """What was counted so far."""
+    def segment(self, accumulating: bool = False) -> Segment:
+        """What was counted so far. `accumulating`: see `array_meter.ArrayMeter`; without a meaning here."""
         return Segment(self.live.copy(), self.peak, self.peak_total, self.peak_op)
 
     def _raise(self, higher: Any, total: Size, levels: Levels) -> None:
