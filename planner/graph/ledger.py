@@ -73,6 +73,12 @@ class Walk:
         """The backward that finds gradients, where both kinds were walked at once and they differ."""
         self.adding_parts: tuple[Segment, Segment] | None = None
 
+    def copy(self) -> "Walk":
+        """The same at this moment, to go on from here once more."""
+        other = Walk(self.block, self._meter)
+        other._saved, other._released = self._saved.copy(), self._released.copy()
+        return other
+
     def forward(self, keep: bool = True, rebuilt: bool = False) -> Segment:
         """The forward pass; leaves behind what is saved and the exit.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph.block import Block
-from tuneplan.planner.graph.tensor import round_block
+from tuneplan.planner.graph.tensor import Size, round_block
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import Network, Run, build
 from tuneplan.planner.models.parameter import Parameter
@@ -208,7 +208,7 @@ def _owned(network: Network, runs: list[Run], index: int) -> list[Parameter]:
     return [replace(p, count=counts[p.name]) for p in network.parameters if p.name in counts] + loose
 
 
-def in_flight(sharding: Sharding, index: int, micro_batches: int) -> float:
+def in_flight(sharding: Sharding, index: int, micro_batches: Size) -> float:
     """Forwards of a stage that wait for their backward at most, in units of all its layers.
 
     1F1B: as many as there are stages from this one on (Narayanan et al. 2021, section 2.2.1). Interleaved with v parts a stage:
@@ -221,5 +221,15 @@ def in_flight(sharding: Sharding, index: int, micro_batches: int) -> float:
     if sharding.pipeline_schedule == "gpipe":
         return micro_batches
     if sharding.pipeline_schedule == "interleaved":
-        return min((2 * (stages - index - 1) + (parts - 1) * stages + 1) / parts, micro_batches)
-    return min(stages - index, micro_batches)
+        return _least((2 * (stages - index - 1) + (parts - 1) * stages + 1) / parts, micro_batches)
+    return _least(stages - index, micro_batches)
+
+
+def _least(most: float, micro_batches: Size) -> float:
+    if isinstance(micro_batches, int):
+        return min(most, micro_batches)
+    import numpy as np
+
+    least: Any = np.minimum(most, micro_batches)
+    found: float = least
+    return found

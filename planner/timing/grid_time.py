@@ -11,8 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneplan.hardware_profiles.records import Gpu
+from tuneplan.planner.host_memory import GPUS_OF_A_NODE
 from tuneplan.planner.models.network import Network
-from tuneplan.planner.timing import collectives
+from tuneplan.planner.timing import collectives, constants
+from tuneplan.planner.timing.collectives import Link
+from tuneplan.planner.timing.layout_time import Spread, spread
 from tuneplan.planner.timing.optimizer_step import update_bytes
 from tuneplan.planner.timing.roofline import Rates, device_seconds, gpu_rates, host_seconds, started
 from tuneplan.planner.timing.step_time import accumulation_seconds
@@ -22,6 +25,30 @@ from tuneplan.planner.training.settings import BITSANDBYTES, Settings
 from tuneplan.planner.training.sharding import Sharding
 
 Floats = NDArray[np.float64]
+
+
+class CardColumns:
+    """Rates and links of cards as columns (card, 1, 1), found once for all networks that are timed on them."""
+
+    def __init__(self, gpus: Sequence[Gpu | None]) -> None:
+        """`gpus`: None for a bare amount of memory."""
+        self._gpus = gpus
+        self._rates: dict[tuple[frozenset[str], str], tuple[Rates, NDArray[np.bool_]]] = {}
+        self.copy: Any = np.array([[[collectives.copy_seconds(1.0, gpu) if gpu else 0.0]] for gpu in gpus])
+        self._near: Any = np.array([[[collectives.gpu_link(gpu).bytes_per_second if gpu else 1.0]] for gpu in gpus])
+
+    def rates(self, dtypes: set[str], kernels: str = BITSANDBYTES) -> tuple[Rates, NDArray[np.bool_]]:
+        """Rates, and which cards can be timed; the others get rates of 1, which nobody reads."""
+        key = frozenset(dtypes), kernels
+        if key not in self._rates:
+            self._rates[key] = card_rates(self._gpus, dtypes, kernels)
+        return self._rates[key]
+
+    def link(self, _: object, ranks: Any) -> Link:
+        """As `layout_time.Machines.link`, of all cards, and of numbers of ranks (count, 1)."""
+        far = np.minimum(self._near, constants.NETWORK.value)
+        speed: Any = np.where(np.asarray(ranks) <= GPUS_OF_A_NODE, self._near, far)
+        return Link(speed, "")
 
 
 def card_rates(gpus: Sequence[Gpu | None], dtypes: set[str], kernels: str = BITSANDBYTES) -> tuple[Rates, NDArray[np.bool_]]:
@@ -61,13 +88,22 @@ class StepSeconds:
     The sums are those of `step_time.step_time`; a test holds one against the other.
     """
 
-    def __init__(self, network: Network, settings: Settings, optimizers: Sequence[Optimizer], gpus: Sequence[Gpu | None]) -> None:
-        """`settings`: micro-batches as an array; `gpus`: None for a bare amount of memory."""
+    def __init__(
+        self,
+        network: Network,
+        settings: Settings,
+        optimizers: Sequence[Optimizer],
+        cards: CardColumns,
+        experts_per_token: int = 0,
+    ) -> None:
+        """`settings`: micro-batches as an array; `network`: of one rank; `experts_per_token`: of a mixture."""
         self._network = network
+        self._cards = cards
+        self._experts = experts_per_token
         work = network_work(network, settings)
         phases = (work.forward, work.recompute, work.backward)
         dtypes = {settings.autocast or settings.dtype} | {p.dtype for phase in phases for p in phase.products}
-        self._rates, timed = card_rates(gpus, dtypes, settings.kernels)
+        self._rates, timed = cards.rates(dtypes, settings.kernels)
         self._timed = timed[:, None, None]
         forward, recompute, backward = (device_seconds(phase, self._rates) for phase in phases)
         self._forward: Any = forward.total
@@ -77,12 +113,13 @@ class StepSeconds:
             started(work.backward, self._rates),
         )
         master, clips = settings.precision == "master-weights", settings.max_grad_norm > 0
-        updates = [update_bytes(o, network.parameters, master, clips) for o in optimizers]
+        updates = network.remembered(
+            ("updates", tuple(optimizers), master, clips),
+            lambda: [update_bytes(o, network.parameters, master, clips) for o in optimizers],
+        )
         self._moved, self._paged, self._started = (
             np.array([[[[getattr(u, name)]]] for u in updates]) for name in ("moved", "paged", "launches")
         )
-        self._copy = np.array([[[collectives.copy_seconds(1.0, gpu) if gpu else 0.0]] for gpu in gpus])
-        self._link = np.array([[[collectives.gpu_link(gpu).bytes_per_second if gpu else 1.0]] for gpu in gpus])
 
     def under(self, sharding: Sharding, steps: NDArray[np.int64]) -> tuple[Floats, Floats]:
         """Seconds of a step, and of its forwards; infinite for cards that cannot be timed.
@@ -92,15 +129,19 @@ class StepSeconds:
             steps: micro-batches of an update (count, micro-batch).
         """
         counted: Any = steps
-        computed = steps * self._micro + accumulation_seconds(self._network, self._rates, counted)
+        cards: Any = self._cards  # which stand for the card and the machines
+        more = spread(self._network, sharding, cards, cards, self._experts) if sharding.splits_model else Spread()
+        computed = (steps + more.filling) * self._micro + accumulation_seconds(self._network, self._rates, counted)
         shards = sharding.data_parallel if sharding.zero_stage else 1
         moved, paged, started = (-(-every // shards) for every in (self._moved, self._paged, self._started))
         sent = collectives.data_parallel_bytes(self._network, sharding.data_parallel, sharding.zero_stage, sharding.engine_used)
         nbytes = steps * sent.each_micro_batch + sent.each_step
-        waited = collectives.exposed_seconds(nbytes / self._link, computed)
+        link = self._cards.link(None, sharding.gpu_count).bytes_per_second
+        waited = collectives.exposed_seconds(nbytes / link, computed)
+        waited = waited + steps * more.micro_batch_seconds + more.step_seconds
         ahead, behind = self._launches
         launched: Any = steps * ahead + started
         host = host_seconds(launched, counted * behind, self._rates)
-        device = computed + moved / self._rates.memory + paged * self._copy + waited
+        device = computed + moved / self._rates.memory + paged * self._cards.copy + waited
         seconds = np.where(self._timed, np.maximum(device, host), np.inf)
         return seconds, np.where(self._timed, steps * self._forward, np.inf)

@@ -16,7 +16,8 @@ from tuneplan.planner.data.amount import of_job
 from tuneplan.planner.data.batches import Batches
 from tuneplan.planner.data.lengths import of_counts
 from tuneplan.planner.errors import InputError
-from tuneplan.planner.grid import Choice, Grid
+from tuneplan.planner.grid import Grid
+from tuneplan.planner.grid_found import Choice, every
 from tuneplan.planner.job import Job
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.models.lookup import load
@@ -54,10 +55,10 @@ def test_the_same_is_taken(name: str) -> None:
     """Every method on every number of every card: the same candidate, whether it fits, by how much it is short, and its rank."""
     job = JOBS[name]
     search = Search(job, TODAY)
-    choices = Grid(search).choices()
+    choices = every(Grid(search).found(), job)
     assert len(choices) > 30
     for choice in choices:
-        found = search._best(choice.method, choice.target, choice.sharding.data_parallel)
+        found = search._best(choice.method, choice.target, choice.sharding.gpu_count)
         assert found is not None
         plan = found if isinstance(found, Plan) else found.plan
         assert _place(choice) == (
@@ -114,14 +115,15 @@ def _figures(plan: Plan) -> tuple[Any, ...]:
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
 def test_processes_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search over two processes takes the same candidates; a method that does not fit the model is the same error."""
-    alone, count = grid_workers.choices(Search(JOB, TODAY))
+    alone, count = grid_workers.found(Search(JOB, TODAY))
     monkeypatch.setattr(grid_workers, "WORTH_FORKING", 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     told: list[int] = []
-    assert (alone, count) == grid_workers.choices(Search(JOB, TODAY), told.append)
+    together, again = grid_workers.found(Search(JOB, TODAY), told.append)
+    assert (every(alone, JOB), count) == (every(together, JOB), again)
     assert len(JOB.methods) == len(told)
     with pytest.raises(InputError, match="no biases"):
-        grid_workers.choices(Search(replace(JOB, methods=(parse("lora"), parse("bitfit"))), TODAY))
+        grid_workers.found(Search(replace(JOB, methods=(parse("lora"), parse("bitfit"))), TODAY))
 
 
 def test_only_the_best_are_worked_out(monkeypatch: pytest.MonkeyPatch) -> None:
