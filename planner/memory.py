@@ -81,8 +81,9 @@ def walk(network: Network, settings: Settings, known: Known | None = None) -> Wa
     if meter is not Meter:
         result, adding, alike = _walk(network, settings, meter, None, known)
         if alike:
-            result.other, adding.other = adding, result
-            return adding if settings.accumulating else result
+            asked, other = (adding, result) if settings.accumulating else (result, adding)
+            asked.other = other
+            return asked
     return _walk(network, settings, meter, settings.accumulating, known)[0]
 
 

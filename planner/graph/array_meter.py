@@ -5,7 +5,6 @@ the sizes, so here a segment is a table (event, configuration) and its peak the 
 """
 
 from collections.abc import Sequence
-from math import prod
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -21,7 +20,6 @@ Ints: TypeAlias = NDArray[np.int64]
 
 MOST = 512
 """Configurations up to which a table is small; above, `Meter` is as fast and needs less memory."""
-_KINDS = np.arange(len(CATEGORIES))[:, None]
 
 
 class ArrayMeter(Meter):
@@ -32,66 +30,55 @@ class ArrayMeter(Meter):
             both (None). One walk is then two segments.
     """
 
-    __slots__ = ("_categories", "_names", "_only", "_shape", "_signs", "_sizes", "_table")
+    __slots__ = ("_events", "_shape", "_table")
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         """`shape`: of the arrays."""
         super().__init__()
         self._shape = shape
-        self._sizes: list[Size] = []
-        self._signs: list[int] = []
-        self._categories: list[int] = []
-        self._names: list[str] = []
-        self._only: dict[int, bool] = {}
+        self._events: list[tuple[Size, int, int, str, bool | None]] = []
         self._table: Ints | None = None
 
     def add(self, size_bytes: Size, category: int) -> None:
         """A birth."""
-        self._event(size_bytes, 1, category)
+        self._events.append((size_bytes, 1, category, self.op, self.only))
 
     def drop(self, size_bytes: Size, category: int) -> None:
         """A death."""
-        self._event(size_bytes, -1, category)
+        self._events.append((size_bytes, -1, category, self.op, self.only))
 
     def touch(self, size_bytes: Size) -> None:
         """A birth and a death of scratch memory within one op."""
-        self._event(size_bytes, 1, TEMPORARY)
-        self._event(size_bytes, -1, TEMPORARY)
-
-    def _event(self, size_bytes: Size, sign: int, category: int) -> None:
-        if self.only is not None:
-            self._only[len(self._sizes)] = self.only
-        self._sizes.append(size_bytes)
-        self._signs.append(sign)
-        self._categories.append(category)
-        self._names.append(self.op)
+        self._events.append((size_bytes, 1, TEMPORARY, self.op, self.only))
+        self._events.append((size_bytes, -1, TEMPORARY, self.op, self.only))
 
     def segment(self, accumulating: bool = False) -> Segment:
         """What was counted so far, in backwards that find gradients or in those that find none."""
-        if not self._sizes:
+        if not self._events:
             return super().segment()
-        if self._table is None or len(self._table) != len(self._sizes):
-            table: Ints = np.empty((len(self._sizes), *self._shape), np.int64)
-            for index, size in enumerate(self._sizes):
+        sizes, signs, categories, names, only = zip(*self._events, strict=True)
+        if self._table is None or len(self._table) != len(sizes):
+            table: Ints = np.empty((len(sizes), *self._shape), np.int64)
+            for index, size in enumerate(sizes):
                 table[index] = size
-            self._table = table
-        rows = [i for i in range(len(self._sizes)) if self._only.get(i, accumulating) == accumulating] if self._only else None
-        categories = self._categories if rows is None else [self._categories[i] for i in rows]
-        signs = self._signs if rows is None else [self._signs[i] for i in rows]
-        count = len(categories)
-        flat: Ints = np.zeros((count + 1, prod(self._shape)), np.int64)
-        found = self._table if rows is None else self._table[rows]
-        np.multiply(found.reshape(count, flat.shape[1]), np.array(signs, np.int64)[:, None], out=flat[1:])
+            self._table = table.reshape(len(sizes), -1) * np.array(signs, np.int64)[:, None]
+        found, kinds, rows = self._table, np.array(categories), None
+        if any(kind is not None for kind in only):
+            rows = [index for index, kind in enumerate(only) if kind is None or kind is accumulating]
+            found, kinds = found[rows], kinds[rows]
+        count = len(kinds)
+        flat: Ints = np.zeros((count + 1, found.shape[1]), np.int64)
+        flat[1:] = found
         running = flat.cumsum(0)
         at = running.argmax(0)
-        own = (np.array([-1, *categories]) == _KINDS).astype(np.int64)
+        own = np.zeros((len(CATEGORIES), count + 1), np.int64)
+        own[kinds, np.arange(1, count + 1)] = 1
         before = np.arange(count + 1)[:, None] <= at
         whole = (len(CATEGORIES), *self._shape)
         delta: Any = (own @ flat).reshape(whole)
         peak: Any = (own @ (flat * before)).reshape(whole)
         total: Any = running.max(0).reshape(self._shape)
         first = int(at[0]) - 1
-        names = self._names
         return Segment(delta, peak, total, "" if first < 0 else names[first if rows is None else rows[first]])
 
 
