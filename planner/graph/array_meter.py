@@ -87,8 +87,8 @@ def chain(pieces: "Sequence[Piece]", shape: tuple[int, ...]) -> Segment:
 
     Axes: (piece, category, configuration).
     """
-    deltas: Ints = np.empty((len(pieces), len(CATEGORIES), *shape), np.int64)
-    peaks: Ints = np.empty_like(deltas)
+    deltas: Ints = np.zeros((len(pieces), len(CATEGORIES), *shape), np.int64)
+    peaks: Ints = np.zeros_like(deltas)
     highest: Ints = np.empty((len(pieces), *shape), np.int64)
     for index, piece in enumerate(pieces):
         _fill(deltas[index], piece.segment.delta)
@@ -126,8 +126,10 @@ def shape_of(pieces: "Sequence[Piece]") -> tuple[int, ...]:
 
 
 def _fill(row: Ints, levels: Any) -> None:
+    """Levels into zeros."""
     if isinstance(levels, np.ndarray):
         row[...] = levels.reshape(len(levels), *(1,) * (row.ndim - levels.ndim), *levels.shape[1:])
     else:
         for category, size in enumerate(levels):
-            row[category] = size
+            if type(size) is not int or size:
+                row[category] = size

@@ -5,7 +5,6 @@ that segments join, and repeat, without being walked again.
 """
 
 from dataclasses import dataclass
-from operator import add
 from typing import Any
 
 from tuneplan.planner.graph.tensor import CATEGORIES, TEMPORARY, Size
@@ -100,15 +99,20 @@ def _choose(mask: Any, total_a: Size, a: Levels, total_b: Size, b: Levels) -> tu
     return total, levels
 
 
+def _sums(a: Levels, b: Levels) -> Levels:
+    """Level by level; most are plain zeros, and adding one to an array takes longer than finding it."""
+    return [y if type(x) is int and x == 0 else x if type(y) is int and y == 0 else x + y for x, y in zip(a, b, strict=True)]
+
+
 def join(first: Segment, second: Segment) -> Segment:
     """One segment after the other."""
-    delta = list(map(add, first.delta, second.delta))
+    delta = _sums(first.delta, second.delta)
     base: Size = sum(first.delta)
     total = base + second.peak_total
     higher: Any = total > first.peak_total
     if higher is False:
         return Segment(delta, first.peak, first.peak_total, first.peak_op)
-    levels = list(map(add, first.delta, second.peak))
+    levels = _sums(first.delta, second.peak)
     peak_total, peak = _choose(higher, total, levels, first.peak_total, first.peak)
     op = second.peak_op if higher is True or higher.flat[0] else first.peak_op
     return Segment(delta, peak, peak_total, op)

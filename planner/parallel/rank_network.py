@@ -125,9 +125,9 @@ def _split_tensors(network: Network, whole: Network, spec: ModelSpec, sharding: 
             if not kind.startswith("linear") or op.output is None:
                 continue
             if module in rows and op.output.shape[-1] == wide:
-                op.scratch = (op.scratch or 0) + round_block(op.output.nbytes)  # the sum over ranks is a new tensor
+                op.scratch = _bytes(op.scratch) + round_block(op.output.nbytes)  # the sum over ranks is a new tensor
             if module in columns and op.gradients:
-                op.workspace = (op.workspace or 0) + round_block(op.gradients[0].of.nbytes)
+                op.workspace = _bytes(op.workspace) + round_block(op.gradients[0].of.nbytes)
 
 
 def _split_sequence(block: Block, columns: set[str], wide: int, ranks: int) -> None:
@@ -160,11 +160,15 @@ def _ring(network: Network, ranks: int) -> None:
             if not op.name.endswith("_attention") or len(op.reads) < 3:
                 continue
             near = sum(storage.nbytes for storage in op.reads[1:3])
-            op.scratch = (op.scratch or 0) + 2 * near
-            op.workspace = (op.workspace or 0) + 6 * near
+            op.scratch = _bytes(op.scratch) + 2 * near
+            op.workspace = _bytes(op.workspace) + 6 * near
             op.flops = op.flops * ranks
             for gradient in op.gradients:
                 gradient.flops = gradient.flops * ranks
+
+
+def _bytes(size: Size | None) -> Size:
+    return 0 if size is None else size
 
 
 def layers_of_stages(layers: int, stages: int) -> list[int]:
