@@ -154,7 +154,7 @@ def _found(
 
 @dataclass(frozen=True, slots=True)
 class _Series:
-    """Candidates of a kind by (optimizer, stage, card, count, micro-batch); `states` by (optimizer, stage, 1, count, micro-batch).
+    """Candidates of a kind by (optimizer, stage, card, count, micro-batch); `states` are the same for all cards.
 
     Attributes:
         short: bytes above the memory of a card; infinite for what is not tried.

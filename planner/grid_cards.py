@@ -1,4 +1,4 @@
-"""Cards of a large search that run a step alike, as columns: their memory, prices and rates, and the numbers of them that a job uses."""
+"""Cards of a large search that run a step alike, as columns: memory, prices and rates, and the numbers of them in a job."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Networks of a method for a large search, each built, walked and timed once for all micro-batches and cards: whole, and split."""
+"""Networks of a method, whole and split, for a large search: each built, walked and timed once for all sizes and cards."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -61,8 +61,9 @@ class Walks:
         for stage, part in enumerate(parts):
             first.setdefault(id(part), stage)  # of stages alike none holds more than the first, with more in flight
         self._parts = [(stage, parts[stage]) for stage in first.values()]
-        experts = getattr(job.spec, "top_k", 0)
-        self._clocks = [StepSeconds(part.network, settings, job.optimizers, cards, experts) for _, part in self._parts]
+        self._cards = cards
+        self._experts = getattr(job.spec, "top_k", 0)
+        self._clocks: dict[int, StepSeconds] = {}
 
     def memory(self, sharding: Sharding, steps: Ints) -> RankBytes:
         """`steps`: micro-batches of an update (number of cards, micro-batch)."""
@@ -71,11 +72,13 @@ class Walks:
         for on, taken in _kinds(sharding, steps > 1):
             settings = replace(self._settings, accumulating=on)
             every = [_peak(self._of_part(part, stage, settings, sharding, steps), shape) for stage, part in self._parts]
-            fullest = np.stack([peak for peak, *_ in every]).argmax(0)
-            figures = [np.choose(fullest, [one[index] for one in every]) for index in range(4)] if len(every) > 1 else every[0]
-            peak, held, states, host = figures
+            fullest: Any = np.stack([one[0] for one in every]).argmax(0) if len(every) > 1 else 0
+            peak, held, states, host = every[0]
+            if len(every) > 1:
+                peak, held, states, host = (np.choose(fullest, [one[index] for one in every]) for index in range(4))
+            moving: Any = peak - held
             for own, new in (
-                (found.allocated, peak + allowance(peak - held)),
+                (found.allocated, peak + allowance(moving)),
                 (found.states, states),
                 (found.host, host),
                 (found.fullest, fullest),
@@ -92,12 +95,21 @@ class Walks:
 
     def seconds(self, sharding: Sharding, steps: Ints, fullest: Ints) -> tuple[Floats, Floats]:
         """Seconds of a step and of its forwards by (optimizer, card, number of cards, micro-batch), on the fullest rank."""
-        every = [clock.under(sharding, steps) for clock in self._clocks]
-        seconds, ahead = every[0]
-        for index, (other, its) in enumerate(every[1:], 1):
-            seconds = np.where(fullest[:, None] == index, other, seconds)
-            ahead = np.where(fullest[:, None] == index, its, ahead)
+        if len(self._parts) == 1:
+            return self._clock(0).under(sharding, steps)
+        seconds, ahead = np.zeros(()), np.zeros(())
+        for index in np.unique(fullest):
+            own, its = self._clock(int(index)).under(sharding, steps)
+            here = fullest[:, None] == index
+            seconds, ahead = np.where(here, own, seconds), np.where(here, its, ahead)
         return seconds, ahead
+
+    def _clock(self, index: int) -> StepSeconds:
+        """The times of a part, which are asked for where it is the fullest."""
+        if index not in self._clocks:
+            network = self._parts[index][1].network
+            self._clocks[index] = StepSeconds(network, self._settings, self._optimizers.every, self._cards, self._experts)
+        return self._clocks[index]
 
 
 def _kinds(sharding: Sharding, accumulating: Bools) -> list[tuple[Any, Bools]]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tuneplan.planner.search import Search
 
 WORTH_FORKING = 50_000
-"""Below so many candidates one process is done before others have started."""
+"""Below so many candidates x layouts one process is done before others have started."""
 MOST_WORKERS = 8
 
 _inherited: "Search | None" = None
@@ -33,7 +33,7 @@ def found(search: "Search", told: Callable[[int], None] | None = None) -> tuple[
     """
     workers = min(os.cpu_count() or 1, len(search.job.methods), MOST_WORKERS)
     forks = "fork" in multiprocessing.get_all_start_methods()
-    if search.job.candidates < WORTH_FORKING or workers < 2 or not forks:
+    if search.job.candidates * search.job.most_splits < WORTH_FORKING or workers < 2 or not forks:
         grid = Grid(search, told)
         return grid.found(), grid.evaluated
     return _forked(search, told, workers)

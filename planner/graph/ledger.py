@@ -173,9 +173,13 @@ class Walk:
             meter.drop(start.storage.nbytes, start.storage.category)
         if checkpointing != "off" and not reversible and block.entry is not None:
             meter.drop(block.entry.storage.nbytes, block.entry.storage.category)
-        self.parts, found = _whole(loss, meter, False)
+        return self._ended(loss, meter, shared)
+
+    def _ended(self, loss: Meter | None, rest: Meter, shared: Shared) -> Segment:
+        """The backward, in its parts and as one; for both kinds of it, if both were walked."""
+        self.parts, found = _whole(loss, rest, False)
         if shared.accumulating is None:
-            self.adding_parts, self.adding = _whole(loss, meter, True)
+            self.adding_parts, self.adding = _whole(loss, rest, True)
         return found
 
     def _recompute(self, meter: Meter) -> None:

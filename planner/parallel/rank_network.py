@@ -229,7 +229,7 @@ def in_flight(sharding: Sharding, index: int, micro_batches: Size) -> float:
     return _least(stages - index, micro_batches)
 
 
-def _least(most: float, micro_batches: Size) -> float:
+def _least(most: float, micro_batches: Any) -> float:
     if isinstance(micro_batches, int):
         return min(most, micro_batches)
     import numpy as np

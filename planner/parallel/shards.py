@@ -145,8 +145,9 @@ def unit(parameters: Iterable[Parameter], ranks: int, wide: bool = False, reduce
 
 
 def _elements(parameters: Sequence[Parameter], ranks: int) -> Iterator[tuple[int, int, bool]]:
-    """Elements of a rank's part of weights, bytes of one, and whether they are trained; for arrays, of all that are alike at once."""
-    if isinstance(ranks, int):
+    """Elements of a rank's part of weights, bytes of one, and whether they are trained; for arrays, of all alike at once."""
+    numbers: Any = ranks
+    if isinstance(numbers, int):
         for p in parameters:
             yield elements(padded(p.shape, ranks)), BITS[p.storage] // 8, p.trainable
         return
@@ -158,7 +159,7 @@ def _elements(parameters: Sequence[Parameter], ranks: int) -> Iterator[tuple[int
     for (size, trainable), members in groups.items():
         rows: Any = np.array([p.shape[0] if p.shape else 1 for p in members], np.int64)
         rest: Any = np.array([elements(p.shape[1:]) for p in members], np.int64)
-        wide = (-1, *(1,) * np.ndim(ranks))
+        wide = (-1, *(1,) * np.ndim(numbers))
         yield -(-rows.reshape(wide) // ranks) * rest.reshape(wide), size, trainable
 
 

@@ -131,13 +131,13 @@ class StepSeconds:
         counted: Any = steps
         cards: Any = self._cards  # which stand for the card and the machines
         more = spread(self._network, sharding, cards, cards, self._experts) if sharding.splits_model else Spread()
-        computed = (steps + more.filling) * self._micro + accumulation_seconds(self._network, self._rates, counted)
+        computed: Any = (steps + more.filling) * self._micro + accumulation_seconds(self._network, self._rates, counted)
         shards = sharding.data_parallel if sharding.zero_stage else 1
         moved, paged, started = (-(-every // shards) for every in (self._moved, self._paged, self._started))
         sent = collectives.data_parallel_bytes(self._network, sharding.data_parallel, sharding.zero_stage, sharding.engine_used)
-        nbytes = steps * sent.each_micro_batch + sent.each_step
+        nbytes: Any = steps * sent.each_micro_batch + sent.each_step
         link = self._cards.link(None, sharding.gpu_count).bytes_per_second
-        waited = collectives.exposed_seconds(nbytes / link, computed)
+        waited: Any = collectives.exposed_seconds(nbytes / link, computed)
         waited = waited + steps * more.micro_batch_seconds + more.step_seconds
         ahead, behind = self._launches
         launched: Any = steps * ahead + started

@@ -146,7 +146,9 @@ def _tables(trained: Sequence[Parameter]) -> dict[str, tuple[Any, Any]]:
     return tables
 
 
-def _of_tables(optimizer: Optimizer, tables: dict[str, tuple[Any, Any]], trained: Sequence[Parameter], master: bool) -> StateBytes:
+def _of_tables(
+    optimizer: Optimizer, tables: dict[str, tuple[Any, Any]], trained: Sequence[Parameter], master: bool
+) -> StateBytes:
     """`state_bytes` of one optimizer whose states are as large as the parameters, of all parameters at once."""
     device = host = 0
     for dtype, (sizes, counts) in tables.items():
