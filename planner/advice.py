@@ -13,7 +13,7 @@ from tuneplan.planner.parallel.step import joined
 from tuneplan.planner.request import Request
 from tuneplan.planner.switches import flash_runs, measured, narrow_adapters
 from tuneplan.planner.training.optimizers import OPTIMIZERS
-from tuneplan.planner.training.settings import BITSANDBYTES
+from tuneplan.planner.training.settings import BITSANDBYTES, LOOP
 from tuneplan.planner.units import GIB, format_gib
 
 WORTH_SAYING = GIB // 4
@@ -43,8 +43,8 @@ def _experts(estimate: Estimate) -> list[str]:
     notes = estimate.network.notes
     if "experts_implementation" not in notes:
         return []
+    texts = [notes["router_loss"]] if "router_loss" in notes else []
     stacked = [p for p in estimate.network.parameters if p.name.rpartition(".")[0].endswith(".experts") and len(p.shape) == 3]
-    texts = []
     if estimate.network.quantized and stacked:
         size = sum(p.stored_bytes * p.count for p in stacked)
         widened = ", cast to fp32 by prepare_model_for_kbit_training (prepare_kbit=false leaves them)"
@@ -52,7 +52,14 @@ def _experts(estimate: Estimate) -> list[str]:
             f"The experts stay dense and take {format_gib(size)}{widened if stacked[0].storage == 'fp32' else ''}: transformers "
             "keeps all experts of a layer in one parameter, and bitsandbytes quantizes linear modules alone."
         )
-    if estimate.request.settings.routing == "worst" and estimate.request.sharding.expert_parallel == 1:
+    settings = estimate.request.settings
+    if settings.experts == LOOP:
+        texts.append(
+            "experts eager runs one expert after the other, so memory depends on which experts the tokens choose: figures are "
+            f"for {'tokens spread evenly' if settings.routing == 'even' else 'all tokens on the same experts'} (--routing). "
+            "Where experts are trained, the backward makes a gradient of all experts of a layer for each of them, not once."
+        )
+    elif settings.routing == "worst" and estimate.request.sharding.expert_parallel == 1:
         texts.append(
             "routing worst is even here: without --expert-parallel every rank has all experts, and computes as many rows "
             "whichever they choose."

@@ -142,7 +142,7 @@ def _walk(
 def stands_alone(run: Run) -> bool:
     """Whether a layer's backward is the same wherever it stands: its gradients are of its own weights and tensors alone."""
     ops = run.block.ops
-    if not run.layered or run.block.side or any(op.output is not None and op.output.crosses for op in ops):
+    if not run.layered or any(op.output is not None and op.output.crosses for op in ops):
         return False
     of = [gradient.of for op in ops for gradient in op.gradients]
     return not any(tensor.crosses or (tensor.name and "*" not in tensor.name) for tensor in of)

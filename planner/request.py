@@ -79,6 +79,7 @@ class Request:
             "seq_len": s.seq_len,
             "target_len": s.target_length if self.spec.task == SEQ2SEQ else None,
             "images": s.images if self.spec.image_tokens else None,
+            "image_size": list(s.image_size) if s.image_size else None,
             "micro_batch_size": s.micro_batch_size,
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
             "dtype": s.dtype,
@@ -148,10 +149,5 @@ def with_experts(settings: Settings, experts: str | None, routing: str | None, s
     given = [option for option, value in (("experts", experts), ("routing", routing)) if value is not None]
     if given and spec is not None and not spec.is_mixture:
         raise InputError(f"--{given[0]} is of a mixture of experts, which {spec.id} is not; leave it out")
-    if experts == "eager":
-        raise InputError(
-            "experts eager, a loop over the experts that have tokens, is not modelled: its memory depends on the routing; "
-            f"choose one of {', '.join(EXPERTS)} (transformers runs grouped_mm unless it is told otherwise)"
-        )
     experts = settings.experts if experts is None else experts
     return replace(settings, experts=experts, routing=settings.routing if routing is None else routing)

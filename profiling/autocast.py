@@ -31,8 +31,10 @@ _LOWER: set[Callable[..., Any]] = {
     torch.einsum,
     torch.nn.functional.conv1d,
     torch.nn.functional.conv2d,
+    torch.nn.functional.conv3d,
     torch.conv1d,
     torch.conv2d,
+    torch.conv3d,
     torch.prelu,
     torch.nn.functional.scaled_dot_product_attention,
 }
@@ -58,6 +60,8 @@ _FP32: set[Callable[..., Any]] = {
     torch.nn.functional.cosine_similarity,
     torch.nn.functional.binary_cross_entropy_with_logits,
 }
+_FP32_UNLESS_TOLD: set[Callable[..., Any]] = {torch.softmax, torch.Tensor.softmax, torch.nn.functional.softmax}
+"""Of the list AT_FORALL_FP32_SET_OPT_DTYPE: they give fp32, unless the caller names a dtype."""
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -106,6 +110,8 @@ class CudaAutocast(TorchFunctionMode):
                 args, given = self._to(args, self._dtype), {k: self._cast(v, self._dtype) for k, v in given.items()}
             elif func in _FP32:
                 args, given = self._to(args, torch.float32), {k: self._cast(v, torch.float32) for k, v in given.items()}
+            elif func in _FP32_UNLESS_TOLD and given.get("dtype") is None and len(args) < 3 and args[0].dtype in _FLOATS:
+                given = {**given, "dtype": torch.float32}
         return func(*args, **given)
 
     @contextmanager

@@ -14,8 +14,10 @@ from transformers import AutoConfig
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.quantized_base import QuantizedBase
-from tuneplan.planner.training.settings import OURS
+from tuneplan.planner.training.settings import LOOP, OURS
 from tuneplan.profiling import attention
+from tuneplan.profiling.expert_loop import answer_routing
+from tuneplan.profiling.image_batches import READ_BOTH, image_text_batch
 from tuneplan.profiling.methods import refuse_what_no_library_has, with_adapter, with_method
 from tuneplan.profiling.optimizers import make_optimizer
 from tuneplan.profiling.quantize import quantize
@@ -43,7 +45,6 @@ _TASK_OF = {
 _BY_TASK = ("MULTITASK_PROMPT_TUNING", "POLY")  # their forward takes the number of each sequence's task
 _CONTRASTIVE = ("clip",)
 _CAST_PIXELS = ("vit",)  # their code casts what a processor gives, which is fp32
-_IMAGE_TOKENS = ("llava",)
 _GENERATES = ("causal-lm", "image-text-to-text", "seq2seq-lm", "masked-lm")
 
 
@@ -91,6 +92,8 @@ def build(subject: Subject, implementation: str, device: str, adapt: Callable[[A
             raise
         model = transformers_model(subject.config, task, "eager", dtype, start, settings.use_cache, settings.experts)
         notes = ("this architecture has no sdpa attention in transformers; eager attention was used, as transformers does",)
+    if settings.experts == LOOP and device == "meta":
+        answer_routing(model, settings.routing)
     if quantized is not None:
         quantize(model, quantized, DTYPES[settings.dtype], device)
         materialize(model, device)
@@ -254,7 +257,7 @@ def batch_of(subject: Subject, model: nn.Module, device: str) -> dict[str, torch
         if subject.config.get("model_type") not in _CAST_PIXELS:
             pixels = pixels.to(next(model.parameters()).dtype)
         return {"pixel_values": pixels, "labels": integers(shape[:1], 2)}
-    if task == "image-text-to-text" and subject.config.get("model_type") in _IMAGE_TOKENS:
+    if task == "image-text-to-text" and subject.config.get("model_type") in READ_BOTH:
         return image_text_batch(subject, device)
     if task == "contrastive":
         tower = {"image_size": 224, "num_channels": 3, **dict(subject.config.get("vision_config") or {})}
@@ -270,22 +273,6 @@ def batch_of(subject: Subject, model: nn.Module, device: str) -> dict[str, torch
     highest = 2 if task == "token-classification" else highest
     batch["labels"] = integers(shape[:1], 2) if task == "sequence-classification" else integers(target, highest)
     return batch
-
-
-def image_text_batch(subject: Subject, device: str) -> dict[str, torch.Tensor]:
-    """Token ids of which the first are those of images, labels, and pixels in fp32, as a processor gives them."""
-    from tuneplan.planner.models.config import ConfigReader
-    from tuneplan.planner.models.registry import read_spec
-
-    s = subject.settings
-    spec: Any = read_spec(subject.id, ConfigReader(subject.config, subject.id))
-    shape = (s.micro_batch_size, s.seq_len)
-    token = subject.config.get("image_token_index", 32000)
-    ids = torch.randint(0, min(token, subject.vocabulary), shape, device=device)
-    ids[:, : s.images * spec.image_tokens] = token
-    tower = spec.tower
-    pixels = torch.zeros(s.micro_batch_size * s.images, tower.num_channels, *tower.image_size, device=device)
-    return {"input_ids": ids, "labels": ids.clone(), "pixel_values": pixels}
 
 
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]

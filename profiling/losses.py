@@ -3,6 +3,7 @@
 N tokens, H hidden size, V vocabulary.
 """
 
+import sys
 from typing import Any
 
 import torch
@@ -59,9 +60,14 @@ class FusedLinearCrossEntropy(torch.autograd.Function):
 
 
 def liger(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The model's hidden states through the fused loss."""
-    hidden, head, _ = _hidden_and_head(model, ids)
-    loss: torch.Tensor = FusedLinearCrossEntropy.apply(hidden.view(-1, hidden.shape[-1]), head.weight)
+    """The model's hidden states through the fused loss; then the loss of the routers, where the model has one."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    outputs = causal.model(input_ids=ids)
+    hidden = outputs.last_hidden_state
+    loss: torch.Tensor = FusedLinearCrossEntropy.apply(hidden.view(-1, hidden.shape[-1]), causal.lm_head.weight)
+    balance = getattr(sys.modules[type(causal).__module__], "load_balancing_loss_func", None)
+    if balance is not None and getattr(outputs, "router_logits", None):
+        loss += causal.router_aux_loss_coef * balance(outputs.router_logits, causal.num_experts, causal.num_experts_per_tok)
     return loss
 
 
@@ -73,7 +79,7 @@ def shifted(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     return loss
 
 
-def _shifted_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, **_: object) -> torch.Tensor:
+def _shifted_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
     """fp32 logits, copied without the last token."""
     logits = logits.float()
     short = logits[..., :-1, :].contiguous()

@@ -89,14 +89,14 @@ request_options = stack(
     click.option(
         "--experts",
         default=None,
-        metavar="grouped_mm|batched_mm",
+        metavar="grouped_mm|batched_mm|eager",
         help="How transformers runs a mixture of experts.  [default: grouped_mm]",
     ),
     click.option(
         "--routing",
         default=None,
         metavar="even|worst",
-        help="Tokens over --expert-parallel ranks; worst: all want experts of one rank.  [default: even]",
+        help="Tokens over experts, for --experts eager and --expert-parallel; worst: all want the same.  [default: even]",
     ),
     click.option("--expandable-segments", is_flag=True, help="PYTORCH_ALLOC_CONF=expandable_segments:True."),
     click.option(

@@ -19,7 +19,9 @@ class Block:
         carried: storages made here that later blocks read (rotary tables, mask); they live to the end of the backward.
         frees: for each op, the storages whose last Python reference goes after it.
         batch: how many of the carried storages are the batch itself, which the training loop holds.
+        trailing: storages that a variable of the loop over layers holds until the next layer is done.
         stays: of the batch, what is large beside an update, which finds it still there: pixels.
+        output_ends: storages of `outputs` that are made here, by the op after which a recomputed forward lets them go.
         outputs: storages of the model's output object, which the training loop drops when the forward is over, or keeps.
         cached: storages that autocast holds until the forward, or a recomputed region, ends.
         leaves: activations that were made to require a gradient, and that gradient; they live as long as the loss's graph.
@@ -59,6 +61,8 @@ class Block:
     entries_kept: bool = False
     early_leaves: tuple[Storage, ...] = ()
     stays: tuple[Storage, ...] = ()
+    trailing: tuple[Storage, ...] = ()
+    output_ends: dict[int, list[Storage]] = field(default_factory=dict)
 
     def left_here(self) -> tuple[Storage, ...]:
         """Those of `left` that the block makes itself."""
@@ -101,6 +105,10 @@ def close(
     for key, index in last.items():
         if key not in kept:
             frees[index].append(owned[key])
+    output_ends: dict[int, list[Storage]] = {}
+    for storage in tape.outputs:
+        if id(storage) in last:
+            output_ends.setdefault(last[id(storage)], []).append(storage)
     return Block(
         name,
         tape.ops,
@@ -118,6 +126,7 @@ def close(
         parameters=tuple(tape.parameters),
         locals=locals,
         exit_held=exit_held,
+        output_ends=output_ends,
     )
 
 

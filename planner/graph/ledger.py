@@ -146,7 +146,7 @@ class Walk:
             meter.add(incoming.nbytes, TEMPORARY)
             meter.add(block.entry.storage.nbytes, block.entry.storage.category)
         if reentrant:
-            self._run(len(block.ops), True, meter)
+            self._run(len(block.ops), True, meter, again=True)
             for storage in block.cached:
                 self._unreference(storage, meter)
         head, loss = _head(block) if parted else None, None
@@ -187,7 +187,7 @@ class Walk:
         ops = self.block.ops
         stop = recomputed(ops)
         last = max(index for index, op in enumerate(ops) if op.saves)
-        self._run(stop, True, meter)
+        self._run(stop, True, meter, again=True)
         for storage in ops[last].saved:
             if stop == last:
                 self._saved[id(storage)] = self._saved.get(id(storage), 0) + 1
@@ -199,9 +199,11 @@ class Walk:
         for op in ops[:stop]:
             self._release(op.pinned, meter)
 
-    def _run(self, stop: int, keep: bool, meter: Meter) -> None:
+    def _run(self, stop: int, keep: bool, meter: Meter, again: bool = False) -> None:
+        """Ops up to `stop`. `again`: in the backward, where no output object of the model holds anything."""
         saved = self._saved
         frees = self.block.frees
+        ends = self.block.output_ends if again else {}
         for index, op in enumerate(self.block.ops[:stop]):
             meter.op = op.name
             if op.allocates is not None:
@@ -218,7 +220,7 @@ class Walk:
                     self._release(op.discards, meter)
             for storage in op.pinned:
                 saved[id(storage)] = saved.get(id(storage), 0) + 1
-            for storage in frees[index]:
+            for storage in (*frees[index], *ends[index]) if index in ends else frees[index]:
                 self._unreference(storage, meter)
 
     def _unreference(self, storage: Storage, meter: Meter) -> None:

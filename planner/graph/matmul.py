@@ -36,13 +36,28 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     return tape.record("linear", inputs, out, saved=saved, gradients=tuple(gradients), flops=flops, moved=moved)
 
 
+def cut_patches(
+    tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, shape: tuple[Size, ...], kind: str = "conv2d"
+) -> Tensor:
+    """A convolution whose kernel and stride are a patch; saves its input if it is trained.
+
+    Shapes: x any pixels, weight `(hidden, ...)` of a patch, result `shape`. Not counted: cuDNN's workspace, autocast's casts.
+    """
+    trained = [t for t in (weight, bias) if t is not None]
+    out = tape.fresh(shape, weight.dtype, any(t.requires_grad for t in trained))
+    flops: Size = 2 * elements(out.shape) * elements(weight.shape[1:])
+    moved = x.nbytes + weight.nbytes + out.nbytes
+    gradients = tuple([Gradient(t, round_block(t.nbytes), flops=flops * (t is weight), moved=moved) for t in trained])
+    return tape.record(kind, (x, *trained), out, saved=(x,), gradients=gradients, flops=flops, moved=moved)
+
+
 def _lowered(tape: Tape, weight: Tensor) -> Tensor:
-    """A weight in autocast's dtype. The casts of trained fp32 weights are kept until the forward ends.
+    """A weight in autocast's dtype. Casts of trained fp32 weights themselves are kept until the forward ends.
 
     Mirrors `cached_cast` of aten/src/ATen/autocast_mode.cpp, torch 2.13.
     """
     out = cast(tape, weight, tape.autocast)
-    if out is not weight and weight.requires_grad and weight.dtype == "fp32":
+    if out is not weight and weight.name and weight.requires_grad and weight.dtype == "fp32":
         tape.cached.append(out.storage)
     return out
 

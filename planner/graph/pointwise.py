@@ -130,6 +130,11 @@ def softmax(tape: Tape, x: Tensor) -> Tensor:
     return tanh(tape, x, "softmax")
 
 
+def softmax_by_default(tape: Tape, x: Tensor) -> Tensor:
+    """`softmax(x)` whose caller names no dtype: CUDA autocast makes it one in fp32 (its list AT_FORALL_FP32_SET_OPT_DTYPE)."""
+    return softmax(tape, cast(tape, x, "fp32") if tape.autocast else x)
+
+
 def sigmoid(tape: Tape, x: Tensor) -> Tensor:
     """`sigmoid(x)`: saves its output."""
     out = tape.fresh(x.shape, x.dtype, x.requires_grad)

@@ -5,7 +5,12 @@ Rules: torch 2.13 derivatives.yaml and FunctionsManual.cpp. T tokens, k experts 
 
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.tape import Gradient, Op, Tape
-from tuneplan.planner.graph.tensor import Size, Tensor, elements, round_block
+from tuneplan.planner.graph.tensor import Size, Tensor, elements, round_block, tensor_bytes
+
+WHERE_LAUNCHES = 6
+"""Kernels of `torch.where`: a copy of the mask, a sum, the choice, its places; and two copies to the host, which waits."""
+SELECT_LAUNCHES = 1
+"""The copy to the host of which matrix is meant."""
 
 
 def indices(tape: Tape, kind: str, shape: tuple[Size, ...], dtype: str = "int64", *read: Tensor) -> Tensor:
@@ -100,6 +105,47 @@ def batched_linear(tape: Tape, x: Tensor, weights: Tensor, out_features: int) ->
     gradients = tuple([Gradient(t, round_block(t.nbytes), flops=flops, moved=moved) for t in (weights, x)])
     saved = ((x,) if weights.requires_grad else ()) + ((weights,) if x.requires_grad else ())
     return tape.record("bmm", (x, weights), out, saved=saved, gradients=gradients, flops=flops, moved=moved)
+
+
+def places(tape: Tape, mask: Tensor, rows: Size) -> Tensor:
+    """`torch.where(mask)`: where the `rows` ones of a transposed mask are, `(rows, 2)`; the mask is copied to be searched."""
+    out = tape.fresh((rows, 2), "int64", False)
+    one = tensor_bytes(mask.shape[:-1], "int64")
+    tape.record("where", (mask,), out, scratch=one - out.storage.nbytes, moved=3 * one)
+    tape.ops[-1].launches = WHERE_LAUNCHES
+    return out
+
+
+def select(tape: Tape, weight: Tensor, shape: tuple[Size, ...], first: bool, found: Size) -> Tensor:
+    """One of the matrices (or biases) that a stacked weight holds: a view; its gradient is put into zeros of the whole stack.
+
+    Args:
+        tape: where it is recorded.
+        weight: the stack.
+        shape: of what is selected.
+        first: nothing is added to its gradient yet, which is the first of those that come (the last selected).
+        found: 1, or 0 where nothing selects it.
+    """
+    out = Tensor(weight.storage, shape, weight.dtype, weight.requires_grad)
+    added = 0 if first or not weight.name else 3 * weight.nbytes
+    full = round_block(weight.nbytes) * found
+    gradients = (Gradient(weight, full, moved=weight.nbytes + 2 * out.nbytes + added),) if weight.requires_grad else ()
+    tape.ops.append(Op(f"{tape.scope}.select", (weight.storage,), out, gradients=gradients, launches=SELECT_LAUNCHES))
+    return out
+
+
+def add_rows(tape: Tape, total: Tensor, x: Tensor, where: Tensor) -> Tensor:
+    """`total.index_add_(0, where, x)`: in place; positions and `x`, for its shape, are saved; its gradient is gathered."""
+    needs = total.requires_grad or x.requires_grad
+    out = Tensor(total.storage, total.shape, total.dtype, needs)
+    given = (Gradient(total, None), Gradient(x, round_block(x.nbytes), moved=2 * x.nbytes))
+    gradients = tuple([gradient for gradient in given if gradient.of.requires_grad])
+    saved = (where.storage, x.storage) if x.requires_grad else ()
+    reads = (total.storage, x.storage, where.storage)
+    tape.ops.append(
+        Op(f"{tape.scope}.index_add_", reads, out, saved=saved, saves=bool(saved), gradients=gradients, moved=3 * x.nbytes)
+    )
+    return out
 
 
 def rows_of(x: Tensor) -> Size:

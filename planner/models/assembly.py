@@ -66,11 +66,13 @@ class Assembly:
         extra_saved_bytes: what a checkpoint has that is no parameter.
         stacks: parameters of three dimensions that hold the matrices of all experts.
         wrapped: tensors that a wrapper around the module being recorded holds until the module is done.
-        router_logits: of each router of the block being recorded.
+        router_logits: of each router of the block being recorded, where the model's output keeps them.
+        routers: the same of all layers so far, and of how many layers alike.
         heads: weights of the classifier.
         largest: largest sizes that parts met so far, by a name of theirs; see `meet`.
         inside: what `model.` stands for at the start of a name outside the layers, where a text model is part of another.
         words: embedded tokens that wait for what another stack makes of images.
+        words_held: something holds them when images have been put among them.
         given: gives what enters the text model where it is not embedded tokens alone.
     """
 
@@ -97,12 +99,14 @@ class Assembly:
         self.extra_saved_bytes = 0
         self.stacks: set[str] = set()
         self.router_logits: list[Tensor] = []
+        self.routers: list[tuple[Tensor, int]] = []
         self.wrapped: list[Tensor] = []
         self.largest: dict[str, int] = {}
         self.heads: list[str] = []
         self.inside = ""
         self.given: Callable[[], Tensor] | None = None
         self.words: Tensor | None = None
+        self.words_held = False
 
     def begin(self, prefix: str, count: int, layer: int | None = None) -> Tape:
         """Start a block whose weights are named `prefix` + module and exist `count` times."""

@@ -14,6 +14,7 @@ from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.objective_head import objective_loss, reward_loss
 from tuneplan.planner.models.positions import check as check_positions
+from tuneplan.planner.models.router_logits import with_router_loss
 from tuneplan.planner.models.spec import ModelSpec
 
 MOST_DROPOUT = 0.99
@@ -353,7 +354,7 @@ def finish(
         for part in model.method.parts:
             tape.logits = part.added_logits(model) or tape.logits
         tape.scope = head
-        loss = objective_loss(model, hidden, weight, offset, rescale)
+        loss = with_router_loss(model, objective_loss(model, hidden, weight, offset, rescale), hidden)
     for part in model.method.parts:
         loss = part.loss(model, loss)
         part.finish(model)

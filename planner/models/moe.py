@@ -1,9 +1,9 @@
 """A mixture of experts: stacked weights, a router, and the implementations that transformers chooses from.
 
 Mirrors transformers 5.23 integrations/moe.py (`grouped_mm_experts_forward`, `batched_mm_experts_forward`) and the `Experts`
-and `TopKRouter` classes of models/mixtral and its relatives. `grouped_mm` is what transformers runs unless
-`experts_implementation` says otherwise (`get_correct_experts_implementation` of modeling_utils.py). T tokens, k experts a token,
-S = T * k rows, H hidden size, I intermediate size, E experts.
+and `TopKRouter` classes of models/mixtral and its relatives; the loop over experts is in expert_loop.py. `grouped_mm` is what
+transformers runs unless `experts_implementation` says otherwise (`get_correct_experts_implementation`). T tokens, k experts of a
+token, S = T * k rows, H hidden size, I intermediate size, E experts.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,10 @@ from tuneplan.planner.graph import routing as rt
 from tuneplan.planner.graph.matmul import linear
 from tuneplan.planner.graph.tensor import Size, Tensor
 from tuneplan.planner.models.assembly import Assembly
-from tuneplan.planner.models.config import ConfigReader
+from tuneplan.planner.models.expert_loop import looped
 from tuneplan.planner.models.expert_weights import Experts
-from tuneplan.planner.training.settings import EXPERTS
+from tuneplan.planner.models.router_logits import record
+from tuneplan.planner.training.settings import EXPERTS, LOOP
 
 Made: TypeAlias = tuple[Callable[[], Tensor], Callable[[], Tensor]]
 
@@ -112,10 +113,10 @@ def sigmoid_router(model: Assembly, module: str, x: Tensor, experts: int, k: int
     return Routed(weights, chosen, (logits,))
 
 
-def router_logits(model: Assembly, module: str, x: Tensor, experts: int, dtype: str = "") -> Tensor:
+def router_logits(model: Assembly, module: str, x: Tensor, experts: int, dtype: str = "", wide: bool = False) -> Tensor:
     """`F.linear` with the router's own weight, which is no module that PEFT or bitsandbytes would take. Gives `(T, E)`.
 
-    `dtype`: in which it is computed, where its code says so.
+    `dtype`: in which it is computed, where its code says so; `wide`: the router casts them to fp32 and gives those.
     """
     tape = model.tape
     tape.scope = module
@@ -123,20 +124,11 @@ def router_logits(model: Assembly, module: str, x: Tensor, experts: int, dtype: 
     if dtype:
         x, weight = pw.cast(tape, x, dtype), pw.cast(tape, weight, dtype)
     logits = linear(tape, x, weight)
-    model.router_logits.append(logits)
+    logits = pw.cast(tape, logits, "fp32") if wide else logits
+    record(model, logits)
     tape.hold(weight, *model.wrapped)
     model.wrapped = []
     return logits
-
-
-def router_note(config: ConfigReader) -> str:
-    """What the report says of a config that asks for the routers' logits, which `load_balancing_loss_func` makes a loss of."""
-    if not config.boolean("output_router_logits", False):
-        return ""
-    return (
-        "output_router_logits adds a loss that balances the experts, which is not part of the figures: it keeps the "
-        "probabilities of all routers for the backward; plan trace has its memory"
-    )
 
 
 def run_experts(model: Assembly, x: Tensor, routed: Routed, experts: Experts) -> Tensor:
@@ -149,6 +141,8 @@ def run_experts(model: Assembly, x: Tensor, routed: Routed, experts: Experts) ->
         y = _grouped(model, x, routed, experts, experts.weights(model))
     elif settings.experts == "batched_mm":
         y = _batched(model, x, routed, experts, experts.weights(model))
+    elif settings.experts == LOOP:
+        y = looped(model, x, routed.weights, routed.experts, experts, experts.weights(model))
     else:
         raise InputError(
             f"experts_implementation {settings.experts!r} is not modelled; choose one of {', '.join(EXPERTS)} "

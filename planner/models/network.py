@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph.block import Block, close
-from tuneplan.planner.graph.tensor import Tensor
+from tuneplan.planner.graph.tensor import Storage, Tensor
 from tuneplan.planner.methods.formats import QUANTIZED
 from tuneplan.planner.methods.full import Full
 from tuneplan.planner.methods.method import Method
@@ -60,6 +60,8 @@ class Stack:
         form: what distinguishes its ops, by assembly, spec and index.
         checkpoints: gradient checkpointing applies to them.
         shared: layers of one kind share one set of weights, and the kind stands for the "*" of `layers` (ALBERT).
+        joints: indices of the layers behind which something stands that gradient checkpointing leaves alone.
+        joint: records that, given the assembly, the spec, the layer's index, what the layer made and what the layers share.
     """
 
     layers: str
@@ -70,6 +72,8 @@ class Stack:
     form: Callable[[Assembly, Any, int], object] = lambda *_: None
     checkpoints: bool = True
     shared: bool = False
+    joints: tuple[int, ...] = ()
+    joint: Callable[[Assembly, Any, int, Tensor, Any], Block] | None = None
 
 
 @dataclass(slots=True)
@@ -147,6 +151,8 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
     (`layer_kind`, such as "moe"; its layers get names of their own). Without gradient checkpointing the first layer of a frozen
     model is one of its own, because its input needs no gradient.
     """
+    if settings.image_size is not None:
+        spec = spec.sized(settings.image_size)
     builder, given = family(spec.model_type), spec
     method = method.for_depth(spec.num_hidden_layers)
     if settings.gradient_checkpointing != "off" and not has_checkpointing(spec):
@@ -164,7 +170,8 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
     runs: list[Run] = []
     indices: dict[str, list[int]] = {}
     entry: Tensor | None = None
-    for stack in builder.stacks(spec) if hasattr(builder, "stacks") else (_one(builder, spec),):
+    several = builder.stacks if hasattr(builder, "stacks") else lambda _: (_one(builder, spec),)
+    for stack in several(spec) if settings.images or not hasattr(builder, "text_stacks") else builder.text_stacks(spec):
         first, shared = stack.start(model, spec, entry)
         model.layers_share = shared
         runs.append(Run(first, 1, checkpointed=False, layered=False))
@@ -211,20 +218,22 @@ def _layers(stack: Stack, model: Assembly, entry: Tensor, shared: Any, runs: lis
     prefixes = _prefixes(stack.layers, weights)
     if stack.shared:
         prefixes = {form: stack.layers.replace("*", form[0]) for form in weights}
-    recorded: dict[tuple[object, bool, bool], tuple[Block, set[str]]] = {}
+    recorded: dict[tuple[object, bool, bool, bool], tuple[Block, set[str], list[Tensor]]] = {}
     index = 0
+    trailing: tuple[Storage, ...] = ()
     while index < layers:
         known = set(model.parameters)
         prefix = prefixes[weights[index]]
-        key = (kinds[index], entry.requires_grad, model.beside is None)
+        key = (kinds[index], entry.requires_grad, model.beside is None, bool(trailing))
         if key not in recorded:
             model.begin(prefix, 1, index)
-            recorded[key] = _layer(stack, model, spec, entry, shared), model.met
-        block, met = recorded[key]
+            recorded[key] = _layer(stack, model, spec, entry, shared), model.met, model.router_logits
+            recorded[key][0].beside += trailing
+        block, met, routers = recorded[key]
         hidden, model.beside = _handed_on(block)
         alike = 1
-        if hidden.requires_grad == entry.requires_grad and (model.beside is None) == key[2]:
-            while index + alike < layers and kinds[index + alike] == kinds[index]:
+        if hidden.requires_grad == entry.requires_grad and (model.beside is None) == key[2] and not trailing:
+            while index + alike < layers and kinds[index + alike] == kinds[index] and index + alike - 1 not in stack.joints:
                 alike += 1
         for name, parameter in model.parameters.items():
             if name in met and name.startswith(prefix) and not stack.shared:
@@ -233,8 +242,16 @@ def _layers(stack: Stack, model: Assembly, entry: Tensor, shared: Any, runs: lis
         again = checkpointed and (reversible or block.exit.requires_grad)
         parts = (alike - 1, 1) if alike > 1 and _reads_across(block) else (alike,)
         runs += [Run(block, count, again, reversible) for count in parts]
+        model.routers += [(logits, alike) for logits in routers]
         index += alike
-        entry = hidden
+        entry, trailing = hidden, ()
+        if index - 1 in stack.joints:
+            assert stack.joint is not None
+            model.begin("", 1)
+            joint = stack.joint(model, spec, index - 1, entry, shared)
+            runs.append(Run(joint, 1, checkpointed=False))
+            assert joint.exit is not None
+            entry, trailing = joint.exit, joint.trailing
     for prefix in prefixes.values():
         indices[prefix] = [0] if stack.shared else [i for i, form in enumerate(weights) if prefixes[form] == prefix]
     return entry

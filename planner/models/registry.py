@@ -64,6 +64,7 @@ FAMILIES = {
     "distilbert": ("distilbert",),
     "vit": ("vit",),
     "llava": ("llava",),
+    "qwen3_vl": ("qwen3_vl", "qwen3_vl_moe"),
     "clip": ("clip",),
     "modernbert": ("modernbert",),
 }

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from tuneplan.planner.errors import InputError
+
 CAUSAL_LM = "causal-lm"
 
 
@@ -24,10 +26,12 @@ class ModelSpec:
         task: what the model is trained for, one of tasks.TASKS.
         num_labels: classes of a classification.
         note: what was read otherwise than the config says, for the report.
+        router_logits: what `output_router_logits` makes of the routers' logits: "" nothing; "kept" in the model's output; or a
+            "loss" too.
 
     `longest` is how many positions it has where it cannot do with more, `fixed_length` the tokens of an image where it reads
     nothing else (0: it reads sequences), `image_tokens` how many tokens of a sequence an image takes (0: it reads none beside
-    text).
+    text), `image_pixels` its width and height for the report.
     """
 
     id: str
@@ -42,14 +46,20 @@ class ModelSpec:
     head_dim: int
     fixed_length: ClassVar[int] = 0
     image_tokens: ClassVar[int] = 0
+    image_pixels: ClassVar[str] = ""
     task: str = field(default=CAUSAL_LM, kw_only=True)
     num_labels: int = field(default=2, kw_only=True)
     note: str = field(default="", kw_only=True)
+    router_logits: str = field(default="", kw_only=True)
 
     @property
     def longest(self) -> int | None:
         """Positions that the model has where it cannot do with more."""
         return None
+
+    def sized(self, image_size: tuple[int, int]) -> "ModelSpec":
+        """The model as it reads images of a height and a width [pixels]. Raises InputError where their size is not free."""
+        raise InputError(f"{self.id} does not read images of any size, so leave --image-size out")
 
     @property
     def is_mixture(self) -> bool:

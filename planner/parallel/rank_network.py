@@ -15,9 +15,10 @@ from tuneplan.planner.graph.tensor import Size, round_block
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import Network, Run, build
 from tuneplan.planner.models.parameter import Parameter
+from tuneplan.planner.models.router_logits import LOSS
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.parallel.expert_ranks import EXPERTS, split_experts
-from tuneplan.planner.training.settings import Settings
+from tuneplan.planner.training.settings import LOOP, Settings
 from tuneplan.planner.training.sharding import Sharding
 
 _SPLIT = ("intermediate_size", "moe_intermediate_size", "shared_intermediate_size", "num_attention_heads")
@@ -71,6 +72,11 @@ def check_model(spec: ModelSpec, settings: Settings, sharding: Sharding, whole: 
         if width % ranks:
             raise InputError(f"tensor-parallel {ranks} does not divide {name}={width} of {spec.id}; use a divisor")
     stages = sharding.pipeline_parallel * sharding.virtual_stages
+    if stages > 1 and spec.router_logits == LOSS:
+        raise InputError(
+            f"{spec.id}: output_router_logits adds a loss of the routers of all layers, which no pipeline stage has; set it to "
+            "false in the config, or leave --pipeline-parallel at 1"
+        )
     if stages > spec.num_hidden_layers:
         raise InputError(f"{stages} pipeline stages are more than the {spec.num_hidden_layers} layers of {spec.id}; use fewer")
     if sharding.context_parallel > 1 and settings.attention == "eager":
@@ -80,6 +86,11 @@ def check_model(spec: ModelSpec, settings: Settings, sharding: Sharding, whole: 
     experts = [p for p in whole.parameters if EXPERTS in p.name.split(".")]
     if sharding.expert_parallel > 1 and not experts:
         raise InputError(f"expert-parallel {sharding.expert_parallel}: {spec.id} has no experts to split; leave it at 1")
+    if sharding.expert_parallel > 1 and settings.experts == LOOP:
+        raise InputError(
+            f"expert-parallel {sharding.expert_parallel} with experts eager is not modelled: a rank would loop over its "
+            "own experts; use experts grouped_mm"
+        )
     for p in experts if sharding.expert_parallel > 1 else ():
         if p.shape[0] % sharding.expert_parallel:
             raise InputError(

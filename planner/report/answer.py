@@ -80,7 +80,7 @@ def header(job: Job, asked: str, methods: str | None = None) -> Table:
         [
             ("model", arrow),
             ("methods", methods or "; ".join(explicit(method, ", ") for method in job.methods)),
-            *described(job.spec, s.target_length, s.images),
+            *described(job.spec, s.target_length, s.images, s.image_size),
             ("GPUs", f"{targets if len(targets) < 200 else f'{len(job.targets)} kinds'} x {counts}"),
             (
                 "training",

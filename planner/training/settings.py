@@ -8,7 +8,9 @@ from tuneplan.planner.training.objective import SFT, Objective
 DTYPES = ("bf16", "fp16", "fp32")
 PRECISIONS = ("pure", "master-weights", "autocast")
 ATTENTIONS = ("eager", "sdpa", "flash")
-EXPERTS = ("grouped_mm", "batched_mm")
+LOOP = "eager"
+"""transformers' `experts_implementation` that runs experts one by one."""
+EXPERTS = ("grouped_mm", "batched_mm", LOOP)
 ROUTINGS = ("even", "worst")
 BITSANDBYTES = "bitsandbytes"
 OURS = "tuneplan"
@@ -39,14 +41,17 @@ class Settings:
         keep_outputs: the training loop keeps the model's output (logits, cache) until the next forward is over, as a loop does
             that is written `outputs = model(...)`; transformers' Trainer does not.
         target_len: tokens of each target of an encoder-decoder; None for as many as the sequence.
-        images: in each sequence, for a model that reads both.
+        images: in each sequence, for a model that reads both; 0 for text alone.
+        image_size: height and width of each [pixels], for a model that reads any; None for the spec's.
         use_cache: the model keeps keys and values in a cache, as it does by default; the Trainer turns it off, and so does
             gradient checkpointing.
         objective: what is trained towards; supervised fine-tuning unless said otherwise. A micro-batch of pairs has two sequences
             for each.
-        experts: transformers' `experts_implementation` of a mixture of experts; "grouped_mm" unless it is told otherwise.
-        routing: how its tokens are spread over ranks that split the experts: "even", or "worst", where all tokens want experts
-            of one rank. On one rank all rows are computed there, whichever experts they choose.
+        experts: transformers' `experts_implementation` of a mixture of experts; "grouped_mm" unless it is told otherwise, "eager"
+            for a loop over the experts that have tokens.
+        routing: how its tokens are spread over experts: "even", or "worst", where all tokens want the same experts or, where
+            ranks split them, those of one rank. On one rank it decides something for the loop ("eager") alone: the others compute
+            all rows at once, whichever experts they choose.
         kernels: that dequantize 4-bit weights: "bitsandbytes", or "tuneplan" for a model patched with `tuneplan.kernels.patch`.
         gathered_cast: fp32 adapters are cast to `dtype` as they are gathered, so that the model computes in one dtype (FSDP's
             mixed precision).
@@ -69,6 +74,7 @@ class Settings:
     use_cache: bool = False
     target_len: Size | None = None
     images: int = 1
+    image_size: tuple[int, int] | None = None
     experts: str = "grouped_mm"
     routing: str = "even"
     gathered_cast: bool = False

@@ -223,7 +223,7 @@ def _attention(model: Assembly, spec: DebertaSpec, x: Tensor, shared: _Shared) -
     seen = tape.record("bool", (shared.mask,), tape.fresh(shared.mask.shape, "bool", False))
     unseen = tape.record("bitwise_not", (seen,), tape.fresh(shared.mask.shape, "bool", False))
     scores = pw.masked_fill(tape, scores, unseen)
-    soft = pw.softmax(tape, scores)
+    soft = pw.softmax_by_default(tape, scores)
     dropout = spec.attention_dropout if model.settings.attention_dropout is None else model.settings.attention_dropout
     weights = pw.dropout(tape, soft, dropout)
     mixed = batched(tape, weights, v, q.shape, length)

@@ -19,6 +19,7 @@ from tuneplan.planner.models.decoder import DecoderSpec
 from tuneplan.planner.models.expert_weights import Experts
 from tuneplan.planner.models.latent_attention import Latent, latent_attention, read_latent
 from tuneplan.planner.models.moe import Routed, grouped_sigmoid_router, router_logits, run_experts
+from tuneplan.planner.models.router_logits import KEPT, asked
 
 LAYERS = "model.layers.*."
 EMBEDDING = "model.embed_tokens"
@@ -83,6 +84,7 @@ def read(id: str, config: ConfigReader) -> DeepseekSpec:
         norm_topk=not second and config.boolean("norm_topk_prob", True),
         topk_method=method,
         mlp_bias=second and config.boolean("mlp_bias", False),
+        router_logits=asked(config, KEPT),
     )
 
 

@@ -23,6 +23,7 @@ from tuneplan.planner.models.decoder import DecoderSpec
 from tuneplan.planner.models.expert_weights import Experts
 from tuneplan.planner.models.layer_kinds import FULL, SLIDING, layer_types
 from tuneplan.planner.models.moe import Routed, run_experts
+from tuneplan.planner.models.router_logits import KEPT, asked, record
 from tuneplan.planner.training.attention_kernel import Kernel
 
 LAYERS = "model.layers.*."
@@ -130,6 +131,7 @@ def read(id: str, config: ConfigReader) -> Gemma4Spec:
         per_layer_vocabulary=config.integer("vocab_size_per_layer_input", 262144),
         double_wide=config.boolean("use_double_wide_mlp", False),
         num_experts=count,
+        router_logits=asked(config, KEPT) if count else "",
         top_k=top_k,
         moe_intermediate_size=inside,
     )
@@ -346,6 +348,7 @@ def _router(model: Assembly, spec: Gemma4Spec, x: Tensor) -> Routed:
     logits = model.linear(scaled, "router.proj", spec.num_experts)
     tape.scope = "router"
     probabilities = pw.softmax(tape, pw.cast(tape, logits, "fp32"))
+    record(model, probabilities)
     values, chosen = rt.topk(tape, probabilities, spec.top_k)
     values = rt.divide_in_place(tape, values, rt.summed(tape, values, (x.shape[0], 1)))
     each = model.weight("router", (spec.num_experts,), "other", "per_expert_scale")

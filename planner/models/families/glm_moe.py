@@ -17,7 +17,8 @@ from tuneplan.planner.models.attention import attended, gated_mlp, kernel_of, pr
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.decoder import DecoderSpec
 from tuneplan.planner.models.expert_weights import Experts
-from tuneplan.planner.models.moe import grouped_sigmoid_router, router_note, run_experts, sigmoid_router
+from tuneplan.planner.models.moe import grouped_sigmoid_router, run_experts, sigmoid_router
+from tuneplan.planner.models.router_logits import KEPT, LOSS, asked
 
 LAYERS = "model.layers.*."
 EMBEDDING = "model.embed_tokens"
@@ -102,7 +103,7 @@ def read(id: str, config: ConfigReader) -> GlmMoeSpec:
         head_norm=WHOLE if not glm else HEAD if config.boolean("use_qk_norm", False) else "",
         rotary_width=_rotary_width(config, kind, fields["head_dim"]),
         qkv_bias=glm and config.boolean("attention_bias", False),
-        note=router_note(config),
+        router_logits=asked(config, KEPT if glm else LOSS),
     )
 
 

@@ -19,7 +19,8 @@ from tuneplan.planner.models.attention import cached, kernel_of, projected, run_
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.decoder import DecoderSpec
 from tuneplan.planner.models.expert_weights import Experts
-from tuneplan.planner.models.moe import Routed, router_note, run_experts
+from tuneplan.planner.models.moe import Routed, run_experts
+from tuneplan.planner.models.router_logits import asked, record
 
 LAYERS = "model.layers.*."
 EMBEDDING = "model.embed_tokens"
@@ -52,7 +53,7 @@ def read(id: str, config: ConfigReader) -> GptOssSpec:
         top_k=top_k,
         attention_bias=config.boolean("attention_bias", True),
         layer_types=_layer_types(config),
-        note=router_note(config),
+        router_logits=asked(config),
     )
 
 
@@ -165,7 +166,7 @@ def _router(model: Assembly, spec: GptOssSpec, x: Tensor) -> Routed:
     tape.scope = "mlp.router"
     weight = model.stacked_weight("mlp.router", "weight", (spec.num_experts, x.shape[-1]), kind="router")()
     logits = linear(tape, x, weight, model.weight("mlp.router", (spec.num_experts,), "bias", "bias", "router"))
-    model.router_logits.append(logits)
+    record(model, logits)
     values, chosen = rt.topk(tape, logits, spec.top_k)
     weights = pw.softmax(tape, values)
     tape.hold(values, weight, *model.wrapped)

@@ -183,7 +183,7 @@ def written_out(
     query, key = pw.cast(tape, q, "fp32"), pw.cast(tape, k, "fp32")
     scores = batched(tape, pw.copy(tape, query), key if packed else pw.copy(tape, key), (batch, count, length, k.shape[2]), size)
     scores = pw.scale(tape, scores) if scaled else pw.scale(tape, scores, "where")
-    soft = pw.softmax(tape, pw.add(tape, scores, mask))
+    soft = pw.softmax_by_default(tape, pw.add(tape, scores, mask))
     weights = pw.dropout(tape, pw.cast(tape, soft, v.dtype), attention_probability(model, spec))
     mixed = batched(tape, weights, v if packed else pw.copy(tape, v), (batch, count, length, size), k.shape[2])
     tape.hold(query, key)

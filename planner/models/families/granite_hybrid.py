@@ -16,7 +16,7 @@ from tuneplan.planner.models.attention import attended, kernel_of, projected
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.families.granite_moe import GraniteMoeSpec, residual_sum, sparse_block
 from tuneplan.planner.models.layer_kinds import ATTENTION, RECURRENT, mixers
-from tuneplan.planner.models.moe import router_note
+from tuneplan.planner.models.router_logits import asked
 from tuneplan.planner.models.state_space import TORCH_NOTE, StateSpace, refuse_states, state_space_mixer
 
 LAYERS = "model.layers.*."
@@ -51,7 +51,6 @@ def read(id: str, config: ConfigReader) -> GraniteHybridSpec:
     if kind not in ("", ROPE, "nope"):
         raise InputError(f"{config.origin}: position_embedding_type {kind!r} is not known; transformers has {ROPE!r} and none")
     fields = decoder.dimensions(id, config, rotary=kind == ROPE)
-    note = "; ".join([text for text in (TORCH_NOTE, router_note(config) if count else "") if text])
     return GraniteHybridSpec(
         **fields,
         sliding_window=None,
@@ -62,7 +61,8 @@ def read(id: str, config: ConfigReader) -> GraniteHybridSpec:
         sizes=_sizes(config, fields["hidden_size"], fields["hidden_act"]),
         shared_size=config.integer("shared_intermediate_size", 1024),
         rotated=kind == ROPE,
-        note=note,
+        note=TORCH_NOTE,
+        router_logits=asked(config) if count else "",
     )
 
 

@@ -16,7 +16,8 @@ from tuneplan.planner.models.attention import attended, kernel_of, projected
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.decoder import DecoderSpec
 from tuneplan.planner.models.expert_weights import Experts
-from tuneplan.planner.models.moe import Routed, router_logits, router_note, run_experts
+from tuneplan.planner.models.moe import Routed, router_logits, run_experts
+from tuneplan.planner.models.router_logits import asked
 
 LAYERS = "model.layers.*."
 EMBEDDING = "model.embed_tokens"
@@ -43,7 +44,7 @@ def read(id: str, config: ConfigReader) -> GraniteMoeSpec:
         num_experts=count,
         top_k=top_k,
         attention_bias=config.boolean("attention_bias", False),
-        note=router_note(config),
+        router_logits=asked(config),
     )
 
 
@@ -88,7 +89,7 @@ def sparse_block(model: Assembly, spec: GraniteMoeSpec, x: Tensor) -> Tensor:
 def _router(model: Assembly, spec: GraniteMoeSpec, x: Tensor) -> Routed:
     """`GraniteMoeTopKRouter`: the best logits in fp32, then their softmax, cast back."""
     tape = model.tape
-    logits = pw.cast(tape, router_logits(model, f"{SPARSE}.router", x, spec.num_experts), "fp32")
+    logits = router_logits(model, f"{SPARSE}.router", x, spec.num_experts, wide=True)
     values, chosen = rt.topk(tape, logits, spec.top_k)
     weights = pw.cast(tape, pw.softmax(tape, values), x.dtype)
     tape.hold(values)

@@ -24,6 +24,7 @@ from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.attention import attend, fuses_values, gated_mlp, heads_first, kernel_of, split_heads
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.decoder import DecoderSpec
+from tuneplan.planner.models.router_logits import KEPT, asked, record
 
 LAYERS = "model.layers.*."
 EMBEDDING = "model.embed_tokens"
@@ -96,14 +97,8 @@ def read(id: str, config: ConfigReader) -> Llama4Spec:
         head_norm=config.boolean("use_qk_norm", True),
         tempered=config.boolean("attn_temperature_tuning", True),
         attention_bias=config.boolean("attention_bias", False),
-        note=_note(config),
+        router_logits=asked(config, KEPT),
     )
-
-
-def _note(config: ConfigReader) -> str:
-    if not config.boolean("output_router_logits", False):
-        return ""
-    return "output_router_logits changes nothing here: transformers 5.23 has no loss of the routers of Llama 4"
 
 
 def _rotated(config: ConfigReader, layers: int) -> tuple[bool, ...]:
@@ -255,6 +250,7 @@ def _router(model: Assembly, spec: Llama4Spec, x: Tensor) -> tuple[Tensor, Tenso
     tape = model.tape
     tape.scope = ROUTER
     logits = linear(tape, x, model.weight(ROUTER, (spec.local_experts, x.shape[-1]), "router"))
+    record(model, logits)
     values, chosen = rt.topk(tape, logits, spec.top_k)
     low = tape.record("full_like", (), tape.fresh(logits.shape, logits.dtype, False))
     kept = Tensor(low.storage, low.shape, low.dtype, values.requires_grad)

@@ -17,7 +17,8 @@ from tuneplan.planner.models.attention import attended, gated_mlp, kernel_of, pr
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.decoder import DecoderSpec
 from tuneplan.planner.models.expert_weights import Experts
-from tuneplan.planner.models.moe import router_note, run_experts, softmax_router
+from tuneplan.planner.models.moe import run_experts, softmax_router
+from tuneplan.planner.models.router_logits import asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ def read(id: str, config: ConfigReader) -> MixtralSpec:
         head_norm=variant.head_norm,
         qkv_bias=bias or (variant.biases == "qkv" and config.boolean("qkv_bias", True)),
         output_bias=bias,
-        note=router_note(config),
+        router_logits=asked(config),
     )
 
 

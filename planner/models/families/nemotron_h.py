@@ -19,7 +19,8 @@ from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.decoder import DecoderSpec
 from tuneplan.planner.models.expert_weights import Experts
 from tuneplan.planner.models.layer_kinds import ATTENTION, EXPERTS, MLP, RECURRENT, mixers
-from tuneplan.planner.models.moe import grouped_sigmoid_router, router_note, run_experts
+from tuneplan.planner.models.moe import grouped_sigmoid_router, run_experts
+from tuneplan.planner.models.router_logits import KEPT, asked
 from tuneplan.planner.models.state_space import TORCH_NOTE, StateSpace, refuse_states, state_space_mixer
 
 LAYERS = "model.layers.*."
@@ -80,7 +81,6 @@ def read(id: str, config: ConfigReader) -> NemotronHSpec:
     groups = config.integer("n_group", 1, maximum=2**10)
     if count and (count % groups or count // groups < 2):
         raise InputError(f"{config.origin}: n_group={groups} does not part the {count} experts; check the config")
-    note = "; ".join([text for text in (TORCH_NOTE, router_note(config) if count else "") if text])
     return NemotronHSpec(
         **fields,
         sliding_window=None,
@@ -94,7 +94,8 @@ def read(id: str, config: ConfigReader) -> NemotronHSpec:
         latent=(config.optional_integer("moe_latent_size") or 0) if count else 0,
         groups=groups,
         norm_topk=config.boolean("norm_topk_prob", True),
-        note=note,
+        note=TORCH_NOTE,
+        router_logits=asked(config, KEPT) if count else "",
     )
 
 

@@ -20,7 +20,7 @@ from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.attention import attend, fuses_values, gated_mlp, heads_first, kernel_of, split_heads
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.families.mixtral import DENSE, MOE, MixtralSpec, sparse_block
-from tuneplan.planner.models.moe import router_note
+from tuneplan.planner.models.router_logits import asked
 
 LAYERS = "model.layers.*."
 EMBEDDING = "model.embed_tokens"
@@ -77,7 +77,6 @@ def read(id: str, config: ConfigReader) -> QwenHybridSpec:
     if values % keys:
         raise InputError(f"{config.origin}: linear_num_value_heads={values} is not a multiple of linear_num_key_heads={keys}")
     count, top_k = _experts_of(config, kind)
-    note = "; ".join([text for text in (TORCH_NOTE, router_note(config) if count else "") if text])
     return QwenHybridSpec(
         **fields,
         sliding_window=None,
@@ -99,7 +98,8 @@ def read(id: str, config: ConfigReader) -> QwenHybridSpec:
         conv_width=config.integer("linear_conv_kernel_dim", 4, maximum=2**10),
         rotary_width=decoder.rotary_width(config, fields["head_dim"], 0.25),
         fused=kind == _NEXT,
-        note=note,
+        note=TORCH_NOTE,
+        router_logits=asked(config) if count else "",
     )
 
 

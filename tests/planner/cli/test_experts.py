@@ -29,7 +29,7 @@ def test_explain_takes_them(plan: Any, write_config: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--experts", "eager"), "experts eager, a loop over the experts that have tokens, is not modelled"),
+        (("--experts", "deepgemm"), "Unknown experts 'deepgemm'"),
         (("--experts", "grouped"), "Unknown experts 'grouped'. Did you mean 'grouped_mm'?"),
         (("--routing", "odd"), "Unknown routing 'odd'"),
     ],
@@ -57,12 +57,13 @@ def test_default_methods_that_cannot_adapt_experts_are_left_out(plan: Any) -> No
 
 
 @pytest.mark.traced
-def test_trace_runs_the_implementation(plan: Any, write_config: Any) -> None:
-    """The real code with copies of matrices, beside the estimate of the same."""
+@pytest.mark.parametrize(("experts", "routing"), [("batched_mm", "even"), ("eager", "even"), ("eager", "worst")])
+def test_trace_runs_the_implementation(plan: Any, write_config: Any, experts: str, routing: str) -> None:
+    """The real code with copies of matrices, or with a loop, beside the estimate of the same."""
     pytest.importorskip("torch")
-    words = ("--model", write_config(**MIXTURE), *SHORT, "--experts", "batched_mm", "--verify", "--json")
+    words = ("--model", write_config(**MIXTURE), *SHORT, "--experts", experts, "--routing", routing, "--verify", "--json")
     document = plan("trace", *words).json()
-    assert "batched_mm" == document["request"]["experts"]
+    assert (experts, routing) == (document["request"]["experts"], document["request"]["routing"])
     assert abs(document["verification"]["allocated"]["percent"]) < 0.1
 
 

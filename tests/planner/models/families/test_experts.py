@@ -81,13 +81,6 @@ def test_rows_of_the_busiest_rank() -> None:
     assert Fraction(8, 3) == busiest(16, 6, 8)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "qwen3_moe"])
-def test_the_loss_that_balances_experts_is_told(name: str) -> None:
-    """It is not modelled, so the report says so, and only where the config asks for it."""
-    said = [[w for w in estimated(name, output_router_logits=on).warnings if "output_router_logits" in w] for on in (True, False)]
-    assert [1, 0] == [len(texts) for texts in said]
-
-
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
