@@ -38,7 +38,7 @@ def test_a_layer_that_comes_again_has_the_same_segment() -> None:
 
 
 @pytest.mark.parametrize("checkpointing", ["off", "non-reentrant", "reentrant"])
-@pytest.mark.parametrize("method", ["full", "dora", "lomo"])
+@pytest.mark.parametrize("method", ["full", "lora", "lomo"])
 @pytest.mark.parametrize("name", ["llama", "gemma4_text-edge", "qwen3_moe"])
 def test_both_kinds_of_backward_in_one_walk(name: str, method: str, checkpointing: str) -> None:
     """A walk of arrays has the backward that finds gradients beside the one that finds none: each as a walk of its own has it."""
