@@ -13,7 +13,7 @@ from tuneplan.planner.device_memory import runtime_of, usable_bytes
 from tuneplan.planner.graph import multiples
 from tuneplan.planner.job import Job
 from tuneplan.planner.target import Target
-from tuneplan.planner.timing.grid_time import CardColumns
+from tuneplan.planner.timing.card_columns import CardColumns
 from tuneplan.planner.training.sharding import Sharding
 
 Floats = NDArray[np.float64]

@@ -16,7 +16,8 @@ from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import Network, build
 from tuneplan.planner.parallel.layout import Part, stage_parts
 from tuneplan.planner.parallel.rank_network import check_model, in_flight, local_network, local_settings
-from tuneplan.planner.timing.grid_time import CardColumns, StepSeconds
+from tuneplan.planner.timing.card_columns import CardColumns
+from tuneplan.planner.timing.grid_time import StepSeconds
 from tuneplan.planner.training.optimizers import Optimizers
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding

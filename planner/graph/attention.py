@@ -190,7 +190,7 @@ def _fused(
     tape.record("log_sum_exp", (), lse, moved=0)
     tape.ops[-1].launches = 0
     gradients = [
-        Gradient(q, round_block(q.nbytes), flops=5 * flops // 2, moved=3 * moved),
+        Gradient(q, round_block(q.nbytes), flops=5 * flops // 2, moved=3 * moved, dims=(length, k.shape[2], head_dim)),
         Gradient(k, round_block(k.nbytes)),
         Gradient(v, round_block(v.nbytes)),
     ]
@@ -203,6 +203,7 @@ def _fused(
         flops=flops,
         moved=moved,
         workspace=scratch,
+        dims=(length, k.shape[2], head_dim),
     )
     return out
 

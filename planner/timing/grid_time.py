@@ -1,85 +1,27 @@
-"""Step times of many cards at once: the rates of cards as columns, and the sums of `step_time` over arrays.
+"""Step times of many cards at once: the sums of `step_time` over arrays.
 
 Shapes: (optimizer, card, number of cards, micro-batch).
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneplan.hardware_profiles.records import Gpu
-from tuneplan.planner.host_memory import GPUS_OF_A_NODE
 from tuneplan.planner.models.network import Network
-from tuneplan.planner.timing import collectives, constants
-from tuneplan.planner.timing.collectives import Link
+from tuneplan.planner.timing import collectives
+from tuneplan.planner.timing.card_columns import CardColumns
 from tuneplan.planner.timing.layout_time import Spread, spread
 from tuneplan.planner.timing.optimizer_step import update_bytes
-from tuneplan.planner.timing.roofline import Rates, device_seconds, gpu_rates, host_seconds, started
+from tuneplan.planner.timing.roofline import device_seconds, host_seconds, started
 from tuneplan.planner.timing.step_time import accumulation_seconds
 from tuneplan.planner.timing.work import network_work
 from tuneplan.planner.training.optimizers import Optimizer
-from tuneplan.planner.training.settings import BITSANDBYTES, Settings
+from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
 
 Floats = NDArray[np.float64]
-
-
-class CardColumns:
-    """Rates and links of cards as columns (card, 1, 1), found once for all networks that are timed on them."""
-
-    def __init__(self, gpus: Sequence[Gpu | None]) -> None:
-        """`gpus`: None for a bare amount of memory."""
-        self._gpus = gpus
-        self._rates: dict[tuple[frozenset[str], str], tuple[Rates, NDArray[np.bool_]]] = {}
-        self.copy: Any = np.array([[[collectives.copy_seconds(1.0, gpu) if gpu else 0.0]] for gpu in gpus])
-        self._near: Any = np.array([[[collectives.gpu_link(gpu).bytes_per_second if gpu else 1.0]] for gpu in gpus])
-
-    def rates(self, dtypes: set[str], kernels: str = BITSANDBYTES) -> tuple[Rates, NDArray[np.bool_]]:
-        """Rates, and which cards can be timed; the others get rates of 1, which nobody reads."""
-        key = frozenset(dtypes), kernels
-        if key not in self._rates:
-            self._rates[key] = card_rates(self._gpus, dtypes, kernels)
-        return self._rates[key]
-
-    def link(self, _: object, ranks: Any) -> Link:
-        """As `layout_time.Machines.link`, of all cards, and of numbers of ranks (count, 1)."""
-        far = np.minimum(self._near, constants.NETWORK.value)
-        speed: Any = np.where(np.asarray(ranks) <= GPUS_OF_A_NODE, self._near, far)
-        return Link(speed, "")
-
-
-def card_rates(gpus: Sequence[Gpu | None], dtypes: set[str], kernels: str = BITSANDBYTES) -> tuple[Rates, NDArray[np.bool_]]:
-    """Rates of cards as columns (card, 1, 1), and which cards can be timed; the others get rates of 1, which nobody reads."""
-    found = [gpu_rates(gpu, dtypes, kernels) if gpu is not None else None for gpu in gpus]
-    timed = np.array([rates is not None and not rates.reason for rates in found])
-
-    def column(read: Callable[[Rates], float]) -> Any:
-        return np.array([[[read(rates) if rates is not None and not rates.reason else 1.0]] for rates in found])
-
-    together = Rates(
-        matmul={dtype: column(partial(_product, dtype)) for dtype in dtypes},
-        attention={dtype: column(partial(_attention, dtype)) for dtype in dtypes},
-        memory=column(lambda r: r.memory),
-        dequantize=column(lambda r: r.dequantize),
-        dequantize_start=column(lambda r: r.dequantize_start),
-        spared_launches=column(lambda r: r.spared_launches),
-        start_seconds=column(lambda r: r.start_seconds),
-        kernel_seconds=column(lambda r: r.kernel_seconds),
-        forward_launch=column(lambda r: r.forward_launch),
-        backward_launch=column(lambda r: r.backward_launch),
-    )
-    return together, timed
-
-
-def _product(dtype: str, rates: Rates) -> float:
-    return rates.matmul[dtype]
-
-
-def _attention(dtype: str, rates: Rates) -> float:
-    return rates.attention[dtype]
 
 
 class StepSeconds:
@@ -136,8 +78,9 @@ class StepSeconds:
         moved, paged, started = (-(-every // shards) for every in (self._moved, self._paged, self._started))
         sent = collectives.data_parallel_bytes(self._network, sharding.data_parallel, sharding.zero_stage, sharding.engine_used)
         nbytes: Any = steps * sent.each_micro_batch + sent.each_step
-        link = self._cards.link(None, sharding.gpu_count).bytes_per_second
-        waited: Any = collectives.exposed_seconds(nbytes / link, computed)
+        link = self._cards.link(None, sharding.gpu_count)
+        rate = link.rate(collectives.operation(sharding.zero_stage), sent.message_bytes, sharding.data_parallel)
+        waited: Any = collectives.exposed_seconds(nbytes / rate, computed)
         waited = waited + steps * more.micro_batch_seconds + more.step_seconds
         ahead, behind = self._launches
         launched: Any = steps * ahead + started

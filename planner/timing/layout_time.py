@@ -1,7 +1,8 @@
 """What splitting a model over GPUs and moving parts of it to host memory cost in time, beside the traffic of data parallelism.
 
-Ring collectives as in `collectives`. Not counted: latency of small messages, imbalance between pipeline stages beyond the fullest
-one, uneven experts, contention of several groups for one link, the host's memory bandwidth shared with data loading.
+Ring collectives as in `collectives`. Not counted: latency of small messages to the next rank, imbalance between pipeline stages
+beyond the fullest one, uneven experts, contention of several groups for one link, the host's memory bandwidth shared with data
+loading.
 """
 
 from collections.abc import Sequence
@@ -74,7 +75,7 @@ def spread(network: Network, sharding: Sharding, gpu: Gpu, machines: Machines, e
     if ranks > 1:
         link = machines.link(gpu, ranks)
         sums = sum(2 * times for _, times in passes) + 2
-        waits = waits + sums * collectives.all_reduce_bytes(hidden, ranks) / link.bytes_per_second
+        waits = waits + sums * collectives.all_reduce_bytes(hidden, ranks) / link.rate("all_reduce", hidden, ranks)
         notes.append(f"two sums a layer and pass between {ranks} tensor-parallel ranks over {link.note}, not hidden")
     ranks = sharding.context_parallel
     if ranks > 1:
@@ -85,11 +86,12 @@ def spread(network: Network, sharding: Sharding, gpu: Gpu, machines: Machines, e
     ranks = sharding.expert_parallel
     if ranks > 1:
         link = machines.link(gpu, ranks)
+        rows = max(1, experts_per_token) * hidden
         sent = 0.0
         for run, times in passes:
             if any("experts" in name.split(".") for name in run.block.parameters):
-                sent = sent + 2 * times * max(1, experts_per_token) * hidden * (ranks - 1) / ranks
-        waits = waits + sent / link.bytes_per_second
+                sent = sent + 2 * times * rows * (ranks - 1) / ranks
+        waits = waits + sent / link.rate("alltoall", rows, ranks)
         notes.append(f"tokens go to the experts of {ranks} ranks and back over {link.note}, not hidden")
     filling = 0.0
     stages = sharding.pipeline_parallel

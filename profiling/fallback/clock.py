@@ -69,7 +69,7 @@ def _work(operators: Iterable[Operator]) -> Work:
             continue
         work.launches += 1
         if op.kind == "other":
-            work.moved += op.moved
+            work.stream(op.moved, 1)
         else:
             work.products.append(Product(op.flops, op.moved, op.dtype, op.kind == "attention", 1))
     return work

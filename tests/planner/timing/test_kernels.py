@@ -18,7 +18,8 @@ from tuneplan.planner.models.network import build
 from tuneplan.planner.models.registry import read_spec
 from tuneplan.planner.request import Request, check_settings
 from tuneplan.planner.switches import switches
-from tuneplan.planner.timing.grid_time import CardColumns, StepSeconds
+from tuneplan.planner.timing.card_columns import CardColumns
+from tuneplan.planner.timing.grid_time import StepSeconds
 from tuneplan.planner.timing.step_time import StepTime, step_time
 from tuneplan.planner.timing.work import network_work
 from tuneplan.planner.training.optimizers import find
