@@ -42,7 +42,7 @@ def _llava(spec: Any, ids: torch.Tensor, token: int, images: int, device: str, p
     return {"pixel_values": torch.zeros(images, tower.num_channels, *tower.image_size, device=device)}
 
 
-def _qwen3_vl(spec: Any, ids: torch.Tensor, token: int, images: int, device: str, padded: bool) -> Batch:
+def _qwen_vl(spec: Any, ids: torch.Tensor, token: int, images: int, device: str, padded: bool) -> Batch:
     """Patches of all images behind each other, their grids, and which tokens are of an image (1).
 
     The model's code reads values of the last two and makes tables of positions of them: on the meta device they lie on the host,
@@ -81,8 +81,10 @@ def image_places(batch: Mapping[str, torch.Tensor]) -> int:
 
 _KINDS: dict[str, tuple[str, int, Callable[[Any, torch.Tensor, int, int, str, bool], Batch]]] = {
     "llava": ("image_token_index", 32000, _llava),
-    "qwen3_vl": ("image_token_id", 151655, _qwen3_vl),
-    "qwen3_vl_moe": ("image_token_id", 151655, _qwen3_vl),
+    "qwen2_vl": ("image_token_id", 151655, _qwen_vl),
+    "qwen2_5_vl": ("image_token_id", 151655, _qwen_vl),
+    "qwen3_vl": ("image_token_id", 151655, _qwen_vl),
+    "qwen3_vl_moe": ("image_token_id", 151655, _qwen_vl),
 }
 """By model type: where the config has the token that stands for an image, its default, and what is made of images."""
 GIVEN = ("image_cu_seqlens", "image_position_ids", "image_interp_indices", "image_interp_weights")

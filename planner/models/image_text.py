@@ -10,10 +10,11 @@ from typing import Any
 
 from tuneplan.planner.errors import InputError, NotModelledError
 from tuneplan.planner.graph import pointwise as pw
+from tuneplan.planner.graph.block import Block
 from tuneplan.planner.graph.matmul import embedding
 from tuneplan.planner.graph.tape import Gradient, Op
 from tuneplan.planner.graph.tensor import Storage, Tensor, elements, round_block
-from tuneplan.planner.models import encoder
+from tuneplan.planner.models import decoder, encoder
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.spec import ModelSpec
@@ -131,6 +132,38 @@ def enter_text(model: Assembly, spec: ModelSpec, inside: str) -> None:
     """
     model.settings = replace(model.settings, use_cache=not model.method.prefix_length)
     model.spec, model.inside = spec, inside
+
+
+def begin_text(
+    model: Assembly,
+    text: ModelSpec,
+    inside: str,
+    weight: str,
+    given: Callable[[], Tensor] | None,
+    entry: Tensor | None,
+    **tables: Any,
+) -> tuple[Block, tuple[Tensor, ...]]:
+    """The block before the language model's layers, and what they share.
+
+    `weight`: name of its embedding; `given`: records what enters it, None for embedded tokens alone; `entry`: what the tower
+    gave, None without images; `tables`: see `decoder.start`.
+    """
+    enter_text(model, text, inside)
+    model.given = given
+    block, shared = decoder.start(model, weight, **tables)
+    model.given = None
+    if entry is not None:
+        block.entry, block.entries_kept, block.exit_passed = entry, True, False
+    return block, shared
+
+
+def put_among_words(model: Assembly, made: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Features of images, taken apart by image (`kind`) and joined again, among the words; also the mask of their places."""
+    tape = model.tape
+    assert model.words is not None
+    features = pw.cast(tape, pw.copy(tape, apart(model, made, kind), "cat"), model.words.dtype)
+    tape.held.append(features.storage)
+    return scattered(model, model.words, features)
 
 
 def refuse_reentrant(model: Assembly, entry: Tensor, exit: Tensor) -> None:

@@ -218,13 +218,13 @@ def _layers(stack: Stack, model: Assembly, entry: Tensor, shared: Any, runs: lis
     prefixes = _prefixes(stack.layers, weights)
     if stack.shared:
         prefixes = {form: stack.layers.replace("*", form[0]) for form in weights}
-    recorded: dict[tuple[object, bool, bool, bool], tuple[Block, set[str], list[Tensor]]] = {}
+    recorded: dict[tuple[object, bool, bool, bool, bool], tuple[Block, set[str], list[Tensor]]] = {}
     index = 0
     trailing: tuple[Storage, ...] = ()
     while index < layers:
         known = set(model.parameters)
         prefix = prefixes[weights[index]]
-        key = (kinds[index], entry.requires_grad, model.beside is None, bool(trailing))
+        key = (kinds[index], entry.requires_grad, model.beside is None, bool(trailing), index in stack.joints)
         if key not in recorded:
             model.begin(prefix, 1, index)
             recorded[key] = _layer(stack, model, spec, entry, shared), model.met, model.router_logits
@@ -232,8 +232,9 @@ def _layers(stack: Stack, model: Assembly, entry: Tensor, shared: Any, runs: lis
         block, met, routers = recorded[key]
         hidden, model.beside = _handed_on(block)
         alike = 1
-        if hidden.requires_grad == entry.requires_grad and (model.beside is None) == key[2] and not trailing:
-            while index + alike < layers and kinds[index + alike] == kinds[index] and index + alike - 1 not in stack.joints:
+        apart = trailing or index in stack.joints
+        if hidden.requires_grad == entry.requires_grad and (model.beside is None) == key[2] and not apart:
+            while index + alike < layers and kinds[index + alike] == kinds[index] and index + alike not in stack.joints:
                 alike += 1
         for name, parameter in model.parameters.items():
             if name in met and name.startswith(prefix) and not stack.shared:

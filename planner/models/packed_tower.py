@@ -5,7 +5,8 @@ all images lie behind each other; attention runs image by image (or window by wi
 one size here. Not modelled: the workspace of the convolution that cuts patches.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tuneplan.planner.errors import InputError
@@ -14,7 +15,7 @@ from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.activations import ACTIVATIONS, activation
 from tuneplan.planner.graph.matmul import cut_patches, embedding
 from tuneplan.planner.graph.tape import Gradient, Op
-from tuneplan.planner.graph.tensor import Size, Tensor, elements, round_block
+from tuneplan.planner.graph.tensor import Size, Tensor, elements
 from tuneplan.planner.models import encoder
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
@@ -93,11 +94,11 @@ def grid_of(patch_size: int, merge: int, image_size: tuple[int, int]) -> tuple[i
     return high, wide
 
 
-def checked_size(origin: str, image_size: tuple[int, int]) -> tuple[int, int]:
-    """The size of an image as asked for. Raises InputError for one that is none."""
+def sized(id: str, tower: PackedTower, image_size: tuple[int, int]) -> PackedTower:
+    """The tower for images of a height and a width [pixels]. Raises InputError for a size that cannot be. `id`: of the model."""
     if not all(1 <= side <= LARGEST_SIDE for side in image_size):
-        raise InputError(f"{origin}: images of {image_size[0]} x {image_size[1]} pixels cannot be; use 1 to {LARGEST_SIDE}")
-    return image_size
+        raise InputError(f"{id}: images of {image_size[1]} x {image_size[0]} pixels cannot be; use 1 to {LARGEST_SIDE}")
+    return replace(tower, grid=grid_of(tower.patch_size, tower.merge, image_size))
 
 
 def read(config: ConfigReader, defaults: dict[str, Any], keys: dict[str, str]) -> PackedTower:
@@ -184,11 +185,22 @@ def tables(model: Assembly, tower: PackedTower, count: Size) -> tuple[Tensor, Te
 
 
 def attention(
-    model: Assembly, tower: PackedTower, x: Tensor, turned: tuple[Tensor, ...], chunks: Size, names: tuple[str, str], spec: Any
+    model: Assembly,
+    tower: PackedTower,
+    x: Tensor,
+    turned: tuple[Tensor, ...],
+    parts: Sequence[tuple[Size, int]],
+    names: tuple[str, str],
 ) -> Tensor:
-    """Attention within each of `chunks` parts of the patches, all of one size.
+    """Attention within each part of the patches: `(P, hidden)` -> the same.
 
-    `turned`: cosines and sines; `names`: of the module and of its output projection; `spec`: of the model, for notes and dropout.
+    Args:
+        model: where ops are recorded.
+        tower: the dimensions.
+        x: normed states.
+        turned: cosines and sines.
+        parts: how many there are of each length, and the length.
+        names: of the module and of its output projection.
     """
     tape = model.tape
     module, output = names
@@ -202,30 +214,27 @@ def attention(
     rotated = [pw.rotate(tape, t, *turned) for t in wide]
     q, k = (pw.cast(tape, t, v.dtype) for t in rotated)
     tape.hold(*wide, rotated[1])
-    per = x.shape[0] // chunks
-    parts = [_parts(model, t, (chunks, heads, per, size)) for t in (q, k, v)]
-    kernel = encoder.bidirectional(model, spec, v.dtype, masked=False)
-    if kernel.name == "eager":
-        mixed, _ = kernels.eager(tape, parts[0], parts[1], parts[2], None, 0.0, one_by_one=True)
-    elif kernel.name == "efficient":
-        mixed = kernels.efficient(tape, parts[0], parts[1], parts[2], causal=False, one_by_one=True)
-    else:
-        parts = [pw.cast(tape, t, model.settings.autocast or model.settings.dtype) for t in parts]
-        mixed = kernels.flash(tape, parts[0], parts[1], parts[2], causal=False, one_by_one=True)
-    joined = tape.fresh(x.shape, mixed.dtype, mixed.requires_grad)
-    tape.record("cat", (mixed,), joined, gradients=(Gradient(mixed, None, view=True),))
+    shapes: list[tuple[Size, ...]] = [(count, heads, length, size) for count, length in parts]
+    pieces = zip(*[pw.split(tape, t, shapes) for t in (q, k, v)], strict=True)
+    mixed = [_run(model, tower, *three) for three in pieces]
+    joined = tape.fresh(x.shape, mixed[0].dtype, any(t.requires_grad for t in mixed))
+    tape.record("cat", tuple(mixed), joined, gradients=tuple([Gradient(t, None, view=True) for t in mixed]))
     tape.scope = ""
     out = model.linear(joined, f"{module}.{output}", tower.hidden_size, bias=True)
-    tape.hold(x, q, k, v, mixed)
+    tape.hold(x, q, k, v, *mixed)
     return out
 
 
-def _parts(model: Assembly, x: Tensor, shape: tuple[Size, ...]) -> Tensor:
-    """Heads of each part: views, whose gradients are joined."""
-    out = model.tape.view("split", x, shape)
-    if x.requires_grad:
-        model.tape.ops[-1].gradients = (Gradient(x, round_block(x.nbytes), moved=2 * x.nbytes),)
-    return out
+def _run(model: Assembly, tower: PackedTower, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The kernel, called for one part after the other; all of these have one length."""
+    tape = model.tape
+    kernel = encoder.bidirectional(model, tower, v.dtype, masked=False)
+    if kernel.name == "eager":
+        return kernels.eager(tape, q, k, v, None, 0.0, one_by_one=True)[0]
+    if kernel.name == "efficient":
+        return kernels.efficient(tape, q, k, v, causal=False, one_by_one=True)
+    q, k, v = (pw.cast(tape, t, model.settings.autocast or model.settings.dtype) for t in (q, k, v))
+    return kernels.flash(tape, q, k, v, causal=False, one_by_one=True)
 
 
 def merged(

@@ -64,6 +64,7 @@ FAMILIES = {
     "distilbert": ("distilbert",),
     "vit": ("vit",),
     "llava": ("llava",),
+    "qwen2_vl": ("qwen2_vl", "qwen2_5_vl"),
     "qwen3_vl": ("qwen3_vl", "qwen3_vl_moe"),
     "clip": ("clip",),
     "modernbert": ("modernbert",),

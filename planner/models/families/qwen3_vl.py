@@ -15,7 +15,7 @@ from tuneplan.planner.graph.activations import activation
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.tape import Gradient, Op
 from tuneplan.planner.graph.tensor import Size, Storage, Tensor, round_block
-from tuneplan.planner.models import decoder, image_text, packed_tower, tasks
+from tuneplan.planner.models import image_text, packed_tower, tasks
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.families import llama, mixtral
@@ -106,9 +106,7 @@ class Qwen3VlSpec(ModelSpec):
 
     def sized(self, image_size: tuple[int, int]) -> "Qwen3VlSpec":
         """The model as it reads images of a height and a width [pixels]."""
-        size = packed_tower.checked_size(self.id, image_size)
-        grid = packed_tower.grid_of(self.tower.patch_size, self.tower.merge, size)
-        return replace(self, tower=replace(self.tower, grid=grid))
+        return replace(self, tower=packed_tower.sized(self.id, self.tower, image_size))
 
 
 def read(id: str, config: ConfigReader) -> Qwen3VlSpec:
@@ -226,7 +224,7 @@ def _seen(model: Assembly, spec: Qwen3VlSpec, entry: Tensor, turned: tuple[Tenso
     """Attention within each image, and an MLP."""
     tape, tower = model.tape, spec.tower
     normed = model.layer_norm(entry, "norm1")
-    mixed = packed_tower.attention(model, tower, normed, turned, _images(model), ("attn", "proj"), spec)
+    mixed = packed_tower.attention(model, tower, normed, turned, [(_images(model), tower.patches)], ("attn", "proj"))
     hidden = pw.add(tape, entry, model.submodule("self_attn", normed, entry, mixed))
     normed = model.layer_norm(hidden, "norm2")
     inner = model.linear(normed, "mlp.linear_fc1", tower.intermediate_size, bias=True)
@@ -266,26 +264,23 @@ def _bridge(between: _Between, model: Assembly, spec: Qwen3VlSpec, entry: Tensor
     """Image tokens put among the others, features for the first layers, and what the language model starts with."""
 
     def joined() -> Tensor:
-        assert model.words is not None
         tape = model.tape
-        own, *deep = [image_text.apart(model, made, "split") for made in (entry, *between.deep)]
+        deep = [image_text.apart(model, made, "split") for made in between.deep]
         tape.held += [*between.kept, *[made.storage for made in between.deep]]
-        own = pw.cast(tape, pw.copy(tape, own, "cat"), model.words.dtype)
-        tape.held.append(own.storage)
-        out, between.mask = image_text.scattered(model, model.words, own)
+        out, between.mask = image_text.put_among_words(model, entry, "split")
         between.deep = [pw.copy(tape, made, "cat") for made in deep]
         for made in between.deep:
             made.crosses = True
             tape.held.append(made.storage)
         return out
 
-    return _enter_text(model, spec, joined, entry)
+    return _begin_text(model, spec, joined, entry)
 
 
 def _text_start(model: Assembly, spec: Qwen3VlSpec, _: Tensor | None) -> tuple[Block, tuple[Tensor, ...]]:
     """Without images: the tower stands idle."""
     image_text.idle(model, partial(_stand_by, model, spec))
-    return _enter_text(model, spec, None, None)
+    return _begin_text(model, spec, None, None)
 
 
 def _stand_by(model: Assembly, spec: Qwen3VlSpec) -> None:
@@ -304,15 +299,9 @@ def _stand_by(model: Assembly, spec: Qwen3VlSpec) -> None:
     model.settings = given
 
 
-def _enter_text(model: Assembly, spec: Qwen3VlSpec, joined: Any, entry: Tensor | None) -> tuple[Block, tuple[Tensor, ...]]:
-    image_text.enter_text(model, spec.text, TEXT)
-    model.given = joined
-    widths = (spec.head_dim,) * 2
-    block, shared = decoder.start(model, llama.EMBEDDING, widths, (spec.text.sliding_window,), tables_each=True)
-    model.given = None
-    if entry is not None:
-        block.entry, block.entries_kept, block.exit_passed = entry, True, False
-    return block, shared
+def _begin_text(model: Assembly, spec: Qwen3VlSpec, given: Any, entry: Tensor | None) -> tuple[Block, tuple[Tensor, ...]]:
+    tables = {"widths": (spec.head_dim,) * 2, "windows": (spec.text.sliding_window,), "tables_each": True}
+    return image_text.begin_text(model, spec.text, TEXT, llama.EMBEDDING, given, entry, **tables)
 
 
 def _add_features(between: _Between, model: Assembly, spec: Any, index: int, entry: Tensor, _: Any) -> Block:

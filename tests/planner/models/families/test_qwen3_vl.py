@@ -90,7 +90,7 @@ def test_text_alone_leaves_the_tower_idle() -> None:
     ("settings", "message"),
     [
         (replace(OFF, images=5), "48 tokens for an image and 2 around it, so that sequences of 200 have no room for 5"),
-        (replace(OFF, image_size=(0, 64)), "images of 0 x 64 pixels cannot be"),
+        (replace(OFF, image_size=(0, 64)), "images of 64 x 0 pixels cannot be"),
         (replace(OFF, gradient_checkpointing="reentrant"), "reentrant checkpointing gives a layer gradients only where"),
     ],
 )
