@@ -156,7 +156,7 @@ class Job:
     @property
     def alike(self) -> bool:
         """Whether candidates differ only in what is searched, not in the length of their batches or in what they generate."""
-        return self.data is None and self.settings.objective.plain
+        return self.data is None and self.settings.objective.plain and self.spec.source is None
 
     @property
     def left_out(self) -> list[int]:

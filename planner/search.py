@@ -247,8 +247,9 @@ class Search:
             if split.splits_model and not self._can_be(method, base, split):
                 continue
             for checkpointing in job.checkpointing:
-                if method.allows(replace(base, gradient_checkpointing=checkpointing)):
-                    yield from self._of_split(method, target, replace(base, gradient_checkpointing=checkpointing), split)
+                chosen = replace(base, gradient_checkpointing=checkpointing)
+                if job.spec.allows(method, chosen):
+                    yield from self._of_split(method, target, chosen, split)
 
     def _can_be(self, method: Method, settings: Settings, split: Sharding) -> bool:
         """Whether the model can be split so under a method (which micro-batch and checkpointing do not change)."""
@@ -269,6 +270,8 @@ class Search:
                 for size in job.micro_batches(ranks):
                     settings = job.longest(replace(base, micro_batch_size=size))
                     sharding = replace(split, zero_stage=stage, units=job.fsdp_units)
+                    if not job.spec.allows(method, sharding.settings(settings)):  # beyond what was traced
+                        break
                     plan = self.evaluate(method, target, settings, optimizer, sharding)
                     states = plan.memory.phases["optimizer_step"].levels[OPTIMIZER_STATES]
                     yield plan
