@@ -57,12 +57,14 @@ class Built:
         optimizer: over its trained parameters.
         batch: keyword arguments of a forward pass, labels included.
         notes: what was built otherwise than asked for.
+        base: parameters (by id) that the model had before the method's adapters.
     """
 
     model: Any
     optimizer: Any
     batch: dict[str, torch.Tensor]
     notes: tuple[str, ...] = ()
+    base: frozenset[int] = frozenset()
 
 
 def build(subject: Subject, implementation: str, device: str, adapt: Callable[[Any], None] | None = None) -> Built:
@@ -102,6 +104,7 @@ def build(subject: Subject, implementation: str, device: str, adapt: Callable[[A
 
             use = settings.gradient_checkpointing != "off"
             model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=use)
+    base = frozenset(id(parameter) for parameter in model.parameters())
     model = with_method(model, subject.method, task)
     if subject.peft_config is not None:
         model = with_adapter(model, subject.peft_config)
@@ -122,7 +125,10 @@ def build(subject: Subject, implementation: str, device: str, adapt: Callable[[A
     if not trained:
         raise InputError(f"{subject.method.name} trains nothing of {subject.id}; add a part such as lora")
     optimizer = make_optimizer(subject.optimizer.name, trained, settings.precision == "master-weights")
-    return Built(model, optimizer, batch_of(subject, model, device), notes)
+    batch = batch_of(subject, model, device)
+    if task == "image-text-to-text" and "pixel_values" not in batch:
+        notes += ("the batch is of text alone: what the model does with images is not in these figures",)
+    return Built(model, optimizer, batch, notes, base)
 
 
 def task_of(subject: Subject) -> str:

@@ -14,6 +14,7 @@ from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.parameter import Parameter
 from tuneplan.planner.models.registry import family, has_checkpointing
+from tuneplan.planner.models.source import Recorded
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.training.objective import PROMPT, REFERENCE
 from tuneplan.planner.training.settings import Settings
@@ -92,6 +93,7 @@ class Network:
         reference: the model as it runs without gradients and adapters beside the one that is trained (DPO, GRPO); None where it
             does not.
         prompts: the same on the prompts of a generation (GRPO).
+        recorded: the step as it ran, where it was traced: then `runs` are only layers with their weights, without ops.
         known: what was found out about its weights and the runs that have them, by what it depends on beside; see `remembered`.
     """
 
@@ -105,6 +107,7 @@ class Network:
     spec: ModelSpec | None = None
     reference: "Network | None" = None
     prompts: "Network | None" = None
+    recorded: Recorded | None = None
     known: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def remembered(self, key: Hashable, find: Callable[[], Found]) -> Found:
@@ -151,6 +154,8 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
     (`layer_kind`, such as "moe"; its layers get names of their own). Without gradient checkpointing the first layer of a frozen
     model is one of its own, because its input needs no gradient.
     """
+    if spec.source is not None:
+        return spec.source.network(spec, method, settings)
     if settings.image_size is not None:
         spec = spec.sized(settings.image_size)
     builder, given = family(spec.model_type), spec

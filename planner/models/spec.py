@@ -1,7 +1,12 @@
 """What every family says about a model, whatever its architecture."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from tuneplan.planner.methods.method import Method
+    from tuneplan.planner.models.source import Source
+    from tuneplan.planner.training.settings import Settings
 
 from tuneplan.planner.errors import InputError
 
@@ -60,6 +65,17 @@ class ModelSpec:
     def sized(self, image_size: tuple[int, int]) -> "ModelSpec":
         """The model as it reads images of a height and a width [pixels]. Raises InputError where their size is not free."""
         raise InputError(f"{self.id} does not read images of any size, so leave --image-size out")
+
+    @property
+    def source(self) -> "Source | None":
+        """Traces of the real code where no family mirrors the model, else None."""
+        return None
+
+    def allows(self, method: "Method", settings: "Settings") -> bool:
+        """Whether a search can look at the method under these settings."""
+        if not method.allows(settings):
+            return False
+        return self.source is None or not self.source.refusal(method, settings)
 
     @property
     def is_mixture(self) -> bool:

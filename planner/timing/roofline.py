@@ -166,8 +166,10 @@ def device_seconds(work: Work, rates: Rates) -> Seconds:
     """
     compute: Any = 0.0
     streamed: Any = work.moved
-    for share, size in zip(rates.cached, work.small, strict=False):
-        streamed = streamed - share * size
+    for share, most in zip(rates.cached, SMALL_OPS, strict=False):
+        if isinstance(share, float) and not share:
+            continue
+        streamed = streamed - share * work.small(most)
     memory: Any = streamed / rates.memory + work.dequantized / rates.dequantize
     memory = memory + work.dequantizations * rates.dequantize_start
     bandwidth: Any = rates.memory

@@ -6,6 +6,7 @@ larger of two times each.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tuneplan.planner.graph.block import Block
 from tuneplan.planner.graph.block import recomputed as stop_of
@@ -51,7 +52,7 @@ class Work:
     Attributes:
         products: matrix products.
         moved: bytes that all other ops read and write.
-        small: of them, the bytes of ops that move no more than each of SMALL_OPS.
+        streams: of each of these ops its bytes, and how often it runs.
         dequantized: bytes read and written to dequantize 4-bit weights, by bitsandbytes' kernels.
         dequantizations: weights that are dequantized.
         launches: kernels started, bitsandbytes' for dequantization among them.
@@ -59,7 +60,7 @@ class Work:
 
     products: list[Product] = field(default_factory=list)
     moved: Size = 0
-    small: list[Size] = field(default_factory=lambda: [0] * len(SMALL_OPS))
+    streams: list[tuple[Size, int]] = field(default_factory=list)
     dequantized: Size = 0
     dequantizations: int = 0
     launches: int = 0
@@ -100,8 +101,20 @@ class Work:
     def stream(self, moved: Size, count: int) -> None:
         """An op that only moves bytes, `count` times."""
         self.moved = self.moved + moved * count
-        for index, most in enumerate(SMALL_OPS):
-            self.small[index] = self.small[index] + moved * (moved <= most) * count
+        self.streams.append((moved, count))
+
+    def small(self, most: int) -> Any:
+        """Bytes of the ops that only move bytes, and no more than `most`."""
+        arrays = [moved for moved, _ in self.streams if not isinstance(moved, int)]
+        total: Size = sum(moved * count for moved, count in self.streams if isinstance(moved, int) and moved <= most)
+        if not arrays:
+            return total
+        import numpy as np
+
+        moved = np.stack(np.broadcast_arrays(*arrays))
+        counts = np.array([count for moved, count in self.streams if not isinstance(moved, int)])
+        found: Any = np.tensordot(counts, np.where(moved <= most, moved, 0), axes=1)
+        return found + total
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +128,8 @@ class NetworkWork:
 
 def network_work(network: Network, settings: Settings) -> NetworkWork:
     """Work of one forward and backward over all runs; checkpointed runs repeat their forward in the backward."""
+    if network.recorded is not None:
+        return network.recorded.work()
     forward, recompute, backward = Work(), Work(), Work()
     for run in network.runs:
         _forward(run.block.ops, run.count, forward)
