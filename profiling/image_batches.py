@@ -42,8 +42,8 @@ def _llava(spec: Any, ids: torch.Tensor, token: int, images: int, device: str, p
     return {"pixel_values": torch.zeros(images, tower.num_channels, *tower.image_size, device=device)}
 
 
-def _gemma3(spec: Any, ids: torch.Tensor, token: int, images: int, device: str, padded: bool) -> Batch:
-    """Pixels, and which tokens are of an image (1)."""
+def _gemma(spec: Any, ids: torch.Tensor, token: int, images: int, device: str, padded: bool) -> Batch:
+    """Pixels, and which tokens are of an image (1), or for PaliGemma of the answer."""
     return {**_llava(spec, ids, token, images, device, padded), "token_type_ids": (ids == token).long()}
 
 
@@ -86,7 +86,8 @@ def image_places(batch: Mapping[str, torch.Tensor]) -> int:
 
 _KINDS: dict[str, tuple[str, int, Callable[[Any, torch.Tensor, int, int, str, bool], Batch]]] = {
     "llava": ("image_token_index", 32000, _llava),
-    "gemma3": ("image_token_index", 262144, _gemma3),
+    "gemma3": ("image_token_index", 262144, _gemma),
+    "paligemma": ("image_token_index", 256000, _gemma),
     "qwen2_vl": ("image_token_id", 151655, _qwen_vl),
     "qwen2_5_vl": ("image_token_id", 151655, _qwen_vl),
     "qwen3_vl": ("image_token_id", 151655, _qwen_vl),
