@@ -178,7 +178,10 @@ def _layer(model: Assembly, spec: T5Spec, entry: Tensor, shared: _Shared) -> Blo
     for part in model.method.parts:
         exit = part.layer_exit(model, exit)
     carried = tuple([b.storage for b in (shared.bias, shared.cross_bias) if b is not None]) if model.layer == 0 else ()
-    return close("layer", tape, entry, exit, carried)
+    block = close("layer", tape, entry, exit, carried)
+    if model.layer == 0 and shared.cross_bias is not None and model.settings.gradient_checkpointing == "non-reentrant":
+        block.early_leaves = (shared.cross_bias.storage,)  # a leaf, which stays with its gradient
+    return block
 
 
 def _attention(
@@ -232,7 +235,9 @@ def _bias(model: Assembly, spec: T5Spec, module: str, q: Tensor, columns: Size, 
     if cross:
         zeros = tape.fresh(shape, q.dtype, model.settings.gradient_checkpointing != "off")
         zeros.crosses = True
-        return tape.record("position_bias", (), zeros)
+        # reentrant checkpointing gives the layers another tensor than the leaf, which goes with the first layer's backward
+        reads = (q,) if model.settings.gradient_checkpointing == "reentrant" else ()
+        return tape.record("position_bias", reads, zeros)
     buckets = tape.fresh((rows, columns), "int64", False)
     tape.record("buckets", (), buckets, scratch=3 * tensor_bytes((rows, columns), "int64"))
     table = model.weight(f"{module}.relative_attention_bias", (spec.buckets, heads), "embedding")
