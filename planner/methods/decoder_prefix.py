@@ -1,9 +1,9 @@
 """The cache that peft makes of prefixes for an encoder-decoder.
 
 Mirrors `get_prompt` of peft 0.21 peft_model.py for models of two stacks and `EncoderDecoderCache` of transformers 5.23: the
-prefixes of L layers (as many as the encoder has) are doubled and split into four tensors a layer, of which the decoder's attention
-to its own tokens gets two; the other two are copied and dropped. So layers i and i + L / 2 have the same prefix, and half of what is
-trained has no effect.
+prefixes of L layers (as many as the encoder has) are doubled and split into four tensors a layer, of which the decoder's
+attention to its own tokens gets two; the other two are copied and dropped. So layer i has the prefix of layer 2i modulo L, and
+where L is even half of what is trained has no effect.
 """
 
 from typing import TYPE_CHECKING
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 SCRATCH = 6
 """Prefixes of keys or values that stacking one layer's gradients holds for a moment: two of them, then four."""
+
+
+def read_by(layers: int, readers: int) -> set[int]:
+    """Which of the prefixes of `layers` layers the decoder's `readers` layers have."""
+    return {2 * index % layers for index in range(readers)}
 
 
 def cached(model: "Assembly", prefixes: Tensor, layers: int, used: int) -> Tensor:
@@ -48,4 +53,3 @@ def cached(model: "Assembly", prefixes: Tensor, layers: int, used: int) -> Tenso
                 tape.outputs.append(rest.storage)
     tape.hold(doubled)
     return out
-

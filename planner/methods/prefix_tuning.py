@@ -135,13 +135,15 @@ class PrefixTuning(Layered):
         """The cache of an encoder-decoder. Raises InputError for what peft does not have there."""
         if self.layers or self.use_gating or not self.past_key_values:
             raise InputError(
-                f"{self.label}: prefixes of an encoder-decoder such as {model.spec.id} are modelled as peft makes them: in a cache, "
-                "in all layers, without gates; leave the options out"
+                f"{self.label}: prefixes of an encoder-decoder such as {model.spec.id} are modelled as peft makes them: in a "
+                "cache, in all layers, without gates; leave the options out"
             )
-        model.notes["assumed"] = (
-            "peft doubles the prefixes of an encoder-decoder and splits them so that the second half of the layers has those of the "
-            "first: half of what is trained has no effect"
-        )
+        read = len(decoder_prefix.read_by(layers, readers))
+        if read < layers:
+            model.notes["assumed"] = (
+                f"peft gives layer i of {model.spec.id}'s decoder the prefix of layer 2i modulo {layers}, so only {read} of the "
+                f"{layers} prefixes that are trained have an effect"
+            )
         return decoder_prefix.cached(model, prefixes, layers, readers)
 
     def produced(self, model: "Assembly", batch: Size, width: int) -> Tensor | None:

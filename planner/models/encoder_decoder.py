@@ -65,11 +65,11 @@ def check_prefixes(model: Assembly, spec: ModelSpec, layers: int, heads: int, he
     encoders = spec.num_attention_heads
     if spec.hidden_size % encoders or (encoders, spec.hidden_size // encoders) != (heads, head_dim):
         raise InputError(
-            f"{spec.id}: peft splits prefixes of the model's width {spec.hidden_size} into the encoder's {encoders} heads, which do "
-            f"not fit the decoder's {heads} heads of {head_dim}{rest}"
+            f"{spec.id}: peft splits prefixes of the model's width {spec.hidden_size} into the encoder's {encoders} heads, which "
+            f"do not fit the decoder's {heads} heads of {head_dim}{rest}"
         )
     if layers > spec.num_hidden_layers:
         raise InputError(
-            f"{spec.id}: peft makes prefixes for as many layers as the encoder has, {spec.num_hidden_layers}, and the decoder has "
-            f"{layers}{rest}"
+            f"{spec.id}: peft makes prefixes for as many layers as the encoder has, {spec.num_hidden_layers}, and the decoder "
+            f"has {layers}{rest}"
         )

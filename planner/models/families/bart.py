@@ -198,7 +198,9 @@ def _attention(
         heads = (heads[0], *encoder_decoder.from_cache(model, heads[1], heads[2], cross=name != "self_attn"))
     tape.scope = name
     dropout = spec.attention_dropout if model.settings.attention_dropout is None else model.settings.attention_dropout
-    mixed, weights, held = encoder.both_ways(model, spec, kernel, heads, masks, dropout, False, decoder and name == "self_attn", packed=packed)
+    mixed, weights, held = encoder.both_ways(
+        model, spec, kernel, heads, masks, dropout, False, decoder and name == "self_attn", packed=packed
+    )
     tape.scope = ""
     y = model.linear(mixed, f"{name}.out_proj", spec.hidden_size, bias=True)
     tape.hold(*held)
