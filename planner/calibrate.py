@@ -16,6 +16,7 @@ from tuneplan.planner.errors import InputError
 from tuneplan.planner.measurements import Measurement
 from tuneplan.planner.models.network import Network, build
 from tuneplan.planner.timing import constants
+from tuneplan.planner.timing.roofline import matmul_share
 from tuneplan.planner.timing.step_time import StepTime, step_time
 from tuneplan.planner.timing.work import NetworkWork, network_work
 
@@ -163,9 +164,8 @@ def _loss(rows: Sequence[Prepared], gpu: Gpu, values: Mapping[str, float]) -> fl
 
 
 def _start(gpu: Gpu) -> dict[str, float]:
-    other = constants.CONSUMER_CEILING if gpu.kind == "consumer" else constants.DEFAULT_CEILING
     return {
-        "matmul_share": constants.MATMUL_CEILINGS.get(gpu.id, other).value * constants.MATMUL_SHARE.value,
+        "matmul_share": matmul_share(gpu),
         "memory_share": constants.MEMORY.value,
         "host_forward_seconds": constants.HOST_FORWARD_SECONDS.value,
     }

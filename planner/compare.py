@@ -19,7 +19,7 @@ from tuneplan.planner.methods.evidence import Finding, Quality
 from tuneplan.planner.methods.inference import BASE, Inference, inference
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.methods.part import EFFORTS
-from tuneplan.planner.models.network import build
+from tuneplan.planner.models.network import Network, build
 from tuneplan.planner.plan import Plan, Rejected
 from tuneplan.planner.request import Request, check_settings
 from tuneplan.planner.search import find
@@ -37,7 +37,7 @@ class Row:
         estimate: of one step at the common configuration.
         flops_per_token: matrix-multiply FLOPs of forward and backward, for each token of the data.
         recomputed_flops_per_token: of the forwards that gradient checkpointing runs again.
-        serving: work and bytes of a decoded token.
+        serving: work and bytes of a decoded token; None for a model that is traced, whose answers are not.
         base: time of a decoded token of the base alone; None without a card.
         unmerged: the same with every part beside the base.
         full_model_bytes: of the checkpoint of the whole model in 16 bits.
@@ -50,7 +50,7 @@ class Row:
     estimate: Estimate
     flops_per_token: int
     recomputed_flops_per_token: int
-    serving: Inference
+    serving: Inference | None
     base: Decoding | None
     unmerged: Decoding | None
     full_model_bytes: int
@@ -81,14 +81,15 @@ class Row:
         return 0.0 if self.method.mergeable else self.overhead
 
     @property
-    def served_bytes(self) -> int:
+    def served_bytes(self) -> int | None:
         """Device bytes of the weights as served unmerged, and of what lies in the cache of every request."""
-        return self.serving.weight_bytes + self.serving.cached_bytes
+        return None if self.serving is None else self.serving.weight_bytes + self.serving.cached_bytes
 
     @property
     def merged_bytes(self) -> int | None:
         """Device bytes of the weights when everything is merged."""
-        return self.serving.weight_bytes - self.serving.adapter_bytes if self.method.mergeable else None
+        serving = self.serving
+        return serving.weight_bytes - serving.adapter_bytes if serving is not None and self.method.mergeable else None
 
     @property
     def adapters_per_model(self) -> int:
@@ -167,7 +168,8 @@ class Filters:
         if self.max_inference_overhead is not None:
             overhead = row.overhead if self.unmerged else row.least_overhead
             if overhead is None:
-                return "no inference time is known for this card"
+                where = "a model that is traced" if row.serving is None else "this card"
+                return f"no inference time is known for {where}"
             if overhead > self.max_inference_overhead:
                 return f"a decoded token takes {100 * overhead:.1f} % longer"
         if self.min_quality is not None:
@@ -265,7 +267,7 @@ def _request(job: Job, method: Method) -> Request:
         micro_batch_size=common.micro_batch_size,
         gradient_checkpointing=common.gradient_checkpointing,
     )
-    if not method.allows(settings):
+    if not job.spec.allows(method, settings):
         settings = replace(settings, gradient_checkpointing="off")
     check_settings(settings)
     usable = usable_bytes(target.memory_bytes, job.safety_margin)
@@ -291,9 +293,9 @@ def _row(job: Job, method: Method, found: Estimate, plan: Plan | None, refused: 
     settings, gpu = found.request.settings, found.request.gpu
     work = network_work(found.network, settings)
     tokens = settings.micro_batch_size * settings.seq_len
-    serving = inference(job.spec, method, settings.dtype)
-    base = decoding(serving.base, gpu, settings.dtype) if gpu else None
-    unmerged = decoding(serving.unmerged, gpu, settings.dtype) if gpu else None
+    serving = inference(job.spec, method, settings.dtype) if job.spec.source is None else None
+    base = decoding(serving.base, gpu, settings.dtype) if gpu and serving else None
+    unmerged = decoding(serving.unmerged, gpu, settings.dtype) if gpu and serving else None
     return Row(
         method=method,
         estimate=found,
@@ -302,15 +304,17 @@ def _row(job: Job, method: Method, found: Estimate, plan: Plan | None, refused: 
         serving=serving,
         base=base,
         unmerged=unmerged,
-        full_model_bytes=_model_bytes(job, settings),
+        full_model_bytes=_model_bytes(job, settings, found.network),
         plan=plan,
         refused=refused,
         findings=evidence.of(method),
     )
 
 
-def _model_bytes(job: Job, settings: Settings) -> int:
-    """Bytes of every weight of the model in 16 bits."""
+def _model_bytes(job: Job, settings: Settings, own: Network) -> int:
+    """Bytes of every weight of the model in 16 bits. `own`: the network of a method."""
+    if own.recorded is not None:
+        return 2 * sum(p.numel for p in own.parameters if not p.adapter and not p.buffer)
     network = build(job.spec, parse("full"), replace(settings, gradient_checkpointing="off"))
     return 2 * network.total_parameters
 

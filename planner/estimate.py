@@ -75,11 +75,16 @@ class Estimate:
         levels = dict(zip(CATEGORIES, self.memory.peak.levels, strict=True))
         return {**levels, "runtime": self.runtime.total_bytes}
 
+    @property
+    def source(self) -> str:
+        """Where the bytes come from, in a word."""
+        return "estimated" if self.network.recorded is None else "traced"
+
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON document (design: common schema of estimated, traced and measured)."""
         time = self.time
         return {
-            "source": "estimated",
+            "source": self.source,
             "request": self.request.to_json(),
             "parameters": {
                 "total": self.network.total_parameters,
@@ -121,6 +126,11 @@ class Estimate:
         """Where the process's memory lies, judged by the errors of published runs."""
         return interval(self.reserved_bytes, self.runtime.total_bytes)
 
+    def _memory_basis(self) -> str:
+        if self.network.recorded is not None:
+            return self.network.recorded.basis
+        return "counted: ops and autograd's rules of the stack, checked against a trace of the real code"
+
     def _clock_basis(self) -> str:
         if not self.time or self.request.gpu is None:
             return "no GPU named"
@@ -137,7 +147,7 @@ class Estimate:
         return {
             "stack": STACK,
             "parameters": "counted",
-            "allocated_bytes": "counted: ops and autograd's rules of the stack, checked against a trace of the real code",
+            "allocated_bytes": self._memory_basis(),
             "reserved_bytes": "modelled: the caching allocator's rules replayed over the step"
             if self.request.replays
             else "modelled: an allowance for fragmentation",
@@ -216,6 +226,8 @@ def estimate(request: Request, advice: bool = True) -> Estimate:
         checkpoint_bytes=checkpoint_bytes(network),
         time=time_of(request, rank.network) if gpu else None,
     )
+    if request.spec.source is not None:  # what else could be set would have to be traced first
+        return replace(result, warnings=(request.spec.note,))
     if not advice:
         return result
     from tuneplan.planner.advice import warnings

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph.tensor import GRADIENTS, OPTIMIZER_STATES, WEIGHTS
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.methods.lora import Lora
@@ -88,4 +89,7 @@ def _try(
     search: "Search", plan: "Plan", method: Method, settings: Settings, sharding: Sharding, optimizer: str | None = None
 ) -> "Plan":
     chosen = OPTIMIZERS[optimizer] if optimizer else plan.request.optimizer
-    return search.evaluate(method, plan.target, settings, chosen, sharding)
+    try:
+        return search.evaluate(method, plan.target, settings, chosen, sharding)
+    except InputError:  # a traced model without a trace of that
+        return plan

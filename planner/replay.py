@@ -184,11 +184,12 @@ def replay(
         expandable_segments: the allocator's setting of that name.
         program: habits of the training program.
         batches: the model at the length of one batch after the other, where lengths vary; by default `network` twice.
-        empty_cache_steps: the cache is emptied before the backward of every so many steps, from the first on
-            (`torch_empty_cache_steps`; transformers 5.23 trainer.py `training_step`); 0 for never.
+        empty_cache_steps: the cache is emptied before the backward of every so many steps, from the first on; 0 for never.
     """
+    if network.recorded is not None:
+        return network.recorded.replay(network, settings, optimizer, expandable_segments, empty_cache_steps)
     stage = _Stage(expandable_segments, settings)
-    _load(stage.allocator, network, settings, program)
+    load(stage.allocator, network, settings, program)
     peak = step_memory(network, settings, optimizer).peak.peak_bytes
     recorded: dict[int, _Recorded] = {}
     before: Network | None = None
@@ -200,7 +201,7 @@ def replay(
             recorded[id(net)].play(stage, backward, before, layers, empties)
             before = net if settings.keep_outputs else None
         if not net.fused_update:
-            _update(stage.allocator, net, optimizer, settings, first=step == 0)
+            update(stage.allocator, net, optimizer, settings, first=step == 0)
         stage.zero_grad()
         for _ in recorded[id(net)].backwards:
             stage.play(_deaths([storage for run in net.runs for storage in run.block.stays]), "forward")
@@ -322,7 +323,7 @@ def _unrolled(parameters: Sequence[Parameter]) -> list[Parameter]:
     return found
 
 
-def _load(allocator: CachingAllocator, network: Network, settings: Settings, program: Program) -> None:
+def load(allocator: CachingAllocator, network: Network, settings: Settings, program: Program) -> None:
     """Place the weights: base model in the order of the state dict's keys, k-bit preparation, then adapters.
 
     Mirrors `convert_and_load_state_dict_in_model` (transformers 5.23 core_model_loading.py), one weight after another,
@@ -370,7 +371,7 @@ def _quantize(allocator: CachingAllocator, p: Parameter) -> None:
     allocator.free(dense)
 
 
-def _update(allocator: CachingAllocator, network: Network, optimizer: Optimizer, settings: Settings, first: bool) -> None:
+def update(allocator: CachingAllocator, network: Network, optimizer: Optimizer, settings: Settings, first: bool) -> None:
     """Clipping and the optimizer's step; the first makes the states, each a block with its scales."""
     master = settings.precision == "master-weights"
     trained = [p for p in network.parameters if p.trainable]

@@ -79,6 +79,7 @@ class Request:
             "seq_len": s.seq_len,
             "target_len": s.target_length if self.spec.task == SEQ2SEQ else None,
             "images": s.images if self.spec.image_tokens else None,
+            "image_size": list(s.image_size) if s.image_size else None,
             "micro_batch_size": s.micro_batch_size,
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
             "dtype": s.dtype,

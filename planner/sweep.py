@@ -117,11 +117,11 @@ def _point(value: int, answer: Callable[[int], A]) -> Point[A]:
 
 
 def limits(request: Request) -> Limits | None:
-    """The largest batch and the longest context that fit; None without a memory to fit into.
+    """The largest batch and the longest context that fit; None without a memory to fit into, and for a model that is traced.
 
     Found by doubling and halving on whole estimates, the replay of the allocator included.
     """
-    if request.capacity_bytes is None:
+    if request.capacity_bytes is None or request.spec.source is not None:
         return None
     context = request.spec.max_position_embeddings
     batch = _largest(lambda n: _with(request, micro_batch_size=n), 1, LARGEST_BATCH)

@@ -138,7 +138,7 @@ def _lower(module: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def _flash(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: object, **_: object
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: object, **_: object
 ) -> tuple[torch.Tensor, None]:
     products.causal = bool(getattr(module, "is_causal", True))
     out: torch.Tensor = FlashMemory.apply(*_lower(module, query, key, value))
@@ -161,7 +161,7 @@ def _sdpa(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
@@ -171,6 +171,7 @@ def _sdpa(
     """`sdpa_attention_forward` with the kernel that PyTorch would choose on CUDA."""
     if card.autocast is not None:
         query, key, value = (t.to(card.autocast) for t in (query, key, value))
+    mask = attention_mask
     groups = query.shape[1] // key.shape[1]
     grouped = groups > 1 and use_gqa_in_sdpa(mask, key, value)
     if groups > 1 and not grouped:
@@ -214,7 +215,7 @@ class TorchSdpa(TorchFunctionMode):
         if query.shape[1] != key.shape[1]:
             return func(*args, **(kwargs or {}))
         with torch._C.DisableTorchFunction():
-            options = {"mask": kwargs["attn_mask"], "dropout": kwargs["dropout_p"], "is_causal": kwargs["is_causal"]}
+            options = {"attention_mask": kwargs["attn_mask"], "dropout": kwargs["dropout_p"], "is_causal": kwargs["is_causal"]}
             return _sdpa(None, query, key, value, **options)[0].transpose(1, 2)
 
 

@@ -31,8 +31,10 @@ _LOWER: set[Callable[..., Any]] = {
     torch.einsum,
     torch.nn.functional.conv1d,
     torch.nn.functional.conv2d,
+    torch.nn.functional.conv3d,
     torch.conv1d,
     torch.conv2d,
+    torch.conv3d,
     torch.prelu,
     torch.nn.functional.scaled_dot_product_attention,
 }

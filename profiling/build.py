@@ -17,6 +17,7 @@ from tuneplan.planner.methods.quantized_base import QuantizedBase
 from tuneplan.planner.training.settings import LOOP, OURS
 from tuneplan.profiling import attention
 from tuneplan.profiling.expert_loop import answer_routing
+from tuneplan.profiling.image_batches import READ_BOTH, image_text_batch
 from tuneplan.profiling.methods import refuse_what_no_library_has, with_adapter, with_method
 from tuneplan.profiling.optimizers import make_optimizer
 from tuneplan.profiling.quantize import quantize
@@ -44,7 +45,6 @@ _TASK_OF = {
 _BY_TASK = ("MULTITASK_PROMPT_TUNING", "POLY")  # their forward takes the number of each sequence's task
 _CONTRASTIVE = ("clip",)
 _CAST_PIXELS = ("vit",)  # their code casts what a processor gives, which is fp32
-_IMAGE_TOKENS = ("llava",)
 _GENERATES = ("causal-lm", "image-text-to-text", "seq2seq-lm", "masked-lm")
 
 
@@ -57,12 +57,14 @@ class Built:
         optimizer: over its trained parameters.
         batch: keyword arguments of a forward pass, labels included.
         notes: what was built otherwise than asked for.
+        base: parameters (by id) that the model had before the method's adapters.
     """
 
     model: Any
     optimizer: Any
     batch: dict[str, torch.Tensor]
     notes: tuple[str, ...] = ()
+    base: frozenset[int] = frozenset()
 
 
 def build(subject: Subject, implementation: str, device: str, adapt: Callable[[Any], None] | None = None) -> Built:
@@ -102,6 +104,7 @@ def build(subject: Subject, implementation: str, device: str, adapt: Callable[[A
 
             use = settings.gradient_checkpointing != "off"
             model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=use)
+    base = frozenset(id(parameter) for parameter in model.parameters())
     model = with_method(model, subject.method, task)
     if subject.peft_config is not None:
         model = with_adapter(model, subject.peft_config)
@@ -122,7 +125,10 @@ def build(subject: Subject, implementation: str, device: str, adapt: Callable[[A
     if not trained:
         raise InputError(f"{subject.method.name} trains nothing of {subject.id}; add a part such as lora")
     optimizer = make_optimizer(subject.optimizer.name, trained, settings.precision == "master-weights")
-    return Built(model, optimizer, batch_of(subject, model, device), notes)
+    batch = batch_of(subject, model, device)
+    if task == "image-text-to-text" and "pixel_values" not in batch:
+        notes += ("the batch is of text alone: what the model does with images is not in these figures",)
+    return Built(model, optimizer, batch, notes, base)
 
 
 def task_of(subject: Subject) -> str:
@@ -257,7 +263,7 @@ def batch_of(subject: Subject, model: nn.Module, device: str) -> dict[str, torch
         if subject.config.get("model_type") not in _CAST_PIXELS:
             pixels = pixels.to(next(model.parameters()).dtype)
         return {"pixel_values": pixels, "labels": integers(shape[:1], 2)}
-    if task == "image-text-to-text" and subject.config.get("model_type") in _IMAGE_TOKENS:
+    if task == "image-text-to-text" and subject.config.get("model_type") in READ_BOTH:
         return image_text_batch(subject, device)
     if task == "contrastive":
         tower = {"image_size": 224, "num_channels": 3, **dict(subject.config.get("vision_config") or {})}
@@ -273,22 +279,6 @@ def batch_of(subject: Subject, model: nn.Module, device: str) -> dict[str, torch
     highest = 2 if task == "token-classification" else highest
     batch["labels"] = integers(shape[:1], 2) if task == "sequence-classification" else integers(target, highest)
     return batch
-
-
-def image_text_batch(subject: Subject, device: str) -> dict[str, torch.Tensor]:
-    """Token ids of which the first are those of images, labels, and pixels in fp32, as a processor gives them."""
-    from tuneplan.planner.models.config import ConfigReader
-    from tuneplan.planner.models.registry import read_spec
-
-    s = subject.settings
-    spec: Any = read_spec(subject.id, ConfigReader(subject.config, subject.id))
-    shape = (s.micro_batch_size, s.seq_len)
-    token = subject.config.get("image_token_index", 32000)
-    ids = torch.randint(0, min(token, subject.vocabulary), shape, device=device)
-    ids[:, : s.images * spec.image_tokens] = token
-    tower = spec.tower
-    pixels = torch.zeros(s.micro_batch_size * s.images, tower.num_channels, *tower.image_size, device=device)
-    return {"input_ids": ids, "labels": ids.clone(), "pixel_values": pixels}
 
 
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]

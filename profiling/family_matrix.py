@@ -49,7 +49,10 @@ class Cell:
 
     def settings(self, batch: int, length: int) -> Settings:
         """As the planner takes them: bf16, sdpa, the model's own loss."""
-        return Settings(micro_batch_size=batch, seq_len=length, gradient_checkpointing=self.gradient_checkpointing)
+        size = small_models.load(self.model).image_size
+        return Settings(
+            micro_batch_size=batch, seq_len=length, gradient_checkpointing=self.gradient_checkpointing, image_size=size
+        )
 
 
 @dataclass(frozen=True, slots=True)

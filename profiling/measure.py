@@ -20,6 +20,7 @@ from tuneplan.planner.errors import InputError
 from tuneplan.planner.training.sharding import SINGLE, Sharding
 from tuneplan.profiling import devices
 from tuneplan.profiling.build import DTYPES, Built, build
+from tuneplan.profiling.counts import Counts
 from tuneplan.profiling.failures import Failure, failure_of
 from tuneplan.profiling.losses import REAL_LOSSES
 from tuneplan.profiling.measured import Measured, Timing
@@ -29,7 +30,7 @@ from tuneplan.profiling.ranks import ALONE, Ranks, check, gather, group, spread
 from tuneplan.profiling.step import run_step, trace_step
 from tuneplan.profiling.subject import Subject
 from tuneplan.profiling.timeline import Timeline
-from tuneplan.profiling.trace import Counts, count
+from tuneplan.profiling.trace import count
 from tuneplan.profiling.tracker import StorageTracker
 
 Told = Callable[[str, int, int], None]

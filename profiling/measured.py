@@ -9,11 +9,12 @@ import torch
 
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.training.sharding import Sharding
+from tuneplan.profiling.counts import Counts
 from tuneplan.profiling.failures import Failure
 from tuneplan.profiling.meters import PhaseMemory, resident_bytes
 from tuneplan.profiling.step import STEP_PHASES
 from tuneplan.profiling.subject import Subject
-from tuneplan.profiling.trace import Counts, stack
+from tuneplan.profiling.trace import stack
 
 
 @dataclass(frozen=True, slots=True)

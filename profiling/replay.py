@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 from tuneplan.planner.allocator import Block, CachingAllocator
 from tuneplan.planner.device_memory import workspace_bytes
+from tuneplan.profiling.products import PRODUCTS
 from tuneplan.profiling.timeline import Timeline
 from tuneplan.profiling.tracker import Allocation
-
-_PRODUCTS = ("mm.", "addmm.", "bmm.", "baddbmm.", "gemm_4bit.", "int8_scaled_mm.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ def replay(
             live -= allocation.size_bytes
             continue
         thread = "backward" if allocation.phase == "backward" else "forward"
-        if thread not in threads and allocation.op.startswith(_PRODUCTS):
+        if thread not in threads and allocation.op.startswith(PRODUCTS):
             threads.add(thread)
             block = allocator.malloc(workspace)
             events.append(("alloc", None, block.address, block.request))

@@ -12,6 +12,7 @@ from tuneplan.planner.graph.tensor import GRADIENTS, KV_CACHE, OPTIMIZER_STATES,
 from tuneplan.planner.training.settings import Settings
 from tuneplan.profiling.autocast import CudaAutocast
 from tuneplan.profiling.build import DTYPES, Built, Loss
+from tuneplan.profiling.image_batches import GIVEN, image_places
 from tuneplan.profiling.losses import LOSSES
 from tuneplan.profiling.quantize import quantization_state
 from tuneplan.profiling.stand_ins import autocast_regions
@@ -124,10 +125,12 @@ def trace_step(
     model = built.model
     device = next(iter(built.batch.values())).device.type
     tracker = make_tracker(device, vocabulary=_vocabulary(model), answer=0 if settings.padded else 1)
+    tracker.places = image_places(built.batch)
     tracker.name_modules(model)
     tracker.watch(model.parameters(), category=WEIGHTS)
     tracker.watch(model.buffers(), category=WEIGHTS)
     tracker.watch(quantization_state(model), category=WEIGHTS)
+    tracker.overlook(tensor for name, tensor in built.batch.items() if name in GIVEN)
     tracker.watch(built.batch.values(), op="batch", category=0)
     phase_of: dict[str, int] = {}
 

@@ -13,13 +13,14 @@ import peft
 import torch
 import transformers
 
-from tuneplan.planner.device_memory import LOADING_SHARD_BYTES, RuntimeMemory, runtime_bytes
+from tuneplan.planner.device_memory import RuntimeMemory, runtime_bytes
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.uncertainty import interval
 from tuneplan.planner.units import GIB
 from tuneplan.profiling import attention
-from tuneplan.profiling.build import DTYPES, build, task_of, transformers_model
+from tuneplan.profiling.build import DTYPES, Built, build, task_of, transformers_model
+from tuneplan.profiling.counts import Counts
 from tuneplan.profiling.losses import LOSSES
 from tuneplan.profiling.replay import Reserved, replay
 from tuneplan.profiling.step import STEP_PHASES, StepTrace, trace_step
@@ -31,32 +32,6 @@ LARGEST_SHORT_MODEL_BYTES = 6 * GIB
 FEW, MORE = 2, 3
 """Layers of the two short models from which a longer one is extended."""
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers")
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Parameters, and bytes of what a checkpoint holds: what is trained where anything is frozen, else all."""
-
-    total: int
-    trainable: int
-    checkpoint_bytes: int
-    weight_bytes: int
-
-    @property
-    def host_bytes(self) -> int:
-        """Host memory at most: one file of the checkpoint while loading, or the checkpoint that is gathered and saved."""
-        return max(min(self.weight_bytes, LOADING_SHARD_BYTES), self.checkpoint_bytes)
-
-    def saving(self) -> dict[str, int | None]:
-        """Host memory around the step, of one process; null is what a trace of a step does not know."""
-        return {
-            "host_bytes": self.checkpoint_bytes,
-            "host_training_bytes": None,
-            "host_loading_bytes": min(self.weight_bytes, LOADING_SHARD_BYTES),
-            "ranks_per_node": 1,
-            "disk_bytes": None,
-            "kept_disk_bytes": None,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,26 +182,29 @@ class CannotRunError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A step that ran, the parameters of its model, and what was built otherwise than asked for."""
+    """Steps that ran, the parameters of their model, and what was built otherwise than asked for."""
 
     counts: Counts
     step: StepTrace
     notes: tuple[str, ...]
+    built: Built = field(repr=False)
 
 
-def run_once(subject: Subject, device: str, make_tracker: Callable[..., StorageTracker] = StorageTracker) -> Run:
-    """Build and step. Raises InputError for what cannot be built, `CannotRunError` for what fails in between."""
+def run_once(subject: Subject, device: str, make_tracker: Callable[..., StorageTracker] = StorageTracker, steps: int = 0) -> Run:
+    """Build and step. Raises InputError for what cannot be built, `CannotRunError` for what fails in between.
+
+    `steps`: updates in all, where all batches are alike; 0 for two, of which the second is steady, or one of each length.
+    """
     implementation = attention.NAMES[subject.settings.attention]
     try:
         built = build(subject, implementation, device)
         counts = count(built.model)
-        steps = subject.gradient_accumulation_steps
-        step = trace_step(
-            built, subject.settings, accumulation=steps, batches=_batches(subject, built.batch), make_tracker=make_tracker
-        )
+        batches = [built.batch] * steps if steps else _batches(subject, built.batch)
+        micro_batches = subject.gradient_accumulation_steps
+        step = trace_step(built, subject.settings, accumulation=micro_batches, batches=batches, make_tracker=make_tracker)
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError) as error:
         raise CannotRunError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
-    return Run(counts, step, built.notes)
+    return Run(counts, step, built.notes, built)
 
 
 def _batches(subject: Subject, longest: Mapping[str, torch.Tensor]) -> list[Mapping[str, torch.Tensor]]:

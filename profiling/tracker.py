@@ -20,18 +20,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from tuneplan.planner.graph.tensor import ACTIVATIONS, LOGITS, TEMPORARY, WEIGHTS
-from tuneplan.profiling import meta_results
+from tuneplan.profiling import masked_places, meta_results
 
 BLOCK_BYTES = 512
 _ADD = torch.ops.aten.add.Tensor
+_INDEX_PUT = torch.ops.aten.index_put.default
 _IN_PLACE = {
-    torch.ops.aten.index_put.default: torch.ops.aten.index_put_.default,
+    _INDEX_PUT: torch.ops.aten.index_put_.default,
     torch.ops.aten.scatter.src: torch.ops.aten.scatter_.src,
     torch.ops.aten.scatter_add.default: torch.ops.aten.scatter_add_.default,
 }
 """What backward formulas do in place unless a dispatch mode is looking (`areAnyTensorSubclassLike` of FunctionsManual.cpp)."""
 _SCATTERED = torch.ops.aten.masked_scatter_backward.default
 _GROUPED = torch.ops.aten._grouped_mm.default
+_CHECKED = torch.ops.aten._is_all_true.default
 _ITEM = torch.ops.aten._local_scalar_dense.default
 _LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
 _native: Any = torch._C  # its stubs lack what is used here
@@ -86,6 +88,7 @@ class StorageTracker(TorchDispatchMode):
         log: births (True) and deaths (False) in the order in which they happened.
         phases: the name of each phase and where in `log` it starts.
         recomputing: a context for what checkpointing runs again in the backward.
+        places: that a boolean mask has, which the meta device cannot count.
     """
 
     def __init__(self, device_type: str = "meta", block_bytes: int = BLOCK_BYTES, vocabulary: int = 0, answer: int = 1) -> None:
@@ -95,11 +98,13 @@ class StorageTracker(TorchDispatchMode):
         self.block_bytes = block_bytes
         self.vocabulary = vocabulary
         self.answer = answer
+        self.places = 0
         self.live_bytes = 0
         self.log: list[tuple[bool, Allocation]] = []
         self.phases: list[tuple[str, int]] = [("load", 0)]
         self._phase = "load"
         self._alive: dict[int, tuple[weakref.ref[torch.UntypedStorage], Allocation]] = {}
+        self._overlooked: dict[int, torch.Tensor] = {}
         self._names: dict[int, str] = {}
         self._modules: list[str] = [""]
         self._forward_of: dict[int, tuple[str, tuple[CodeType | None, int]]] = {}
@@ -121,6 +126,10 @@ class StorageTracker(TorchDispatchMode):
         """Count storages that were made outside the tracked region (parameters, buffers, optimizer state)."""
         for tensor in tensors:
             self._see(tensor, op, category)
+
+    def overlook(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Count these nowhere: what only a step without values is given."""
+        self._overlooked.update({tensor.untyped_storage()._cdata: tensor for tensor in tensors})
 
     @property
     def alive(self) -> list[weakref.ref[torch.UntypedStorage]]:
@@ -206,7 +215,7 @@ class StorageTracker(TorchDispatchMode):
             return
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._alive:
+        if key in self._alive or key in self._overlooked:
             return
         allocation = self._birth(storage.nbytes(), op, self._category(tensor) if category is None else category)
 
@@ -259,11 +268,13 @@ class StorageTracker(TorchDispatchMode):
         return users <= 2 and bool(torch.ops.aten.is_non_overlapping_and_dense(old))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func is _CHECKED and args[0].device.type == "meta":
+            return torch.ones((), dtype=torch.bool)  # a check of the model's code (`torch._check_tensor_all`)
         if func is _ITEM and args[0].device.type == "meta":
             return bool(self.answer) if args[0].dtype is torch.bool else self.answer
         if func is _ADD and self._is_accumulation(args):
             return args[0].add_(args[1])
-        if func in _IN_PLACE and self._phase == "backward" and not torch.is_grad_enabled():
+        if func in _IN_PLACE and self._phase == "backward" and not torch.is_grad_enabled() and not _overwrites(func, args):
             return _IN_PLACE[func](*args, **(kwargs or {}))
         if self.in_forward:
             # autograd numbers its nodes before it runs the operator: this one's is the last number given out
@@ -273,13 +284,19 @@ class StorageTracker(TorchDispatchMode):
         elif func is _SCATTERED and args[0].device.type == "meta":  # it counts the places of the mask
             out = args[0].new_empty(args[2])
         else:
-            out = meta_results.run(func, args, kwargs or {})
+            rows = masked_places.result(func, args, self.places)
+            out = meta_results.run(func, args, kwargs or {}) if rows is None else rows
         for leaf in tree_iter(out):
             if isinstance(leaf, torch.Tensor):
                 self._see(leaf, func.__name__)
         if func is _GEMM_4BIT:
             self.touch(_dequantized_bytes(args, kwargs or {}), func.__name__)
         return out
+
+
+def _overwrites(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether it is the gradient of what `index_put_` wrote over, which is a copy (derivatives.yaml): it does not accumulate."""
+    return func is _INDEX_PUT and not (len(args) > 3 and args[3])
 
 
 def _site() -> tuple[CodeType | None, int]:

@@ -9,7 +9,7 @@ from tuneplan.planner.capacity.quantities import HOURS_PER_MONTH
 from tuneplan.planner.capacity.read import at_line
 from tuneplan.planner.capacity.schema import Serving, Training, Workload, Workloads
 from tuneplan.planner.capacity.serving_fit import Replica, ServingFits
-from tuneplan.planner.capacity.training_fit import TrainingFits
+from tuneplan.planner.capacity.training_fit import OF_FAMILIES, Models, TrainingFits
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.yaml_file import Path, YamlFile
 
@@ -60,9 +60,11 @@ class Demand:
         return isinstance(load, Serving) and _replicas(load, self.needs[machine].rate, amount, headroom) == load.min_replicas
 
 
-def demands(workloads: Workloads, file: YamlFile, machines: tuple[MachineType, ...], today: date) -> list[Demand]:
+def demands(
+    workloads: Workloads, file: YamlFile, machines: tuple[MachineType, ...], today: date, models: Models = OF_FAMILIES
+) -> list[Demand]:
     """Needs of all workloads. Raises InputError, with the line, for a model or a method that cannot be used."""
-    training, serving = TrainingFits(machines, today), ServingFits()
+    training, serving = TrainingFits(machines, today, models), ServingFits()
     found: list[Demand] = []
     for index, job in enumerate(workloads.training):
         path: Path = ("training", index)

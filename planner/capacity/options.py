@@ -11,6 +11,7 @@ from tuneplan.planner.capacity.fleet import Month, Scaling, headroom, project
 from tuneplan.planner.capacity.machines import BUY, KINDS, MIXED, ON_DEMAND, RESERVED, SPOT, MachineType, Market, market
 from tuneplan.planner.capacity.schedule import Schedule, schedule
 from tuneplan.planner.capacity.schema import Workloads
+from tuneplan.planner.capacity.training_fit import OF_FAMILIES, Models
 from tuneplan.planner.yaml_file import YamlFile
 
 SWING = 0.2
@@ -124,7 +125,9 @@ class CapacityAnswer:
         return tuple(demand for demand in self.demands if not demand.needs)
 
 
-def plan_capacity(workloads: Workloads, file: YamlFile, today: date, extra: Sequence[Offer] = ()) -> CapacityAnswer:
+def plan_capacity(
+    workloads: Workloads, file: YamlFile, today: date, extra: Sequence[Offer] = (), models: Models = OF_FAMILIES
+) -> CapacityAnswer:
     """Every kind of option, the cheapest complete one first.
 
     Args:
@@ -132,12 +135,13 @@ def plan_capacity(workloads: Workloads, file: YamlFile, today: date, extra: Sequ
         file: for the lines of messages.
         today: for the age of prices.
         extra: the user's own prices.
+        models: how those that are trained are read.
 
     Raises:
         InputError: a model or method that cannot be used, with its line; SciPy is not installed.
     """
     found = market(workloads.hardware, today, extra)
-    needs = demands(workloads, file, found.machines, today)
+    needs = demands(workloads, file, found.machines, today, models)
     notes = list(found.notes)
     options: list[Option] = []
     reference: Option | None = None

@@ -1,6 +1,6 @@
 """How a training job runs on a machine: which method, how many cards, how long. The search of `plan` answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 
@@ -8,14 +8,33 @@ from tuneplan.planner.capacity.machines import MachineType
 from tuneplan.planner.capacity.schema import CHEAPEST, Training
 from tuneplan.planner.job import DEFAULT_METHODS, Job
 from tuneplan.planner.methods.compose import parse
+from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.lookup import load
 from tuneplan.planner.models.registry import checkpointing_kinds, read_spec, suited
+from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.plan import Answer
 from tuneplan.planner.search import find
 from tuneplan.planner.target import Target
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.uncertainty import margin
 from tuneplan.planner.units import SECONDS_PER_HOUR, format_gib, format_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """How models are read.
+
+    Attributes:
+        read: makes the spec of a model's name and its config.
+        ready: what has to be done for a job before it is searched.
+    """
+
+    read: Callable[[str, ConfigReader], ModelSpec] = read_spec
+    ready: Callable[[Job], Job] = lambda job: job
+
+
+OF_FAMILIES = Models()
+"""Those that a family mirrors, and no others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +74,9 @@ class Run:
 class TrainingFits:
     """Answers for many jobs on some machines; jobs that differ only in tokens, dates or names share a search."""
 
-    def __init__(self, machines: Sequence[MachineType], today: date) -> None:
+    def __init__(self, machines: Sequence[MachineType], today: date, models: Models = OF_FAMILIES) -> None:
         self.today = today
+        self.models = models
         self.machines = {machine.key: machine for machine in machines}
         self._steps: dict[tuple[str, str, int, int], dict[str, Steps]] = {}
 
@@ -70,7 +90,7 @@ class TrainingFits:
     def _search(self, job: Training) -> dict[str, Steps]:
         """One search over all machines."""
         methods = DEFAULT_METHODS if job.method == CHEAPEST else (job.method,)
-        spec = read_spec(*load(job.model))
+        spec = self.models.read(*load(job.model))
         question = Job(
             spec=spec,
             methods=tuple(parse(method) for method in (suited(spec, methods) if job.method == CHEAPEST else methods)),
@@ -82,7 +102,7 @@ class TrainingFits:
             objective="time",
             safety_margin=margin(),
         )
-        answer = find(question, self.today)
+        answer = find(self.models.ready(question), self.today)
         return {key: _steps(answer, key, machine) for key, machine in self.machines.items()}
 
     def runs(self, job: Training, machine: MachineType) -> tuple[Run | None, Run | None, str]:

@@ -32,6 +32,8 @@ def command(file: str, as_json: bool, **given: Any) -> int:
     from tuneplan.hardware_profiles.loader import load_price_file
     from tuneplan.planner.capacity.options import plan_capacity
     from tuneplan.planner.capacity.read import read_workloads
+    from tuneplan.planner.capacity.training_fit import Models
+    from tuneplan.planner.cli.traced import spec_of, with_traces
 
     for option in ("prices", "csv_file", "markdown", "html", "plots"):
         if given[option] is not None and not given[option].strip():
@@ -40,7 +42,7 @@ def command(file: str, as_json: bool, **given: Any) -> int:
     known = frozenset(offer.instance.id.lower() for offer in extra)
     changes = {name: given[name] for name in ("growth", "horizon") if given[name] is not None}
     workloads, source = read_workloads(file, known, changes)
-    answer = plan_capacity(workloads, source, date.today(), extra)
+    answer = plan_capacity(workloads, source, date.today(), extra, Models(spec_of, with_traces))
     _write_reports(answer, given)
     if as_json:
         from tuneplan.planner.report.capacity_json import capacity_json

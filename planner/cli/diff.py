@@ -9,6 +9,7 @@ import click
 from tuneplan.planner.cli.config_words import typed_options
 from tuneplan.planner.cli.options import json_option, write_file
 from tuneplan.planner.cli.step_words import asked, request_options
+from tuneplan.planner.cli.traced import spec_of
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.report import document
 
@@ -46,7 +47,7 @@ def command(old: str, new: str, as_json: bool, **given: Any) -> int:
         raise InputError("--markdown is empty; give a file, or - to print it")
     memory_limit = parse_limit(memory) if memory is not None else None
     time_limit = parse_limit(time, sizes=False) if time is not None else None
-    requests = [(name, asked(*_words(name, given)).request()) for name in (old, new)]
+    requests = [(name, asked(*_words(name, given)).request(spec_of)) for name in (old, new)]
     cards = {request.gpu.id for _, request in requests if isinstance(request.gpu, Gpu)}
     known = offers(cards.pop()) if len(cards) == 1 else ()
     found = diff(requests[0], requests[1], tuple(known), date.today(), memory_limit, time_limit)

@@ -1,6 +1,6 @@
 """`plan estimate`: one configuration, in full."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,10 @@ from tuneplan.planner.cli.step_words import Asked, asked, request_options
 from tuneplan.planner.cli.sweep import check_plot, sweep_estimate, sweep_options
 from tuneplan.planner.errors import InputError, NotModelledError
 from tuneplan.planner.report import document
+
+if TYPE_CHECKING:
+    from tuneplan.planner.data.epoch import Epoch
+    from tuneplan.planner.estimate import Estimate
 
 
 @click.command(name="estimate")
@@ -49,6 +53,11 @@ def command(as_json: bool, sweep: str | None, plot: str | None, **given: Any) ->
         from tuneplan.planner.data.epoch import epoch
 
         passed = epoch(result.request, batches)
+    return _reported(result, as_json, passed)
+
+
+def _reported(result: "Estimate", as_json: bool, passed: "Epoch | None" = None) -> int:
+    """Print an estimate, with an epoch of the data if there are any; gives the exit code."""
     if as_json:
         click.echo(document.text({**result.to_json(), **({} if passed is None else {"data": passed.to_json()})}))
     else:
@@ -66,6 +75,11 @@ def _traced(step: Asked, error: NotModelledError, as_json: bool) -> int:
     """The same from the real code."""
     from tuneplan.planner.cli.extras import profiling_needs
 
+    if step.sharding.gpu_count > 1 and not step.sharding.splits_model:
+        from tuneplan.planner.cli.traced import spec_of
+        from tuneplan.planner.estimate import estimate
+
+        return _reported(estimate(step.request(spec_of)), as_json)
     try:
         with profiling_needs("plan estimate of a model without a family"):
             from tuneplan.profiling.fallback.estimate import estimate_traced

@@ -95,7 +95,19 @@ step_options = stack(
     click.option(
         "--target-len", type=int, default=None, help="Tokens of a target, for encoder-decoders.  [default: those of a sequence]"
     ),
-    click.option("--images", type=int, default=1, show_default=True, help="Images in each sequence, for models that read both."),
+    click.option(
+        "--images",
+        type=int,
+        default=1,
+        show_default=True,
+        help="Images in each sequence, for models that read both; 0: text alone.",
+    ),
+    click.option(
+        "--image-size",
+        default=None,
+        metavar="WxH",
+        help="Pixels of an image, such as 1280x720, or of its sides, for models that read images of any size.  [default: 768]",
+    ),
     click.option("--attention", default="sdpa", show_default=True, metavar="eager|sdpa|flash", help="Attention implementation."),
     click.option(
         "--loss",
@@ -154,6 +166,7 @@ class Step:
     seq_len: int | None
     target_len: int | None
     images: int
+    image_size: str | None
     attention: str
     loss: str
     attention_dropout: float | None
@@ -181,8 +194,8 @@ class Step:
         """As settings of a run, `length` tokens long. Raises InputError for a dropout that is not a probability."""
         if self.target_len is not None and not 2 <= self.target_len <= LONGEST_SEQUENCE:
             raise InputError(f"target-len {self.target_len} is not a length to train on; use 2 to {LONGEST_SEQUENCE} tokens")
-        if not 1 <= self.images <= MOST_IMAGES:
-            raise InputError(f"images {self.images} is not a number of images in a sequence; use 1 to {MOST_IMAGES}")
+        if not 0 <= self.images <= MOST_IMAGES:
+            raise InputError(f"images {self.images} is not a number of images in a sequence; use 0 to {MOST_IMAGES}")
         if self.attention_dropout is not None and not 0 <= self.attention_dropout < 1:
             raise InputError(f"attention-dropout {self.attention_dropout} is not a probability below 1; use such as 0.1")
         if self.training != "sft" and self.loss not in ("eager", "trl"):
@@ -192,6 +205,7 @@ class Step:
             seq_len=length,
             target_len=self.target_len,
             images=self.images,
+            image_size=None if self.image_size is None else image_size_of(self.image_size),
             attention=self.attention,
             loss=self.loss if self.training == "sft" else "trl",
             attention_dropout=self.attention_dropout,
@@ -201,6 +215,15 @@ class Step:
             max_grad_norm=self.max_grad_norm,
             kernels=self.kernels,
         )
+
+
+def image_size_of(given: str) -> tuple[int, int]:
+    """Height and width of `--image-size`, which has the width first. Raises InputError."""
+    sides = given.lower().split("x")
+    if len(sides) not in (1, 2) or not all(side.isascii() and side.isdigit() for side in sides):
+        raise InputError(f"image-size {given!r} is not a size in pixels; write such as 768, or 1280x720 (wide x high)")
+    wide, high = int(sides[0]), int(sides[-1])
+    return high, wide
 
 
 def safety_margin(given: float | None, oom_chance: float) -> float:

@@ -25,7 +25,6 @@ from tuneplan.planner.cli.options import (
     peft_config_option,
     read_method,
     read_methods,
-    read_model,
     read_own_method,
     refuse_short_forms,
     safety_margin,
@@ -35,6 +34,7 @@ from tuneplan.planner.cli.options import (
 )
 from tuneplan.planner.cli.progress import progress
 from tuneplan.planner.cli.sweep import check_plot, sweep_options, sweep_search
+from tuneplan.planner.cli.traced import read_any_model, with_traces
 from tuneplan.planner.errors import InputError, UnknownNameError
 from tuneplan.planner.job import AUTO, DEFAULT_METHODS, DEFAULT_OPTIMIZERS, OBJECTIVES, Job
 from tuneplan.planner.methods.method import Method
@@ -180,7 +180,7 @@ def plan(ctx: click.Context, /, **given: Any) -> int:
 def job_of(given: dict[str, Any]) -> Job:
     """The job of the command line's words and of its config files. Raises InputError and the loader's errors."""
     given, files = for_search(given)
-    spec = read_model(given["model"], given["task"], given["num_labels"])
+    spec = read_any_model(given["model"], given["task"], given["num_labels"])
     step = Step(**{name: given[name] for name in Step.__slots__})
     length = length_of(step.seq_len, spec)
     stages: tuple[int, ...] = (0, 1, 2, 3)
@@ -230,7 +230,7 @@ def job_of(given: dict[str, Any]) -> Job:
         config=files,
         overheads=read_overheads(given),
     )
-    return with_data(job, given)
+    return with_traces(with_data(job, given))
 
 
 def method_names(text: str) -> list[str]:

@@ -1,6 +1,6 @@
 """The options that describe one training step, shared by `estimate`, `explain`, `trace` and `profile`, and what they mean."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -144,10 +144,14 @@ class Asked:
         spec = _known(self.id, self.config, self.task)
         return self.task if spec is None else spec.task
 
-    def request(self) -> Request:
-        """The planner's request. Raises InputError for a config, or a PEFT config, that the planner cannot read."""
-        spec = read_spec(self.id, self.config, self.task)
-        tasks.check_labels(spec, self.num_labels)
+    def request(self, read: Callable[[str, ConfigReader, str], ModelSpec] = read_spec) -> Request:
+        """The planner's request. Raises InputError for a config, or a PEFT config, that the planner cannot read.
+
+        `read`: makes the spec of a model's name, its config and a task.
+        """
+        spec = read(self.id, self.config, self.task)
+        if spec.source is None:
+            tasks.check_labels(spec, self.num_labels)
         return Request(
             spec=spec,
             method=self.method if self.peft_config is None else read_own_method(self.peft_config, spec),

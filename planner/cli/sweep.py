@@ -30,6 +30,7 @@ def check_plot(sweep: str | None, plot: str | None) -> None:
 def sweep_estimate(given: dict[str, Any], text: str, plot: str | None, as_json: bool) -> int:
     """Estimates over an axis, and the largest batch and length that fit."""
     from tuneplan.planner.cli.step_words import asked
+    from tuneplan.planner.cli.traced import longest_first, spec_of
     from tuneplan.planner.estimate import Estimate, estimate
     from tuneplan.planner.report import sweep_report
     from tuneplan.planner.sweep import axis, fits, limits, sweep
@@ -37,10 +38,12 @@ def sweep_estimate(given: dict[str, Any], text: str, plot: str | None, as_json: 
     over = axis(text, OF_ESTIMATE)
 
     def answer(value: int) -> Estimate:
-        return estimate(asked({**given, over.name: value}).request(), advice=False)
+        return estimate(asked({**given, over.name: value}).request(spec_of), advice=False)
 
+    plain = asked(given).request(spec_of)
+    longest_first(plain.spec, over, answer)
     points = sweep(over, answer)
-    largest = limits(asked(given).request())
+    largest = limits(plain)
     if plot is not None:
         from tuneplan.planner.report.sweep_plot import draw_estimates
 
@@ -55,6 +58,8 @@ def sweep_estimate(given: dict[str, Any], text: str, plot: str | None, as_json: 
 def sweep_search(given: dict[str, Any], text: str, plot: str | None, as_json: bool) -> int:
     """The recommended plan over an axis."""
     from tuneplan.planner.cli.search import job_of
+    from tuneplan.planner.cli.traced import longest_first, read_any_model
+    from tuneplan.planner.job import Job
     from tuneplan.planner.plan import Answer
     from tuneplan.planner.report import sweep_report
     from tuneplan.planner.search import find
@@ -63,9 +68,14 @@ def sweep_search(given: dict[str, Any], text: str, plot: str | None, as_json: bo
     over = axis(text, OF_SEARCH)
     words = over.name in ("gpus", "tokens")
 
-    def answer(value: int) -> Answer:
-        return find(job_of({**given, over.name: str(value) if words else value}), date.today())
+    def job(value: int) -> Job:
+        return job_of({**given, over.name: str(value) if words else value})
 
+    def answer(value: int) -> Answer:
+        return find(job(value), date.today())
+
+    if given["model"] is not None:
+        longest_first(read_any_model(given["model"], given["task"]), over, job)
     points = sweep(over, answer)
     if plot is not None:
         from tuneplan.planner.report.sweep_plot import draw_answers

@@ -39,6 +39,7 @@ def eager(
     softcap: bool = False,
     wide: bool = True,
     second: Tensor | None = None,
+    one_by_one: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Written-out attention; with its softmax in fp32 (`wide`) it keeps heads x length^2 values three times over.
 
@@ -46,11 +47,14 @@ def eager(
     `softcap`: scores are capped before the mask.
     `wide`: the softmax runs in fp32, as decoders write it, and not in the queries' dtype, as BERT and T5 do.
     `second`: added to the scores after the mask.
+    `one_by_one`: it is called for each sequence of the batch, whose products need no copies; what is let go within a call is
+    counted as if they were one.
     Returns the output `(batch, length, heads, head_dim)` and the attention weights, which the layer's Python code holds.
     """
     batch, heads, length, head_dim = q.shape
     keys, values = repeat_heads(tape, k, heads, lazy=True), repeat_heads(tape, v, heads, lazy=True)
-    query = pw.copy(tape, q)
+    query = q if one_by_one else pw.copy(tape, q)
+    packed = packed or one_by_one
     lazy = heads != k.shape[1] and keys.storage is k.storage
     factor = pw.copy(tape, keys) if lazy or (keys is k and not packed) else keys
     scores = batched(tape, query, factor, (batch, heads, length, k.shape[2]), head_dim)
@@ -97,13 +101,14 @@ def math(tape: Tape, q: Tensor, k: Tensor, v: Tensor, dropout: float, packed: bo
     return joined
 
 
-def flash(tape: Tape, q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:
+def flash(tape: Tape, q: Tensor, k: Tensor, v: Tensor, causal: bool = True, one_by_one: bool = False) -> Tensor:
     """FlashAttention-2 (also the memory of cuDNN's kernel): saves q, k, v, the output and a fp32 log-sum-exp.
 
     The backward holds a fp32 accumulator of dQ with rows rounded to 128 and columns to 32 and, with grouped heads, dK and dV
-    for every query head (`mha_bwd`, flash_api.cpp).
+    for every query head (`mha_bwd`, flash_api.cpp). `one_by_one`: the kernel is called for each sequence of the batch.
     """
     batch, heads, length, head_dim = q.shape
+    batch = 1 if one_by_one else batch
     rows, columns = _up(length, 128), _up(head_dim, 32)
     scratch = tensor_bytes((batch, heads, rows), "fp32") + tensor_bytes((batch, rows, heads, columns), "fp32")
     if k.shape[1] != heads:
@@ -111,13 +116,17 @@ def flash(tape: Tape, q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> T
     return _fused(tape, "flash_attention", q, k, v, length, scratch, causal=causal)
 
 
-def efficient(tape: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = True) -> Tensor:
+def efficient(
+    tape: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = True, one_by_one: bool = False
+) -> Tensor:
     """The memory-efficient (CUTLASS) kernel: takes fp32, has no grouped heads, so keys and values are repeated first.
 
     Below fp32 the backward accumulates dQ in a fp32 workspace (`_efficient_attention_backward`). A boolean mask becomes a bias in
-    the queries' dtype, which every layer keeps for its backward (`convert_boolean_attn_mask`, attention.cpp).
+    the queries' dtype, which every layer keeps for its backward (`convert_boolean_attn_mask`, attention.cpp). `one_by_one`: see
+    `flash`.
     """
     batch, heads, length, head_dim = q.shape
+    batch = 1 if one_by_one else batch
     keys, values = repeat_heads(tape, k, heads, lazy=True), repeat_heads(tape, v, heads, lazy=True)
     scratch = tensor_bytes((batch, heads, length), "fp32")
     if q.dtype != "fp32":
@@ -195,7 +204,7 @@ def _fused(
     tape.record("log_sum_exp", (), lse, moved=0)
     tape.ops[-1].launches = 0
     gradients = [
-        Gradient(q, round_block(q.nbytes), flops=5 * flops // 2, moved=3 * moved),
+        Gradient(q, round_block(q.nbytes), flops=5 * flops // 2, moved=3 * moved, dims=(length, k.shape[2], head_dim)),
         Gradient(k, round_block(k.nbytes)),
         Gradient(v, round_block(v.nbytes)),
     ]
@@ -208,6 +217,7 @@ def _fused(
         flops=flops,
         moved=moved,
         workspace=scratch,
+        dims=(length, k.shape[2], head_dim),
     )
     return out
 

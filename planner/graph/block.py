@@ -19,6 +19,7 @@ class Block:
         carried: storages made here that later blocks read (rotary tables, mask); they live to the end of the backward.
         frees: for each op, the storages whose last Python reference goes after it.
         batch: how many of the carried storages are the batch itself, which the training loop holds.
+        trailing: storages that a variable of the loop over layers holds until the next layer is done.
         stays: of the batch, what is large beside an update, which finds it still there: pixels.
         output_ends: storages of `outputs` that are made here, by the op after which a recomputed forward lets them go.
         outputs: storages of the model's output object, which the training loop drops when the forward is over, or keeps.
@@ -60,6 +61,7 @@ class Block:
     entries_kept: bool = False
     early_leaves: tuple[Storage, ...] = ()
     stays: tuple[Storage, ...] = ()
+    trailing: tuple[Storage, ...] = ()
     output_ends: dict[int, list[Storage]] = field(default_factory=dict)
 
     def left_here(self) -> tuple[Storage, ...]:

@@ -22,18 +22,36 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     trained = bias is not None and bias.requires_grad
     needs = x.requires_grad or weight.requires_grad or trained
     out = tape.fresh((*x.shape[:-1], out_features), x.dtype, needs)
-    flops: Size = 2 * elements(x.shape[:-1]) * out_features * in_features
+    tokens = elements(x.shape[:-1])
+    flops: Size = 2 * tokens * out_features * in_features
     moved = x.nbytes + weight.nbytes + out.nbytes
+    back, across = (tokens, in_features, out_features), (out_features, in_features, tokens)
     gradients = [
-        Gradient(x, round_block(x.nbytes), flops=flops, moved=moved, view=len(x.shape) > 2),
-        Gradient(weight, round_block(weight.nbytes), flops=flops, moved=moved, view=True),
+        Gradient(x, round_block(x.nbytes), flops=flops, moved=moved, view=len(x.shape) > 2, dims=back),
+        Gradient(weight, round_block(weight.nbytes), flops=flops, moved=moved, view=True, dims=across),
     ]
     inputs: tuple[Tensor, ...] = (x, weight)
     if bias is not None:
         gradients.append(Gradient(bias, round_block(bias.nbytes), moved=out.nbytes))
         inputs = (x, weight, bias)
     saved = ((x,) if weight.requires_grad else ()) + ((weight,) if x.requires_grad else ())
-    return tape.record("linear", inputs, out, saved=saved, gradients=tuple(gradients), flops=flops, moved=moved)
+    dims = (tokens, out_features, in_features)
+    return tape.record("linear", inputs, out, saved=saved, gradients=tuple(gradients), flops=flops, moved=moved, dims=dims)
+
+
+def cut_patches(
+    tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, shape: tuple[Size, ...], kind: str = "conv2d"
+) -> Tensor:
+    """A convolution whose kernel and stride are a patch; saves its input if it is trained.
+
+    Shapes: x any pixels, weight `(hidden, ...)` of a patch, result `shape`. Not counted: cuDNN's workspace, autocast's casts.
+    """
+    trained = [t for t in (weight, bias) if t is not None]
+    out = tape.fresh(shape, weight.dtype, any(t.requires_grad for t in trained))
+    flops: Size = 2 * elements(out.shape) * elements(weight.shape[1:])
+    moved = x.nbytes + weight.nbytes + out.nbytes
+    gradients = tuple([Gradient(t, round_block(t.nbytes), flops=flops * (t is weight), moved=moved) for t in trained])
+    return tape.record(kind, (x, *trained), out, saved=(x,), gradients=gradients, flops=flops, moved=moved)
 
 
 def _lowered(tape: Tape, weight: Tensor) -> Tensor:
@@ -60,17 +78,23 @@ def linear_4bit(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, comp
     narrow = cast(tape, x, compute_dtype)
     out_features, in_features = weight.shape
     out = tape.fresh((*x.shape[:-1], out_features), compute_dtype, x.requires_grad)
-    flops: Size = 2 * elements(x.shape[:-1]) * out_features * in_features
-    count = out_features * in_features
+    tokens, count = elements(x.shape[:-1]), out_features * in_features
+    flops: Size = 2 * tokens * count
     dense, scales = round_block(2 * count), scales_bytes(count)
     moved = stored_bytes + 2 * 2 * count + narrow.nbytes + out.nbytes
     above = scales - narrow.storage.nbytes  # scales and the gradient are not there at once
     gradient = Gradient(
-        narrow, round_block(narrow.nbytes), scratch=dense + (above > 0) * above, flops=flops, moved=moved, decoded=count
+        narrow,
+        round_block(narrow.nbytes),
+        scratch=dense + (above > 0) * above,
+        flops=flops,
+        moved=moved,
+        decoded=count,
+        dims=(tokens, in_features, out_features),
     )
     inputs = (narrow,) if bias is None else (narrow, bias)
     tape.record("linear_4bit", inputs, out, gradients=(gradient,), scratch=dense + scales, flops=flops, moved=moved)
-    tape.ops[-1].decoded = count
+    tape.ops[-1].decoded, tape.ops[-1].dims = count, (tokens, out_features, in_features)
     tape.hold(narrow)
     return cast(tape, out, given)
 
@@ -98,7 +122,8 @@ def linear_8bit(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, pins
     flops: Size = 2 * tokens * out_features * in_features
     moved = x.nbytes + elements(weight.shape) + out.nbytes
     dense = round_block(weight.nbytes if x.dtype != "fp32" else 2 * weight.nbytes)
-    gradient = Gradient(x, round_block(x.nbytes), scratch=dense, flops=flops, moved=moved)
+    back = (tokens, in_features, out_features)
+    gradient = Gradient(x, round_block(x.nbytes), scratch=dense, flops=flops, moved=moved, dims=back)
     scratch = second + (first > second) * (first - second)
     inputs = (x,) if bias is None else (x, bias)
     saved = () if pins else (x,)

@@ -79,7 +79,11 @@ def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     dtype = a.dtype if a.dtype in {b.dtype, "fp32"} else b.dtype
     out = tape.fresh(shape, dtype, a.requires_grad or b.requires_grad)
     full = round_block(out.nbytes)
-    gradients = [Gradient(this, round_block(this.nbytes), moved=3 * out.nbytes) for this in (a, b)]
+    needs = [not same_shape(t.shape, shape) or t.dtype != dtype for t in (a, b)]
+    gradients = [
+        Gradient(t, round_block(t.nbytes), moved=(3 + again) * out.nbytes + t.nbytes * again, launches=1 + again)
+        for t, again in zip((a, b), needs, strict=True)
+    ]
     # Both products are made before the first is summed or cast; the ledger has counted what they become.
     needing = [this for this in (a, b) if this.requires_grad]
     changed = [not same_shape(this.shape, shape) or this.dtype != dtype for this in needing]
@@ -153,7 +157,7 @@ def gelu_new(tape: Tape, x: Tensor) -> Tensor:
     """`NewGELUActivation` of transformers 5.23: `0.5 x (1 + tanh(c (x + 0.044715 x^3)))`, written out."""
     full = round_block(x.nbytes)
     cube = tape.fresh(x.shape, x.dtype, x.requires_grad)
-    tape.record("pow", (x,), cube, saved=(x,), gradients=(Gradient(x, full, scratch=2 * full, moved=6 * full),))
+    tape.record("pow", (x,), cube, saved=(x,), gradients=(Gradient(x, full, scratch=2 * full, moved=7 * full, launches=3),))
     inner = scale(tape, add(tape, x, scale(tape, cube)))
     half = scale(tape, x)
     return multiply(tape, half, shift(tape, tanh(tape, inner)))
@@ -214,7 +218,7 @@ def rms_norm_power(tape: Tape, x: Tensor, weight: Tensor | None) -> Tensor:
     small = round_block(mean.nbytes)
     shifted = shift(tape, mean)
     root = tape.fresh(mean.shape, mean.dtype, mean.requires_grad)
-    tape.record("pow", (shifted,), root, saved=(shifted,), gradients=(Gradient(shifted, small, scratch=2 * small),))
+    tape.record("pow", (shifted,), root, saved=(shifted,), gradients=(Gradient(shifted, small, scratch=2 * small, launches=3),))
     normal = multiply(tape, wide, root)
     tape.hold(wide, shifted)
     return cast(tape, normal if weight is None else multiply(tape, normal, cast(tape, weight, "fp32")), x.dtype)
@@ -239,7 +243,7 @@ def cohere_norm(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
 def _square(tape: Tape, x: Tensor) -> Tensor:
     full = round_block(x.nbytes)
     out = tape.fresh(x.shape, x.dtype, x.requires_grad)
-    return tape.record("pow", (x,), out, saved=(x,), gradients=(Gradient(x, full, scratch=2 * full, moved=6 * full),))
+    return tape.record("pow", (x,), out, saved=(x,), gradients=(Gradient(x, full, scratch=2 * full, moved=7 * full, launches=3),))
 
 
 def _mean(tape: Tape, x: Tensor, rows: tuple[Size, ...]) -> Tensor:
@@ -254,7 +258,9 @@ def _inverse_root(tape: Tape, x: Tensor) -> Tensor:
     shifted = tape.fresh(x.shape, x.dtype, x.requires_grad)
     tape.record("add_eps", (x,), shifted, gradients=(Gradient(x, None),))
     root = tape.fresh(x.shape, x.dtype, x.requires_grad)
-    return tape.record("rsqrt", (shifted,), root, saved=(root,), gradients=(Gradient(shifted, small, scratch=2 * small),))
+    return tape.record(
+        "rsqrt", (shifted,), root, saved=(root,), gradients=(Gradient(shifted, small, scratch=2 * small, launches=3),)
+    )
 
 
 def over_rms(tape: Tape, x: Tensor) -> Tensor:
@@ -328,7 +334,7 @@ def narrow(tape: Tape, x: Tensor, shape: tuple[Size, ...]) -> Tensor:
     """A slice of `x`: a view; its gradient is padded with zeros to the full size (`slice_backward`)."""
     out = tape.view("slice", x, shape)
     full = round_block(x.nbytes)
-    tape.ops[-1].gradients = (Gradient(x, full, moved=2 * x.nbytes),) if x.requires_grad else ()
+    tape.ops[-1].gradients = (Gradient(x, full, moved=x.nbytes + 2 * out.nbytes, launches=2),) if x.requires_grad else ()
     return out
 
 

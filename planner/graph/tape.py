@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from tuneplan.planner.graph.tensor import ACTIVATIONS, Size, Storage, Tensor, tensor_bytes
 
+Dims = tuple[Size, Size, Size]
+"""Rows, columns and summed dimension of a matrix product."""
+
 
 @dataclass(slots=True, eq=False)
 class Gradient:
@@ -21,6 +24,7 @@ class Gradient:
         piece: it waits, beside those of the node's other outputs, to be joined with them (`split`).
         scratch: bytes held only while this gradient is computed.
         flops: matrix-multiply FLOPs of this gradient.
+        dims: rows, columns and summed dimension of its product; None for several products, or where they do not matter.
         moved: bytes read and written for this gradient.
         decoded: 4-bit weights made dense for it.
     """
@@ -34,6 +38,8 @@ class Gradient:
     given: Storage | None = None
     piece: bool = False
     decoded: Size = 0
+    dims: Dims | None = None
+    launches: int = 1
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +66,7 @@ class Op:
         pinned: storages that it keeps by itself, so that checkpointing does not free them: to the end of the backward.
         decoded: 4-bit weights that its forward makes dense.
         computes: dtype of its matrix products, where it is not that of the output.
+        dims: rows, columns and summed dimension of its product; None for several products, or where they do not matter.
     """
 
     name: str
@@ -81,6 +88,7 @@ class Op:
     spends: tuple[tuple[Size, int], ...] = ()
     decoded: Size = 0
     computes: str = ""
+    dims: Dims | None = None
 
 
 class Tape:
@@ -133,6 +141,7 @@ class Tape:
         moved: Size | None = None,
         workspace: Size | None = None,
         late: Size | None = None,
+        dims: Dims | None = None,
     ) -> Tensor:
         """Append an op with a fresh output; what it saves and computes backward counts only if a gradient is needed."""
         if not output.requires_grad:
@@ -155,6 +164,7 @@ class Tape:
                 moved=moved,
                 workspace=workspace,
                 late=late,
+                dims=dims,
             )
         )
         return output

@@ -106,8 +106,11 @@ def _first_product(layer: _Layer, cast: Tensor, a: Tensor) -> Tensor:
         scratch=layer.above_gradient(again + 2 * dropped),  # a masked copy, and the same scaled
         flops=flops * (1 + x.requires_grad),
         moved=moved * (1 + x.requires_grad),
+        dims=(rank, in_features, layer.tokens),
     )
-    return tape.record("lora_A", read, inner, saved=saved, gradients=(gradient,), scratch=dropped, flops=flops, moved=moved)
+    tape.record("lora_A", read, inner, saved=saved, gradients=(gradient,), scratch=dropped, flops=flops, moved=moved)
+    tape.ops[-1].dims = (layer.tokens, rank, in_features)
+    return inner
 
 
 def _second_product(layer: _Layer, inner: Tensor, b: Tensor) -> Tensor:
@@ -120,11 +123,20 @@ def _second_product(layer: _Layer, inner: Tensor, b: Tensor) -> Tensor:
     flops: Size = 2 * layer.tokens * rank * out_features
     moved = inner.nbytes + b.nbytes
     gradients = (
-        Gradient(inner, round_block(inner.nbytes), scratch=recast, flops=flops, moved=moved + read),
-        Gradient(b, round_block(b.nbytes), flops=flops, moved=moved),
+        Gradient(
+            inner,
+            round_block(inner.nbytes),
+            scratch=recast,
+            flops=flops,
+            moved=moved + read,
+            dims=(layer.tokens, rank, out_features),
+        ),
+        Gradient(b, round_block(b.nbytes), flops=flops, moved=moved, dims=(out_features, rank, layer.tokens)),
     )
     saved = (inner,) if b.requires_grad else ()
-    return layer.tape.record("lora_B", (inner, b), product, saved=saved, gradients=gradients, flops=flops, moved=moved)
+    layer.tape.record("lora_B", (inner, b), product, saved=saved, gradients=gradients, flops=flops, moved=moved)
+    layer.tape.ops[-1].dims = (layer.tokens, out_features, rank)
+    return product
 
 
 def _frozen_product(layer: _Layer, product: Tensor) -> Tensor:
@@ -149,7 +161,15 @@ def _frozen_product(layer: _Layer, product: Tensor) -> Tensor:
         back = back + (first > back) * (first - back)
     weights = site.weight.numel if site.form else 0
     gradients = [
-        Gradient(x, round_block(x.nbytes), scratch=back, flops=flops, moved=y.nbytes + stored + 3 * x.nbytes, decoded=weights),
+        Gradient(
+            x,
+            round_block(x.nbytes),
+            scratch=back,
+            flops=flops,
+            moved=y.nbytes + stored + 3 * x.nbytes,
+            decoded=weights,
+            dims=(layer.tokens, in_features, out_features),
+        ),
         Gradient(product, None),
     ]
     inputs: tuple[Tensor, ...] = (x, product)
@@ -160,6 +180,7 @@ def _frozen_product(layer: _Layer, product: Tensor) -> Tensor:
     moved = x.nbytes + stored + 3 * y.nbytes
     tape.record("lora_linear", inputs, y, gradients=tuple(gradients), scratch=scratch, flops=flops, moved=moved)
     tape.ops[-1].decoded, tape.ops[-1].computes, tape.ops[-1].saves = weights, compute, True
+    tape.ops[-1].dims = (layer.tokens, out_features, in_features)
     return y
 
 

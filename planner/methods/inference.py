@@ -95,7 +95,7 @@ def _network(spec: ModelSpec, parts: tuple[Part, ...], settings: Settings) -> Ne
         for op in run.block.ops:
             if op.decoded:
                 op.moved = op.moved - 4 * op.decoded
-                op.scratch, op.decoded = None, 0
+                op.scratch, op.decoded, op.dims = None, 0, None
                 op.launches += RESTORING_KERNELS if nested else 0
     return network
 

@@ -72,6 +72,7 @@ class Assembly:
         largest: largest sizes that parts met so far, by a name of theirs; see `meet`.
         inside: what `model.` stands for at the start of a name outside the layers, where a text model is part of another.
         words: embedded tokens that wait for what another stack makes of images.
+        words_held: something holds them when images have been put among them.
         given: gives what enters the text model where it is not embedded tokens alone.
     """
 
@@ -105,6 +106,7 @@ class Assembly:
         self.inside = ""
         self.given: Callable[[], Tensor] | None = None
         self.words: Tensor | None = None
+        self.words_held = False
 
     def begin(self, prefix: str, count: int, layer: int | None = None) -> Tape:
         """Start a block whose weights are named `prefix` + module and exist `count` times."""

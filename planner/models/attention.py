@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import attention as kernels
@@ -242,7 +243,7 @@ def cached(model: Assembly, x: Tensor) -> Tensor:
     return out
 
 
-def gated_mlp(model: Assembly, spec: DecoderSpec, x: Tensor, bias: bool = False, module: str = "mlp", width: int = 0) -> Tensor:
+def gated_mlp(model: Assembly, spec: Any, x: Tensor, bias: bool = False, module: str = "mlp", width: int = 0) -> Tensor:
     """`down_proj(act(gate_proj(x)) * up_proj(x))`; `width` inside where it is not the model's `intermediate_size`."""
     tape = model.tape
     width = width or spec.intermediate_size

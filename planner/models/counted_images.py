@@ -1,7 +1,7 @@
 """Weights of models of images and text whose ops no family mirrors yet: tower, projector and language model, from the config.
 
-So that a report can give their exact size. Mirrors the modules' constructors in transformers 5.23 models/qwen3_vl,
-models/qwen3_vl_moe and models/kimi_k25; the language models are those of the families.
+So that a report can give their exact size. Mirrors the modules' constructors in transformers 5.23 models/kimi_k25; the language
+models are those of the families.
 """
 
 from collections.abc import Callable
@@ -49,39 +49,6 @@ def _norm(name: str, width: int) -> Shapes:
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
-def _qwen3_vl(c: ConfigReader, text: ConfigReader) -> Shapes:
-    """Patches of frames, layers with fused projections, and mergers: one behind the last layer, one behind each of a list."""
-    width, inner = c.integer("hidden_size", 1152), c.integer("intermediate_size", 4304)
-    patch, merged = c.integer("patch_size", 16), width * c.integer("spatial_merge_size", 2) ** 2
-    size = (c.integer("in_channels", 3), c.integer("temporal_patch_size", 2), patch, patch)
-    found: Shapes = {
-        "model.visual.patch_embed.proj.weight": (width, *size),
-        "model.visual.patch_embed.proj.bias": (width,),
-        "model.visual.pos_embed.weight": (c.integer("num_position_embeddings", 2304), width),
-    }
-    for index in range(c.integer("depth", 27, maximum=2**12)):
-        layer = f"model.visual.blocks.{index}"
-        found |= {
-            **_norm(f"{layer}.norm1", width),
-            **_norm(f"{layer}.norm2", width),
-            **_linear(f"{layer}.attn.qkv", width, 3 * width),
-            **_linear(f"{layer}.attn.proj", width, width),
-            **_linear(f"{layer}.mlp.linear_fc1", width, inner),
-            **_linear(f"{layer}.mlp.linear_fc2", inner, width),
-        }
-    taken = c.mapping.get("deepstack_visual_indexes", [8, 16, 24])
-    if not isinstance(taken, list):
-        raise InputError(f"{c.origin}: 'deepstack_visual_indexes' must be a list of layers. Correct the file.")
-    mergers = [("merger", width), *[(f"deepstack_merger_list.{place}", merged) for place in range(len(taken))]]
-    for name, normed in mergers:
-        found |= {
-            **_norm(f"model.visual.{name}.norm", normed),
-            **_linear(f"model.visual.{name}.linear_fc1", merged, merged),
-            **_linear(f"model.visual.{name}.linear_fc2", merged, c.integer("out_hidden_size", 3584)),
-        }
-    return found
-
-
 def _kimi_k25(c: ConfigReader, text: ConfigReader) -> Shapes:
     """A tower with a grid of positions, and a projector of merged patches."""
     width, inner = c.integer("vt_hidden_size", 1152), c.integer("vt_intermediate_size", 4304)
@@ -117,7 +84,5 @@ def _kimi_k25(c: ConfigReader, text: ConfigReader) -> Shapes:
 
 IMAGES: dict[str, tuple[str, Callable[[ConfigReader, ConfigReader], Shapes]]] = {
     "kimi_k25": ("deepseek_v3", _kimi_k25),
-    "qwen3_vl": ("qwen3", _qwen3_vl),
-    "qwen3_vl_moe": ("qwen3_moe", _qwen3_vl),
 }
 """By model type: the family of the language model, and the weights beside it."""

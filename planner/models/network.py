@@ -7,13 +7,14 @@ from typing import Any, TypeVar
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph.block import Block, close
-from tuneplan.planner.graph.tensor import Tensor
+from tuneplan.planner.graph.tensor import Storage, Tensor
 from tuneplan.planner.methods.formats import QUANTIZED
 from tuneplan.planner.methods.full import Full
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.parameter import Parameter
 from tuneplan.planner.models.registry import family, has_checkpointing
+from tuneplan.planner.models.source import Recorded
 from tuneplan.planner.models.spec import ModelSpec
 from tuneplan.planner.training.objective import PROMPT, REFERENCE
 from tuneplan.planner.training.settings import Settings
@@ -60,6 +61,8 @@ class Stack:
         form: what distinguishes its ops, by assembly, spec and index.
         checkpoints: gradient checkpointing applies to them.
         shared: layers of one kind share one set of weights, and the kind stands for the "*" of `layers` (ALBERT).
+        joints: indices of the layers behind which something stands that gradient checkpointing leaves alone.
+        joint: records that, given the assembly, the spec, the layer's index, what the layer made and what the layers share.
     """
 
     layers: str
@@ -70,6 +73,8 @@ class Stack:
     form: Callable[[Assembly, Any, int], object] = lambda *_: None
     checkpoints: bool = True
     shared: bool = False
+    joints: tuple[int, ...] = ()
+    joint: Callable[[Assembly, Any, int, Tensor, Any], Block] | None = None
 
 
 @dataclass(slots=True)
@@ -88,6 +93,7 @@ class Network:
         reference: the model as it runs without gradients and adapters beside the one that is trained (DPO, GRPO); None where it
             does not.
         prompts: the same on the prompts of a generation (GRPO).
+        recorded: the step as it ran, where it was traced: then `runs` are only layers with their weights, without ops.
         known: what was found out about its weights and the runs that have them, by what it depends on beside; see `remembered`.
     """
 
@@ -101,6 +107,7 @@ class Network:
     spec: ModelSpec | None = None
     reference: "Network | None" = None
     prompts: "Network | None" = None
+    recorded: Recorded | None = None
     known: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def remembered(self, key: Hashable, find: Callable[[], Found]) -> Found:
@@ -147,6 +154,10 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
     (`layer_kind`, such as "moe"; its layers get names of their own). Without gradient checkpointing the first layer of a frozen
     model is one of its own, because its input needs no gradient.
     """
+    if spec.source is not None:
+        return spec.source.network(spec, method, settings)
+    if settings.image_size is not None:
+        spec = spec.sized(settings.image_size)
     builder, given = family(spec.model_type), spec
     method = method.for_depth(spec.num_hidden_layers)
     if settings.gradient_checkpointing != "off" and not has_checkpointing(spec):
@@ -164,7 +175,8 @@ def build(spec: ModelSpec, method: Method, settings: Settings) -> Network:
     runs: list[Run] = []
     indices: dict[str, list[int]] = {}
     entry: Tensor | None = None
-    for stack in builder.stacks(spec) if hasattr(builder, "stacks") else (_one(builder, spec),):
+    several = builder.stacks if hasattr(builder, "stacks") else lambda _: (_one(builder, spec),)
+    for stack in several(spec) if settings.images or not hasattr(builder, "text_stacks") else builder.text_stacks(spec):
         first, shared = stack.start(model, spec, entry)
         model.layers_share = shared
         runs.append(Run(first, 1, checkpointed=False, layered=False))
@@ -211,20 +223,23 @@ def _layers(stack: Stack, model: Assembly, entry: Tensor, shared: Any, runs: lis
     prefixes = _prefixes(stack.layers, weights)
     if stack.shared:
         prefixes = {form: stack.layers.replace("*", form[0]) for form in weights}
-    recorded: dict[tuple[object, bool, bool], tuple[Block, set[str], list[Tensor]]] = {}
+    recorded: dict[tuple[object, bool, bool, bool, bool], tuple[Block, set[str], list[Tensor]]] = {}
     index = 0
+    trailing: tuple[Storage, ...] = ()
     while index < layers:
         known = set(model.parameters)
         prefix = prefixes[weights[index]]
-        key = (kinds[index], entry.requires_grad, model.beside is None)
+        key = (kinds[index], entry.requires_grad, model.beside is None, bool(trailing), index in stack.joints)
         if key not in recorded:
             model.begin(prefix, 1, index)
             recorded[key] = _layer(stack, model, spec, entry, shared), model.met, model.router_logits
+            recorded[key][0].beside += trailing
         block, met, routers = recorded[key]
         hidden, model.beside = _handed_on(block)
         alike = 1
-        if hidden.requires_grad == entry.requires_grad and (model.beside is None) == key[2]:
-            while index + alike < layers and kinds[index + alike] == kinds[index]:
+        apart = trailing or index in stack.joints
+        if hidden.requires_grad == entry.requires_grad and (model.beside is None) == key[2] and not apart:
+            while index + alike < layers and kinds[index + alike] == kinds[index] and index + alike not in stack.joints:
                 alike += 1
         for name, parameter in model.parameters.items():
             if name in met and name.startswith(prefix) and not stack.shared:
@@ -235,7 +250,14 @@ def _layers(stack: Stack, model: Assembly, entry: Tensor, shared: Any, runs: lis
         runs += [Run(block, count, again, reversible) for count in parts]
         model.routers += [(logits, alike) for logits in routers]
         index += alike
-        entry = hidden
+        entry, trailing = hidden, ()
+        if index - 1 in stack.joints:
+            assert stack.joint is not None
+            model.begin("", 1)
+            joint = stack.joint(model, spec, index - 1, entry, shared)
+            runs.append(Run(joint, 1, checkpointed=False))
+            assert joint.exit is not None
+            entry, trailing = joint.exit, joint.trailing
     for prefix in prefixes.values():
         indices[prefix] = [0] if stack.shared else [i for i, form in enumerate(weights) if prefixes[form] == prefix]
     return entry

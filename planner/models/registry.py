@@ -64,6 +64,8 @@ FAMILIES = {
     "distilbert": ("distilbert",),
     "vit": ("vit",),
     "llava": ("llava",),
+    "qwen2_vl": ("qwen2_vl", "qwen2_5_vl"),
+    "qwen3_vl": ("qwen3_vl", "qwen3_vl_moe"),
     "clip": ("clip",),
     "modernbert": ("modernbert",),
 }
@@ -88,14 +90,14 @@ def family(model_type: str, origin: str = "") -> ModuleType:
     known = ", ".join(sorted(t for model_types in FAMILIES.values() for t in model_types))
     raise NotModelledError(
         f"{origin + ': ' if origin else ''}model_type {model_type!r} is an architecture that tuneplan does not know yet",
-        f", so it will not guess; it knows {known}. For any other, plan estimate traces the real code, one configuration "
-        "at a time (docs/any-model.md)",
+        f", so it will not guess; it knows {known}. For any other, plan, plan compare and plan estimate trace the real code "
+        "(docs/any-model.md)",
     )
 
 
 def suited(spec: ModelSpec, names: Iterable[str]) -> list[str]:
     """Names of methods, LoRA's with targets where PEFT's `all-linear` does not run on the model (`ADAPTED` of its family)."""
-    targets = getattr(family(spec.model_type), "ADAPTED", ())
+    targets = getattr(family(spec.model_type), "ADAPTED", ()) if spec.source is None else ()
     given = f"(target_modules={','.join(targets)})"
     return [f"{name}{given}" if targets and name in LORA_NAMES else name for name in names]
 
@@ -103,8 +105,10 @@ def suited(spec: ModelSpec, names: Iterable[str]) -> list[str]:
 def has_flash(spec: ModelSpec) -> bool:
     """Whether transformers has FlashAttention for the architecture (`EAGER_ONLY` or `NO_FLASH` of a family: it does not).
 
-    And whether its heads are small enough for it.
+    And whether its heads are small enough for it. Of a model that is traced nobody knows.
     """
+    if spec.source is not None:
+        return False
     module = family(spec.model_type)
     if max(spec.head_dim, getattr(spec, "global_head_dim", 0)) > FLASH_MAX_HEAD_DIM:
         return False
@@ -112,8 +116,11 @@ def has_flash(spec: ModelSpec) -> bool:
 
 
 def has_checkpointing(spec: ModelSpec) -> bool:
-    """Whether transformers has gradient checkpointing for the architecture (`NO_CHECKPOINTING` of a family: it does not)."""
-    return not getattr(family(spec.model_type), "NO_CHECKPOINTING", False)
+    """Whether transformers has gradient checkpointing for the architecture (`NO_CHECKPOINTING` of a family: it does not).
+
+    A model that is traced is asked when it is built.
+    """
+    return spec.source is not None or not getattr(family(spec.model_type), "NO_CHECKPOINTING", False)
 
 
 def checkpointing_kinds(spec: ModelSpec) -> tuple[str, ...]:

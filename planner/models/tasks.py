@@ -48,14 +48,18 @@ def chosen(given: str, known: Sequence[str], config: ConfigReader) -> str:
     return given or known[0]
 
 
-def described(spec: ModelSpec, target_len: int, images: int = 1) -> list[tuple[str, str]]:
-    """A line for the head of a report; none for a causal language model."""
+def described(
+    spec: ModelSpec, target_len: int, images: int = 1, image_size: tuple[int, int] | None = None
+) -> list[tuple[str, str]]:
+    """A line for the head of a report; none for a causal language model. `image_size`: height and width, as asked for."""
+    spec = spec if image_size is None else spec.sized(image_size)
     if spec.task == CAUSAL_LM:
         return []
     more = f", {spec.num_labels} classes" if spec.task in CLASSIFIES else ""
     more = f"{more}, {spec.fixed_length} tokens an image" if spec.fixed_length else more
     if spec.image_tokens:
-        more = f"{more}, images of {spec.image_tokens} tokens: {images} in each sequence"
+        read = f"images of {spec.image_pixels} pixels, {spec.image_tokens} tokens each: {images} in each sequence"
+        more = f"{more}, {read if images else 'text alone, without images'}"
     more = f"{more}, a text and an image a pair" if spec.task == CONTRASTIVE else more
     more = f", targets of {target_len} tokens" if spec.task == SEQ2SEQ else more
     return [("task", f"{spec.task}{more}")]

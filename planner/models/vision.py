@@ -11,8 +11,9 @@ from typing import Any
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.activations import ACTIVATIONS, activation
+from tuneplan.planner.graph.matmul import cut_patches
 from tuneplan.planner.graph.tape import Gradient
-from tuneplan.planner.graph.tensor import Size, Tensor, elements, round_block
+from tuneplan.planner.graph.tensor import Size, Tensor, round_block
 from tuneplan.planner.models import encoder
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
@@ -43,6 +44,11 @@ class VisionSpec(EncoderSpec):
         """Tokens of an image."""
         (height, width), (rows, columns) = self.image_size, self.patch_size
         return (height // rows) * (width // columns) + self.class_token
+
+    @property
+    def pixels(self) -> str:
+        """Width and height of an image."""
+        return f"{self.image_size[1]} x {self.image_size[0]}"
 
     @property
     def longest(self) -> int | None:
@@ -122,13 +128,8 @@ def patches(model: Assembly, spec: VisionSpec, given: Tensor, module: str, bias:
     weight = model.weight(module, (spec.hidden_size, *size), "other")
     offset = model.weight(module, (spec.hidden_size,), "bias", "bias", "convolution") if bias else None
     x = pw.cast(tape, given, weight.dtype)
-    trained = [t for t in (weight, offset) if t is not None]
     count = spec.tokens - spec.class_token
-    out = tape.fresh((rows, spec.hidden_size, count), weight.dtype, any(t.requires_grad for t in trained))
-    flops: Size = 2 * elements(out.shape) * elements(size)
-    moved = x.nbytes + weight.nbytes + out.nbytes
-    gradients = tuple([Gradient(t, round_block(t.nbytes), flops=flops * (t is weight), moved=moved) for t in trained])
-    tape.record("conv2d", (x, *trained), out, saved=(x,), gradients=gradients, flops=flops, moved=moved)
+    out = cut_patches(tape, x, weight, offset, (rows, spec.hidden_size, count))
     tape.hold(given, x)
     return tape.view("transpose", out, (rows, count, spec.hidden_size))
 

@@ -71,6 +71,7 @@ def header(job: Job, asked: str, methods: str | None = None) -> Table:
     """What was asked, every default included. `methods`: in place of every method with its options."""
     s = job.settings
     arrow = f"{asked} -> {job.spec.id}" if asked != job.spec.id else job.spec.id
+    arrow += " (traced)" if job.spec.source is not None else ""
     targets = ", ".join(target.label for target in job.targets)
     counts = ", ".join(str(c) for c in sorted({c for t in job.targets for c in t.counts}))
     precision = job.precision
@@ -80,7 +81,7 @@ def header(job: Job, asked: str, methods: str | None = None) -> Table:
         [
             ("model", arrow),
             ("methods", methods or "; ".join(explicit(method, ", ") for method in job.methods)),
-            *described(job.spec, s.target_length, s.images),
+            *described(job.spec, s.target_length, s.images, s.image_size),
             ("GPUs", f"{targets if len(targets) < 200 else f'{len(job.targets)} kinds'} x {counts}"),
             (
                 "training",
@@ -218,7 +219,11 @@ def _rejected(rejected: tuple[Rejected, ...]) -> list[RenderableType]:
 
 def _footnotes(answer: Answer) -> list[RenderableType]:
     notes = [] if len(answer.plans) < 2 else ["* no other plan is cheaper, faster and leaves more memory free."]
-    notes += ["Memory is counted from the ops of the training step; time is modelled; --json gives every figure."]
+    if answer.job.spec.source is None:
+        notes.append("Memory is counted from the ops of the training step; time is modelled; --json gives every figure.")
+    else:
+        notes.append("Memory is traced from the real code, for other batches by fits of its sizes; time is modelled.")
+        notes.append(f"Note: {answer.job.spec.note}.")
     if answer.job.left_out:
         counts = ", ".join(str(count) for count in answer.job.left_out)
         notes.append(

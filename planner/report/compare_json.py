@@ -5,7 +5,7 @@ from typing import Any
 from tuneplan.planner.compare import Comparison, Row
 from tuneplan.planner.guide import guide
 from tuneplan.planner.methods.compose import explicit
-from tuneplan.planner.report.json_report import job_json, plan_json, rejected_json
+from tuneplan.planner.report.json_report import counted, job_json, plan_json, rejected_json, warnings_json
 from tuneplan.planner.timing.decoding import Decoding
 
 
@@ -34,10 +34,11 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
             }
             for advice in guide(comparison.rows)
         ],
+        **warnings_json(comparison.job),
         "basis": {
             "parameters": "counted",
             "flops_per_token": "counted: matrix products of forward and backward, a multiply-add is 2",
-            "training_memory": "counted (allocated); modelled (reserved, runtime)",
+            "training_memory": f"{counted(comparison.job)} (allocated); modelled (reserved, runtime)",
             "inference": "counted (FLOPs, bytes, kernels); modelled (seconds: one token, batch 1, empty cache)",
             "checkpoint_bytes": "counted",
             "plan": "modelled: the best plan of each method for the same tokens",
@@ -90,9 +91,11 @@ def _row_json(row: Row) -> dict[str, Any]:
 
 def _serving_json(row: Row) -> dict[str, Any]:
     serving = row.serving
+    merging = {"mergeable": row.method.mergeable, "merge_notes": list(row.merge_notes)}
+    if serving is None:
+        return {**merging, **dict.fromkeys(("weight_bytes", "cache", "added", "token_seconds", "unmerged_overhead"))}
     return {
-        "mergeable": row.method.mergeable,
-        "merge_notes": list(row.merge_notes),
+        **merging,
         "weight_bytes": {"merged": row.merged_bytes, "unmerged": serving.weight_bytes, "adapter": serving.adapter_bytes},
         "cache": {"bytes_per_token": serving.token_bytes, "virtual_tokens": serving.cached_tokens, "bytes": serving.cached_bytes},
         "added": {"flops": serving.flops, "moved_bytes": serving.moved_bytes, "kernels": serving.launches},

@@ -55,6 +55,8 @@ def render(comparison: Comparison, asked: str) -> RenderableType:
         parts += [Text(f"- {name}: {reason}") for name, reason in comparison.left_out]
         parts.append(Text())
     parts += [Text(note, style="dim") for note in NOTES if rows]
+    if comparison.job.spec.source is not None:
+        parts.append(Text(f"Note: {comparison.job.spec.note}. How they answer is not traced.", style="dim"))
     return Group(*parts)
 
 
@@ -144,7 +146,7 @@ def _serving(rows: Sequence[Row]) -> Table:
         table.add_row(
             row.method.name,
             merged,
-            format_gib(row.served_bytes),
+            "-" if row.served_bytes is None else format_gib(row.served_bytes),
             _pair(row, lambda time: time.device_seconds),
             _pair(row, lambda time: time.eager_seconds),
             _overhead(row.overhead),

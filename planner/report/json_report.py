@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tuneplan.planner.configs.training_config import ConfigUse
 from tuneplan.planner.graph.tensor import CATEGORIES
 from tuneplan.planner.job import Job
 from tuneplan.planner.methods.compose import explicit
@@ -34,13 +33,22 @@ def answer_json(answer: Answer, savings: Sequence[Saving] = (), why: "WhyNot | N
         "plans_left_out": answer.plans_left_out,
         "infeasible_left_out": answer.rejected_left_out,
         **({"why_not": _why_json(why)} if why is not None else {}),
-        **(_config_json(answer.job.config) if answer.job.config else {}),
+        **({"config": answer.job.config.to_json()} if answer.job.config else {}),
+        **warnings_json(answer.job),
     }
 
 
-def _config_json(use: ConfigUse) -> dict[str, Any]:
-    """The files that the job was read from."""
-    return {"config": use.to_json(), "warnings": list(use.config.warnings)}
+def counted(job: Job) -> str:
+    """Where the bytes of a job's plans come from, in a word."""
+    return "counted" if job.spec.source is None else "traced"
+
+
+def warnings_json(job: Job) -> dict[str, Any]:
+    """What the user should know of the files that the job was read from, and of a model that was traced, which is said."""
+    said = list(job.config.config.warnings) if job.config else []
+    said += [job.spec.note] if job.spec.source is not None else []
+    traced = {"source": "traced"} if job.spec.source is not None else {}
+    return {**traced, **({"warnings": said} if said or job.config else {})}
 
 
 def _why_json(why: "WhyNot") -> dict[str, Any]:
@@ -135,7 +143,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "usd": None if plan.usd is None else float(plan.usd),
         "price": plan.price.to_json() if plan.price else None,
         "basis": {
-            "allocated_bytes": "counted",
+            "allocated_bytes": "counted" if plan.network.recorded is None else plan.network.recorded.basis,
             "reserved_bytes": "modelled: replayed" if plan.replayed else "modelled: an allowance on the allocated peak",
             "time": "modelled" if time else None,
         },

@@ -36,6 +36,7 @@ def estimates_json(axis: Axis, points: Sequence[Point[Estimate]], limits: Limits
         )
     first = next(point.answer for point in points if point.answer is not None)
     return {
+        "source": first.source,
         "request": {**first.request.to_json(), axis.name: None},
         "sweep": axis.option,
         "points": rows,

@@ -83,7 +83,7 @@ def estimate_report(estimate: "Estimate") -> RenderableType:
     kernel = network.notes["attention_kernel"]
     header = [
         ("model", f"{request.spec.id} ({format_count(network.total_parameters)} parameters)"),
-        *described(request.spec, s.target_length, s.images),
+        *described(request.spec, s.target_length, s.images, s.image_size),
         ("method", explicit(request.method, ", ")),
         ("trained", f"{network.trainable_parameters:,} parameters ({100 * trained:.3g} %)"),
         ("batch", f"{s.micro_batch_size} x {s.seq_len} tokens, {steps} micro-batch{'es' if steps > 1 else ''} a step"),

@@ -16,6 +16,9 @@ class Constant:
 
 
 _MAMF = "stas00/ml-engineering, compute/accelerator/README.md, maximum achievable matmul FLOPS, bf16 (best of many shapes)"
+_SQUARES = (
+    "zzc0721/torch-performance-test-data at 0785868, database.md: best bf16 product of square matrices up to 10240, over the peak"
+)
 _FMS = (
     "a round value, kept because the median of four rows of fms-acceleration's a100_80gb.csv (one card; Mistral-7B LoRA"
     " and QLoRA, PowerLM-3b full and QLoRA, batch 8) comes out within 3 %"
@@ -31,20 +34,55 @@ MATMUL_CEILINGS: dict[str, Constant] = {
     "b200": Constant(0.776, _MAMF),
     "b300": Constant(0.786, _MAMF),
     "mi300x": Constant(0.514, _MAMF),
+    "a6000": Constant(0.797, _SQUARES),
+    "rtx-3080": Constant(1.087, f"{_SQUARES} and issue 114"),
+    "rtx-3090": Constant(1.079, f"{_SQUARES}; the median of three"),
+    "rtx-4060-ti-16g": Constant(1.015, f"{_SQUARES} and issues 130, 145; the median of three"),
+    "rtx-4090": Constant(0.987, f"{_SQUARES}; the median of seven"),
+    "rtx-5090": Constant(1.131, f"{_SQUARES} and issues 96, 124, 200; the median of five"),
+    "t4": Constant(0.651, f"{_SQUARES}; fp16, the median of two"),
 }
-"""Best measured share of the dense peak rate, by GPU id."""
+"""Best measured share of the dense peak rate, by GPU id, for cards whose products were not measured by shape."""
 
 DEFAULT_CEILING = Constant(0.80, f"assumed for cards not measured: the middle of the NVIDIA cards in {_MAMF}")
-CONSUMER_CEILING = Constant(
-    0.95,
-    "assumed, raised from 0.80 after fsdp_qlora's RTX 4090 rows were seen (still 13 to 18 % too slow): GeForce peaks"
-    " are stated at a boost clock that cards exceed. So the RTX rows do not judge it independently",
+CONSUMER_CEILING = Constant(1.08, "GeForce cards run above the clock that their peak is stated at: the middle of the five above")
+MATMUL_TYPICAL = Constant(
+    0.93, "the median large product over the best one: 0.94, 0.93 and 0.92 on A100, H100 and H200 (hardware_profiles/speeds)"
 )
-MATMUL_SHARE = Constant(0.87, f"share of that ceiling which a model's own shapes reach; {_FMS}")
+MATMUL_SHARE = Constant(0.95, f"share of the rate of products measured alone which they reach within a step; {_FMS}")
 MATMUL_START_SECONDS = Constant(4e-6, "assumed: prologue, last partial wave and tail of a matrix product")
 ATTENTION = Constant(0.55, "Dao 2023, FlashAttention-2, figures 5 and 6: 50 to 73 % of an A100's peak, less with a causal mask")
 ATTENTION_HOPPER = Constant(0.35, "Dao 2023, FlashAttention-2 on H100, figure 7: 335 of 989 TFLOP/s")
+ATTENTION_HALF = Constant(
+    500.0,
+    "tokens at which fused attention has half of its highest rate: 430, 560 and 630 fit three FlashAttention kernels on an A100"
+    " (ai-dynamo/aiconfigurator, aiconfigurator-core 0.12.0, context_attention_perf, 16 to 64 heads of 128)",
+)
+ATTENTION_TOKENS = 4096
+"""Tokens for which the two shares above are taken to hold."""
 MEMORY = Constant(0.80, "ai-dynamo/aiconfigurator systems/*.yaml, mem_bw_empirical_scaling_factor")
+_LOG = "L2_cache_size of torch.cuda.get_device_properties in public logs"
+_ADA = "NVIDIA Ada GPU Architecture, white paper, 2023"
+_MEASURED = "products of 68 MB in hardware_profiles/speeds run above the memory's bandwidth, those of 134 MB below"
+L2_BYTES: dict[str, Constant] = {
+    "a100-80g": Constant(40 * 2**20, _LOG),
+    "a100-40g": Constant(40 * 2**20, _LOG),
+    "a100-80g-pcie": Constant(40 * 2**20, f"{_LOG}; the same chip"),
+    "a100-40g-pcie": Constant(40 * 2**20, f"{_LOG}; the same chip"),
+    "h100-80g": Constant(50 * 2**20, _LOG),
+    "h200": Constant(50 * 2**20, f"{_LOG}; the chip of the H100"),
+    "l40": Constant(96 * 2**20, f"{_ADA}; the chip of the L40S"),
+    "l40s": Constant(96 * 2**20, f"{_ADA}; {_MEASURED}"),
+    "rtx-4090": Constant(72 * 2**20, _LOG),
+    "rtx-4080": Constant(64 * 2**20, _ADA),
+    "rtx-pro-6000": Constant(128 * 2**20, _MEASURED),
+}
+"""Cache of a card, by GPU id; for the others none is counted on."""
+CACHED_READS = Constant(
+    0.5,
+    "share of the bytes of an op that fit half of the cache which need not come from memory: what it reads was just written; what"
+    " it writes goes to memory. Assumed",
+)
 DEQUANTIZE = Constant(
     0.32, "bitsandbytes 0.45 on an H100: 0.1517 ms for 4096 x 14336 weights of 2.766 bytes (jeromeku, public benchmark)"
 )

@@ -1,20 +1,23 @@
 """The roofline: an op takes the longer of its arithmetic and its memory traffic, at the rates that a card reaches.
 
-Williams, Waterman and Patterson 2009, Roofline: An Insightful Visual Performance Model; the shares of the peak rates
-are those of `constants.py`. Not counted: caches (small tensors may never leave the L2), overlap of kernels, throttling.
+Williams, Waterman and Patterson 2009, Roofline: An Insightful Visual Performance Model. What a matrix product reaches depends on
+its shape (`product_rates`); other shares of the peak rates are those of `constants.py`. Not counted: overlap of kernels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tuneplan.hardware_profiles.calibrations import Calibration
 from tuneplan.hardware_profiles.records import Gpu
 from tuneplan.planner.timing import constants
-from tuneplan.planner.timing.work import DEQUANTIZE_LAUNCHES, DEQUANTIZE_MOVED, Work
+from tuneplan.planner.timing.product_rates import ShapeColumns, ShapeShares, large_rate, shapes_of
+from tuneplan.planner.timing.work import DEQUANTIZE_LAUNCHES, DEQUANTIZE_MOVED, SMALL_OPS, Product, Work
 from tuneplan.planner.training.settings import BITSANDBYTES
 
 _BF16_SINCE = (8, 0)
 _HOPPER = (9, 0)
+_HALF = ("bf16", "fp16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +26,16 @@ class Rates:
 
     Attributes:
         matmul: FLOP/s of large matrix products, by dtype.
-        attention: FLOP/s of fused attention kernels, by dtype.
+        attention: FLOP/s of fused attention kernels over `constants.ATTENTION_TOKENS` keys, by dtype.
         memory: bytes per second.
         dequantize: bytes per second of 4-bit dequantization, by the bytes that bitsandbytes moves.
         dequantize_start: device seconds of each dequantization beside them, above the gaps between bitsandbytes' launches.
         spared_launches: kernels that each dequantization starts less than bitsandbytes does.
         notes: what had to be assumed.
         reason: why nothing can be timed; empty if it can.
-        start_seconds: that a matrix product takes beside its FLOPs.
+        shapes: the share of `matmul` that a product reaches by its shape; None where nothing like the card was measured.
+        cached: share of the bytes of small ops that its cache spares, for each of `work.SMALL_OPS`.
+        start_seconds: that a matrix product takes beside its FLOPs, where its shape is not known.
         kernel_seconds: device time between two dependent kernels.
         forward_launch: host time to start a kernel from Python.
         backward_launch: host time to start one from the autograd engine.
@@ -44,6 +49,8 @@ class Rates:
     spared_launches: int = 0
     notes: tuple[str, ...] = ()
     reason: str = ""
+    shapes: ShapeShares | ShapeColumns | None = None
+    cached: tuple[float, ...] = ()
     start_seconds: float = constants.MATMUL_START_SECONDS.value
     kernel_seconds: float = constants.KERNEL_SECONDS.value
     forward_launch: float = constants.HOST_FORWARD_SECONDS.value
@@ -73,12 +80,10 @@ def gpu_rates(gpu: Gpu, dtypes: set[str], kernels: str = BITSANDBYTES) -> Rates:
     fp32 products run at the fp32 rate: torch leaves TF32 off for them by default
     (`torch.get_float32_matmul_precision() == "highest"`).
     """
-    other = constants.CONSUMER_CEILING if gpu.kind == "consumer" else constants.DEFAULT_CEILING
-    ceiling = constants.MATMUL_CEILINGS.get(gpu.id, other).value
     capability = gpu.compute_capability
     fused = constants.ATTENTION_HOPPER if capability is not None and capability >= _HOPPER else constants.ATTENTION
     fitted = gpu.calibration or Calibration(gpu.id, {})
-    share = fitted.value("matmul_share", ceiling * constants.MATMUL_SHARE.value)
+    share = fitted.value("matmul_share", matmul_share(gpu))
     matmul: dict[str, float] = {}
     attention: dict[str, float] = {}
     notes: list[str] = []
@@ -100,11 +105,30 @@ def gpu_rates(gpu: Gpu, dtypes: set[str], kernels: str = BITSANDBYTES) -> Rates:
         start,
         spared,
         tuple(notes),
+        shapes=shapes_of(gpu),
+        cached=_cached(gpu),
         start_seconds=fitted.value("matmul_start_seconds", constants.MATMUL_START_SECONDS.value),
         kernel_seconds=fitted.value("kernel_seconds", constants.KERNEL_SECONDS.value),
         forward_launch=fitted.value("host_forward_seconds", constants.HOST_FORWARD_SECONDS.value),
         backward_launch=fitted.value("host_backward_seconds", constants.HOST_BACKWARD_SECONDS.value),
     )
+
+
+def matmul_share(gpu: Gpu) -> float:
+    """Share of the peak rate that large products reach within a step, on a card without a calibration."""
+    measured, peak = large_rate(gpu), gpu.peak_flops("bf16")
+    if measured and peak:
+        return measured / peak * constants.MATMUL_SHARE.value
+    other = constants.CONSUMER_CEILING if gpu.kind == "consumer" else constants.DEFAULT_CEILING
+    ceiling = constants.MATMUL_CEILINGS.get(gpu.id, other).value
+    return ceiling * constants.MATMUL_TYPICAL.value * constants.MATMUL_SHARE.value
+
+
+def _cached(gpu: Gpu) -> tuple[float, ...]:
+    """`Rates.cached`: ops up to the largest size that is no more than half of the card's cache."""
+    cache = constants.L2_BYTES.get(gpu.id)
+    fitting = [] if cache is None else [size for size in SMALL_OPS if 2 * size <= cache.value]
+    return tuple(constants.CACHED_READS.value * (size == max(fitting, default=0)) for size in SMALL_OPS)
 
 
 def _dequantization(gpu: Gpu, fitted: Calibration, kernels: str, notes: list[str]) -> tuple[float, float, int]:
@@ -138,24 +162,47 @@ def _assumed_fp32(gpu: Gpu, dtype: str, notes: list[str]) -> float:
 def device_seconds(work: Work, rates: Rates) -> Seconds:
     """Time on the device of one stretch of work.
 
-    A product of F FLOPs and B bytes takes max(F / matmul rate + start, B / memory rate).
+    A product of F FLOPs and B bytes takes max(F / rate of its shape, B / memory rate).
     """
     compute: Any = 0.0
-    memory: Any = work.moved / rates.memory + work.dequantized / rates.dequantize
+    streamed: Any = work.moved
+    for share, most in zip(rates.cached, SMALL_OPS, strict=False):
+        if isinstance(share, float) and not share:
+            continue
+        streamed = streamed - share * work.small(most)
+    memory: Any = streamed / rates.memory + work.dequantized / rates.dequantize
     memory = memory + work.dequantizations * rates.dequantize_start
     bandwidth: Any = rates.memory
     if not isinstance(bandwidth, float):
         compute, memory = _on_many_cards(work, rates, memory)
         return Seconds(compute, memory, work.launches * rates.kernel_seconds)
     for p in work.products:
-        rate = rates.attention[p.dtype] if p.attention else rates.matmul[p.dtype]
-        arithmetic = p.flops / rate + rates.start_seconds
+        rate = rates.attention[p.dtype] * _attention_share(p) if p.attention else rates.matmul[p.dtype]
+        arithmetic = p.flops / rate
         traffic = p.moved / rates.memory
-        longer = larger(arithmetic, traffic)
         limited = arithmetic >= traffic
+        if isinstance(rates.shapes, ShapeShares) and p.dims is not None and has_shape(p):
+            arithmetic = arithmetic / rates.shapes.share(p.dims)
+        else:
+            arithmetic = arithmetic + rates.start_seconds
+        longer = larger(arithmetic, traffic)
         compute = compute + longer * limited * p.count
         memory = memory + longer * (1 - limited) * p.count
     return Seconds(compute, memory, work.launches * rates.kernel_seconds)
+
+
+def has_shape(product: Product) -> bool:
+    """Whether a product's time is known by its shape: one product of 16-bit factors."""
+    return product.dims is not None and not product.attention and product.dtype in _HALF
+
+
+def _attention_share(product: Product) -> Any:
+    """Rate of a fused attention over that for `constants.ATTENTION_TOKENS` keys: it rises as n / (n + half) with the keys n."""
+    if product.dims is None:
+        return 1.0
+    half, known = constants.ATTENTION_HALF.value, constants.ATTENTION_TOKENS
+    keys = product.dims[1]
+    return keys / (keys + half) * ((known + half) / known)
 
 
 def _on_many_cards(work: Work, rates: Rates, memory: Any) -> tuple[Any, Any]:
@@ -169,14 +216,39 @@ def _on_many_cards(work: Work, rates: Rates, memory: Any) -> tuple[Any, Any]:
         np.stack(np.broadcast_arrays(*figures)) for figures in ([p.flops for p in products], [p.moved for p in products])
     )
     alike = (-1, *(1,) * (np.ndim(rates.memory) - flops.ndim + 1), *flops.shape[1:])
-    rate = np.stack([rates.attention[p.dtype] if p.attention else rates.matmul[p.dtype] for p in products])
-    arithmetic = flops.reshape(alike) / rate + rates.start_seconds
+    rate = np.stack([rates.attention[p.dtype] * _attention_share(p) if p.attention else rates.matmul[p.dtype] for p in products])
+    arithmetic = flops.reshape(alike) / rate
     traffic = moved.reshape(alike) / rates.memory
-    longer = np.maximum(arithmetic, traffic)
     limited = arithmetic >= traffic
+    shares, starts = _by_shape(products, rates, alike)
+    longer = np.maximum(arithmetic / shares + starts, traffic)
     count = np.array([p.count for p in products]).reshape(-1, *(1,) * (longer.ndim - 1))
     first = np.broadcast_to(memory, longer.shape[1:])[None]
     return (longer * limited * count).sum(0), np.concatenate([first, longer * (1 - limited) * count]).sum(0)
+
+
+def _by_shape(products: Sequence[Product], rates: Rates, alike: tuple[int, ...]) -> tuple[Any, Any]:
+    """Shares of the rate and times to start of products on columns of cards: shape (product, card, 1, ...)."""
+    import numpy as np
+
+    width = len(alike) - 1
+    cards = len(np.asarray(rates.memory))
+    shares: Any = np.ones((len(products), cards, *[1] * (width - 1)))
+    starts: Any = np.broadcast_to(rates.start_seconds, shares.shape[1:])
+    starts = np.broadcast_to(starts, shares.shape).copy()
+    known = [index for index, p in enumerate(products) if has_shape(p)]
+    if not isinstance(rates.shapes, ShapeColumns) or not known:
+        return shares, starts
+    dims = [p.dims for p in products if p.dims is not None and has_shape(p)]
+    sizes = np.broadcast_arrays(*[np.asarray(size) for triple in dims for size in triple])
+    found = rates.shapes.share([np.stack(sizes[axis::3]) for axis in range(3)])  # (card, product, ...)
+    found = np.moveaxis(found, 0, 1)
+    found = found.reshape(*found.shape[:2], *(1,) * (width + 1 - found.ndim), *found.shape[2:])
+    every = np.ones((len(products), cards, *found.shape[2:]))
+    every[known] = found
+    measured = rates.shapes.of_card >= 0
+    starts[np.ix_(np.array(known), np.flatnonzero(measured))] = 0.0
+    return every, starts
 
 
 def started(work: Work, rates: Rates) -> Any:

@@ -113,7 +113,9 @@ def step_time(
     more = spread(network, layout, gpu, machines, experts_per_token)
     computed = (n + more.filling) * (forward.total + recompute.total + backward.total) + added
     sent = collectives.data_parallel_bytes(network, ranks, zero_stage, layout.engine_used)
-    waited, notes = _communication(machines.link(gpu, layout.gpu_count), sent, n, computed, layout.gpu_count <= machines.gpus)
+    link = machines.link(gpu, layout.gpu_count)
+    rate = link.rate(collectives.operation(zero_stage), sent.message_bytes, ranks)
+    waited, notes = _communication(link.note, rate, sent, n, computed, layout.gpu_count <= machines.gpus)
     waited += n * more.micro_batch_seconds + more.step_seconds
     notes += more.notes
     if update.paged:
@@ -157,13 +159,13 @@ def accumulation_seconds(network: Network, rates: Rates, steps: Size) -> float:
 
 
 def _communication(
-    link: collectives.Link, sent: collectives.Traffic, steps: int, window: float, near: bool
+    note: str, bytes_per_second: float, sent: collectives.Traffic, steps: int, window: float, near: bool
 ) -> tuple[float, tuple[str, ...]]:
     nbytes = steps * sent.each_micro_batch + sent.each_step
     if not nbytes:
         return 0.0, ()
-    waited = collectives.exposed_seconds(nbytes / link.bytes_per_second, window)
-    return waited, (f"ranks talk over {link.note}; {'one machine' if near else 'several machines'}",)
+    waited = collectives.exposed_seconds(nbytes / bytes_per_second, window)
+    return waited, (f"ranks talk over {note}; {'one machine' if near else 'several machines'}",)
 
 
 def _bound(parts: dict[str, float], device: float, host: float) -> str:

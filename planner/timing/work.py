@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from tuneplan.planner.graph.block import Block
 from tuneplan.planner.graph.block import recomputed as stop_of
-from tuneplan.planner.graph.tape import Op
+from tuneplan.planner.graph.tape import Dims, Op
 from tuneplan.planner.graph.tensor import Size, Tensor
 from tuneplan.planner.models.network import Network
 from tuneplan.planner.training.settings import Settings
@@ -18,6 +18,9 @@ DEQUANTIZE_MOVED = 2.766
 """Bytes a weight read and written by the three kernels of bitsandbytes that dequantize NF4 with double quantization."""
 
 DEQUANTIZE_LAUNCHES = 3
+
+SMALL_OPS = (16 * 2**20, 32 * 2**20, 48 * 2**20)
+"""Bytes that an op moves; which of them a card's cache holds is for the roofline to say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,7 @@ class Product:
         dtype: of its factors.
         attention: whether it is a fused attention kernel.
         count: how many.
+        dims: rows, columns and summed dimension; None where they are not known, or of several products.
     """
 
     flops: Size
@@ -37,6 +41,7 @@ class Product:
     dtype: str
     attention: bool
     count: int
+    dims: Dims | None = None
 
 
 @dataclass(slots=True)
@@ -46,6 +51,7 @@ class Work:
     Attributes:
         products: matrix products.
         moved: bytes that all other ops read and write.
+        streams: of each of these ops its bytes, and how often it runs.
         dequantized: bytes read and written to dequantize 4-bit weights, by bitsandbytes' kernels.
         dequantizations: weights that are dequantized.
         launches: kernels started, bitsandbytes' for dequantization among them.
@@ -53,6 +59,7 @@ class Work:
 
     products: list[Product] = field(default_factory=list)
     moved: Size = 0
+    streams: list[tuple[Size, int]] = field(default_factory=list)
     dequantized: Size = 0
     dequantizations: int = 0
     launches: int = 0
@@ -73,11 +80,13 @@ class Work:
             total = total + p.moved * p.count
         return total
 
-    def add(self, op: Op, flops: Size, moved: Size, launches: int, count: int, decoded: Size = 0) -> None:
+    def add(
+        self, op: Op, flops: Size, moved: Size, launches: int, count: int, decoded: Size = 0, dims: Dims | None = None
+    ) -> None:
         """An op, or one gradient of its backward, `count` times, for which `decoded` 4-bit weights are made dense."""
         self.launches += launches * count
         if isinstance(flops, int) and flops == 0:
-            self.moved = self.moved + moved * count
+            self.stream(moved, count)
             return
         assert op.output is not None
         dtype = op.computes or op.output.dtype
@@ -86,7 +95,25 @@ class Work:
             self.dequantizations += count
             self.launches += DEQUANTIZE_LAUNCHES * count
             moved = moved - int(decoded * (DEQUANTIZE_MOVED - 0.25))
-        self.products.append(Product(flops, moved, dtype, op.name.endswith("_attention"), count))
+        self.products.append(Product(flops, moved, dtype, op.name.endswith("_attention"), count, dims))
+
+    def stream(self, moved: Size, count: int) -> None:
+        """An op that only moves bytes, `count` times."""
+        self.moved = self.moved + moved * count
+        self.streams.append((moved, count))
+
+    def small(self, most: int) -> Size:
+        """Bytes of the ops that only move bytes, and no more than `most`."""
+        arrays = [moved for moved, _ in self.streams if not isinstance(moved, int)]
+        total: Size = sum(moved * count for moved, count in self.streams if isinstance(moved, int) and moved <= most)
+        if not arrays:
+            return total
+        import numpy as np
+
+        moved = np.stack(np.broadcast_arrays(*arrays))
+        counts = np.array([count for moved, count in self.streams if not isinstance(moved, int)])
+        found: Size = np.tensordot(counts, np.where(moved <= most, moved, 0), axes=1) + total
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +127,8 @@ class NetworkWork:
 
 def network_work(network: Network, settings: Settings) -> NetworkWork:
     """Work of one forward and backward over all runs; checkpointed runs repeat their forward in the backward."""
+    if network.recorded is not None:
+        return network.recorded.work()
     forward, recompute, backward = Work(), Work(), Work()
     for run in network.runs:
         _forward(run.block.ops, run.count, forward)
@@ -123,7 +152,7 @@ def recomputed(block: Block, checkpointing: str) -> Sequence[Op]:
 def _forward(ops: Iterable[Op], count: int, work: Work) -> None:
     for op in ops:
         if op.launches:
-            work.add(op, op.flops, op.moved, op.launches, count, op.decoded)
+            work.add(op, op.flops, op.moved, op.launches, count, op.decoded, op.dims)
 
 
 def _backward(ops: Sequence[Op], count: int, work: Work) -> None:
@@ -133,9 +162,9 @@ def _backward(ops: Sequence[Op], count: int, work: Work) -> None:
         for gradient in op.gradients:
             if not gradient.of.name:
                 received.setdefault(id(gradient.of), []).append(gradient.of)
-            launches = 0 if gradient.nbytes is None or gradient.given is not None else 1
+            launches = 0 if gradient.nbytes is None or gradient.given is not None else gradient.launches
             if launches or not isinstance(gradient.moved, int) or gradient.moved:
-                work.add(op, gradient.flops, gradient.moved, launches, count, gradient.decoded)
+                work.add(op, gradient.flops, gradient.moved, launches, count, gradient.decoded, gradient.dims)
     for tensors in received.values():
         extra = len(tensors) - 1
         if extra:

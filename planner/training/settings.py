@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tuneplan.planner.graph.tensor import Size
+from tuneplan.planner.graph.tensor import Size, elements
 from tuneplan.planner.training.objective import SFT, Objective
 
 DTYPES = ("bf16", "fp16", "fp32")
@@ -41,7 +41,8 @@ class Settings:
         keep_outputs: the training loop keeps the model's output (logits, cache) until the next forward is over, as a loop does
             that is written `outputs = model(...)`; transformers' Trainer does not.
         target_len: tokens of each target of an encoder-decoder; None for as many as the sequence.
-        images: in each sequence, for a model that reads both.
+        images: in each sequence, for a model that reads both; 0 for text alone.
+        image_size: height and width of each [pixels], for a model that reads any; None for the spec's.
         use_cache: the model keeps keys and values in a cache, as it does by default; the Trainer turns it off, and so does
             gradient checkpointing.
         objective: what is trained towards; supervised fine-tuning unless said otherwise. A micro-batch of pairs has two sequences
@@ -73,6 +74,7 @@ class Settings:
     use_cache: bool = False
     target_len: Size | None = None
     images: int = 1
+    image_size: tuple[int, int] | None = None
     experts: str = "grouped_mm"
     routing: str = "even"
     gathered_cast: bool = False
@@ -82,7 +84,7 @@ class Settings:
     @property
     def sequences(self) -> Size:
         """Sequences of one forward: two for each pair of a preference."""
-        return self.micro_batch_size * self.objective.sequences
+        return elements((self.micro_batch_size, self.objective.sequences))
 
     @property
     def target_length(self) -> Size:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache as remember
@@ -22,10 +22,12 @@ from tuneplan.profiling.fallback.program import Program
 from tuneplan.profiling.files import write_atomic
 from tuneplan.profiling.subject import Subject
 
-FORMAT = 1
+FORMAT = 2
 MOST_FILES = 200
 MAXIMUM_BYTES = 256 * 2**20
 """Of a file when it is unpacked."""
+UNUSABLE = (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
+"""What a file raises that is not what was written."""
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
@@ -41,8 +43,8 @@ def folder() -> Path:
     return Path(base) / "tuneplan" / "traces"
 
 
-def key(subject: Subject) -> dict[str, Any]:
-    """Everything that decides a trace but batch and length, as a JSON object."""
+def key(subject: Subject, steps: int = 2) -> dict[str, Any]:
+    """Everything that decides a trace but batch and length, as a JSON object. `steps`: updates that were run."""
     settings = asdict(replace(subject.settings, micro_batch_size=0, seq_len=0))
     return {
         "format": FORMAT,
@@ -51,6 +53,7 @@ def key(subject: Subject) -> dict[str, Any]:
         "settings": settings,
         "optimizer": subject.optimizer.name,
         "micro_batches": subject.gradient_accumulation_steps,
+        "steps": steps,
         "task": subject.task,
         "versions": versions(),
     }
@@ -71,16 +74,25 @@ def versions() -> dict[str, str]:
 
 def load(subject: Subject) -> list[Program]:
     """Programs that are kept for a subject; none where there are none or the file is not what was written."""
-    wanted = _plain(key(subject))
+    try:
+        return [decode(program) for program in contents(subject)["programs"]]
+    except UNUSABLE:
+        return []
+
+
+def contents(subject: Subject, steps: int = 2) -> dict[str, Any]:
+    """The file of a subject, with no programs where there is none or it is not what was written."""
+    wanted = _plain(key(subject, steps))
     try:
         with gzip.open(_path(wanted), "rb") as file:
             data = file.read(MAXIMUM_BYTES + 1)
-        content = json.loads(data)
-        if len(data) > MAXIMUM_BYTES or content["key"] != wanted:
-            return []
-        return [decode(program) for program in content["programs"]]
-    except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        return []
+        found = json.loads(data)
+        if len(data) > MAXIMUM_BYTES or found["key"] != wanted:
+            return {"programs": []}
+    except UNUSABLE:
+        return {"programs": []}
+    content: dict[str, Any] = found
+    return content
 
 
 def path(subject: Subject) -> Path:
@@ -90,9 +102,14 @@ def path(subject: Subject) -> Path:
 
 def store(subject: Subject, programs: Iterable[Program]) -> str:
     """Keep the programs of a subject; gives where, or "" where they cannot be kept."""
-    wanted = _plain(key(subject))
+    return keep(subject, [encode(program) for program in programs])
+
+
+def keep(subject: Subject, programs: Sequence[Mapping[str, Any]], steps: int = 2, refusals: Mapping[int, str] = {}) -> str:
+    """As `store`, of programs that are encoded; `refusals`: why there are none, by length."""
+    wanted = _plain(key(subject, steps))
     file = _path(wanted)
-    text = json.dumps({"key": wanted, "programs": [encode(program) for program in programs]}, separators=(",", ":"))
+    text = json.dumps({"key": wanted, "programs": programs, "refusals": list(refusals.items())}, separators=(",", ":"))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, gzip.compress(text.encode(), 5, mtime=0))

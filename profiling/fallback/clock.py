@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from tuneplan.hardware_profiles.records import Gpu
 from tuneplan.planner.timing.roofline import device_seconds, gpu_rates, host_seconds
 from tuneplan.planner.timing.work import DEQUANTIZE_LAUNCHES, DEQUANTIZE_MOVED, Product, Work
-from tuneplan.profiling.fallback.recording import Operator
+from tuneplan.profiling.fallback.recording import RECOMPUTE, Operator
 
 FORWARD, BACKWARD, UPDATE = "forward", "backward", "optimizer_step"
+_PARTS = {FORWARD: (FORWARD,), BACKWARD: (RECOMPUTE, BACKWARD), UPDATE: (UPDATE,)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ def step_time(operators: Sequence[Operator], gpu: Gpu, tokens: int, recorded_ste
         recorded_steps: micro-batches that the trace ran before the update.
         steps: micro-batches of the step that is asked for.
     """
-    phases = {name: _work(op for op in operators if op.phase == name) for name in (FORWARD, BACKWARD, UPDATE)}
+    phases = {name: work_of((op, 1) for op in operators if op.phase in parts) for name, parts in _PARTS.items()}
     rates = gpu_rates(gpu, {p.dtype for work in phases.values() for p in work.products})
     if rates.reason:
         return TracedTime(None, reason=rates.reason)
@@ -59,17 +60,17 @@ def step_time(operators: Sequence[Operator], gpu: Gpu, tokens: int, recorded_ste
     return TracedTime(seconds, steps * tokens / seconds, flops, moved)
 
 
-def _work(operators: Iterable[Operator]) -> Work:
-    """Operators as the roofline takes them."""
+def work_of(operators: Iterable[tuple[Operator, int]]) -> Work:
+    """Operators as the roofline takes them, each with the number of times that it runs."""
     work = Work()
-    for op in operators:
+    for op, count in operators:
         if op.kind == "dequantize":
-            work.dequantized += int(op.moved * DEQUANTIZE_MOVED)
-            work.launches += DEQUANTIZE_LAUNCHES
+            work.dequantized += int(op.moved * DEQUANTIZE_MOVED) * count
+            work.launches += DEQUANTIZE_LAUNCHES * count
             continue
-        work.launches += 1
+        work.launches += count
         if op.kind == "other":
-            work.moved += op.moved
+            work.stream(op.moved, count)
         else:
-            work.products.append(Product(op.flops, op.moved, op.dtype, op.kind == "attention", 1))
+            work.products.append(Product(op.flops, op.moved, op.dtype, op.kind == "attention", count))
     return work

@@ -1,13 +1,13 @@
 """Programs as JSON: every storage, operator and form once, and lists of numbers that point to them."""
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import astuple
 from typing import Any, TypeVar
 
+from tuneplan.profiling.counts import Counts
 from tuneplan.profiling.fallback.program import Domain, Program
-from tuneplan.profiling.fallback.recording import Operator, Recording, Storage
+from tuneplan.profiling.fallback.recording import Operator, Recording, Storage, Weight
 from tuneplan.profiling.fallback.sizes import Form
-from tuneplan.profiling.trace import Counts
 
 T = TypeVar("T", bound=Hashable)
 
@@ -32,6 +32,8 @@ def encode(program: Program) -> dict[str, Any]:
         "phases": [list(phase) for phase in recording.phases],
         "counts": list(astuple(recording.counts)),
         "notes": list(recording.notes),
+        "weights": [list(astuple(weight)) for weight in recording.weights],
+        "layers": list(recording.layers),
     }
 
 
@@ -61,11 +63,19 @@ def decode(content: Mapping[str, Any]) -> Program:
             ran,
             Counts(*map(int, content["counts"])),
             tuple(map(str, content["notes"])),
+            tuple(weights_of(content)),
+            tuple(map(str, content["layers"])),
         ),
         tuple(fitted[:births]),
         tuple(fitted[births : births + ops]),
         tuple(fitted[births + ops :]),
     )
+
+
+def weights_of(content: Mapping[str, Any]) -> Iterator[Weight]:
+    """The parameters of such an object."""
+    for name, shape, storage, trained, idle, adapter in content["weights"]:
+        yield Weight(str(name), tuple(map(int, shape)), str(storage), bool(trained), bool(idle), bool(adapter))
 
 
 def _table(items: Iterable[T]) -> tuple[list[T], list[int]]:

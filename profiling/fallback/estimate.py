@@ -16,8 +16,9 @@ from tuneplan.planner.units import format_gib, format_seconds
 from tuneplan.profiling.command import subject_of
 from tuneplan.profiling.fallback import cache
 from tuneplan.profiling.fallback.clock import TracedTime, step_time
-from tuneplan.profiling.fallback.program import Program, program
-from tuneplan.profiling.fallback.recording import Recording, record
+from tuneplan.profiling.fallback.program import Program, described, program
+from tuneplan.profiling.fallback.recorder import record
+from tuneplan.profiling.fallback.recording import Recording
 from tuneplan.profiling.quiet import quiet
 from tuneplan.profiling.replay import replay
 from tuneplan.profiling.report import trace_report
@@ -65,16 +66,7 @@ class TracedEstimate:
         found = self.program
         if found is None:
             return "traced: the real code's step as asked"
-        if found.residual is None:
-            batch, length = found.points[0]
-            return f"traced: the real code's step at {batch} x {length}"
-        low, high = found.domain.lengths
-        points = ", ".join(f"{batch} x {length}" for batch, length in found.points[:-1])
-        batch, length = found.points[-1]
-        return (
-            f"traced: sizes of all storages fitted exactly over batch and length through traces at {points}; off by "
-            f"{100 * found.residual:+.4f} % at {batch} x {length}, which was held out; lengths {low} to {high}"
-        )
+        return described(found.domain, found.points, found.residual)
 
     def to_json(self) -> dict[str, Any]:
         """The common document of estimated, traced and measured steps."""

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tuneplan.planner.graph.tensor import round_block
+from tuneplan.profiling.counts import Counts
 from tuneplan.profiling.fallback.recording import Operator, Recording, Storage
-from tuneplan.profiling.fallback.sizes import Form, constant, fit, near
-from tuneplan.profiling.step import STEP_PHASES, StepTrace
-from tuneplan.profiling.timeline import Timeline
-from tuneplan.profiling.trace import Counts
-from tuneplan.profiling.tracker import BLOCK_BYTES, NOWHERE, Allocation
+from tuneplan.profiling.fallback.sizes import Form, constant, fit, near, of_batch
+
+if TYPE_CHECKING:
+    from tuneplan.profiling.step import StepTrace
 
 RESIDUAL = 0.001
 """Most by which the peak may miss the held-out trace."""
@@ -54,7 +55,7 @@ class Program:
     flops: tuple[Form, ...]
     moved: tuple[Form, ...]
 
-    def step(self, batch: int, length: int) -> StepTrace:
+    def step(self, batch: int, length: int) -> "StepTrace":
         """The step at a point, storages rounded as the CUDA allocator rounds them."""
         return stepped(self.recording, [form.at(batch, length) for form in self.sizes])
 
@@ -69,10 +70,28 @@ class Program:
         return self.recording.counts
 
 
-def stepped(recording: Recording, sizes: Sequence[int]) -> StepTrace:
+def described(domain: Domain, points: Sequence[tuple[int, int]], residual: float | None) -> str:
+    """Which traces a program comes from, in words."""
+    if residual is None:
+        batch, length = points[0]
+        return f"traced: the real code's step at {batch} x {length}"
+    low, high = domain.lengths
+    fitted = ", ".join(f"{batch} x {length}" for batch, length in points[:-1])
+    batch, length = points[-1]
+    return (
+        f"traced: sizes of all storages fitted exactly over batch and length through traces at {fitted}; off by "
+        f"{100 * residual:+.4f} % at {batch} x {length}, which was held out; lengths {low} to {high}"
+    )
+
+
+def stepped(recording: Recording, sizes: Sequence[int]) -> "StepTrace":
     """A recording with sizes as a traced step."""
+    from tuneplan.profiling.step import STEP_PHASES, StepTrace
+    from tuneplan.profiling.timeline import Timeline
+    from tuneplan.profiling.tracker import NOWHERE, Allocation
+
     made = [
-        Allocation(-(-size // BLOCK_BYTES) * BLOCK_BYTES, s.phase, s.op, s.module, NOWHERE, s.category)
+        Allocation(round_block(size), s.phase, s.op, s.module, NOWHERE, s.category)
         for s, size in zip(recording.storages, sizes, strict=True)
     ]
     entries = [(entry >= 0, made[entry if entry >= 0 else -1 - entry]) for entry in recording.log]
@@ -80,11 +99,17 @@ def stepped(recording: Recording, sizes: Sequence[int]) -> StepTrace:
     return StepTrace({name: timeline.peak(*timeline.shown[name]) for name in STEP_PHASES}, timeline)
 
 
-def program(record: Record, batch: int, length: int) -> Program:
+def program(record: Record, batch: int, length: int, from_one: bool = False) -> Program:
     """The program around a point: four traces fitted and a fifth to check them, or the point alone where that cannot be.
 
     The lengths go down to a third of the asked one; where the code takes other ways there (a window that is not filled), to three
-    quarters of it.
+    quarters of it; and where it does at any other length, to this one alone.
+
+    Args:
+        record: traces a batch and a length.
+        batch: above 1, if it is to be fitted: one sequence takes a way of its own, on which a slice needs no copy.
+        length: tokens of each sequence.
+        from_one: the fifth trace is of one sequence, so that the program holds there too, if its peak is met.
 
     Raises:
         InputError, CannotRunError: as the recordings do.
@@ -92,10 +117,10 @@ def program(record: Record, batch: int, length: int) -> Program:
     here = record(batch, length)
     if length >= SHORTEST:
         for lowest in (length // 3, 3 * length // 4):
-            found = _around(record, here, batch, length, lowest)
+            found = _around(record, here, batch, length, lowest, from_one)
             if found is not None:
                 return found
-    return _alone(here, batch, length)
+    return _over_batches(record, here, batch, length, from_one) or _alone(here, batch, length)
 
 
 def _alone(here: Recording, batch: int, length: int) -> Program:
@@ -104,7 +129,7 @@ def _alone(here: Recording, batch: int, length: int) -> Program:
     return Program(domain, ((batch, length),), None, here, sizes, flops, moved)
 
 
-def _around(record: Record, here: Recording, batch: int, length: int, lowest: int) -> Program | None:
+def _around(record: Record, here: Recording, batch: int, length: int, lowest: int, from_one: bool) -> Program | None:
     span = length - lowest
     block = min(2 ** ((span // 4).bit_length() - 1), MOST_BLOCK)
     first, second = (_odd(lowest + part, block) for part in (0, 5 * span // 8))
@@ -121,18 +146,41 @@ def _around(record: Record, here: Recording, batch: int, length: int, lowest: in
     forms = _forms(rows, twice, batch, lengths)
     if forms is None:
         return None
-    checked = (batch if twice is None else 2 * batch, held)
+    from_one = from_one and twice is not None
+    checked = (1 if from_one else batch if twice is None else 2 * batch, held)
     theirs = record(*checked)
-    if not _alike(here, theirs):
+    if not from_one and not _alike(here, theirs):
         return None
     sizes, flops, moved = forms
     ours = stepped(here, [form.at(*checked) for form in sizes]).peak_bytes
     residual = ours / stepped(theirs, theirs.sizes).peak_bytes - 1
     if abs(residual) > RESIDUAL:
         return None
-    batches = (batch, batch) if twice is None else (min(batch, 2), FARTHEST * batch)
+    least = 1 if from_one else min(batch, 2)
+    batches = (batch, batch) if twice is None else (least, FARTHEST * batch)
     points = ((batch, first), (batch, second), (batch, length), (2 * batch, first), checked)
     return Program(Domain(batches, (first, length)), points, residual, here, sizes, flops, moved)
+
+
+def _over_batches(record: Record, here: Recording, batch: int, length: int, from_one: bool) -> Program | None:
+    """A program of one length, for code whose way depends on it: a loop over tokens or chunks."""
+    double = record(2 * batch, length)
+    if not _alike(here, double):
+        return None
+    try:
+        sizes, flops, moved = (
+            tuple(of_batch(a, b, batch) for a, b in zip(of(here), of(double), strict=True)) for of in (_sizes, _flops, _moved)
+        )
+    except ValueError:
+        return None
+    checked = (1 if from_one else 3 * batch, length)
+    theirs = record(*checked)
+    ours = stepped(here, [form.at(*checked) for form in sizes]).peak_bytes
+    residual = ours / stepped(theirs, theirs.sizes).peak_bytes - 1
+    if abs(residual) > RESIDUAL or not (from_one or _alike(here, theirs)):
+        return None
+    domain = Domain((1 if from_one else min(batch, 2), FARTHEST * batch), (length, length))
+    return Program(domain, ((batch, length), (2 * batch, length), checked), residual, here, sizes, flops, moved)
 
 
 def _odd(length: int, block: int) -> int:

@@ -1,21 +1,12 @@
-"""One traced step written down in full: raw sizes of storages, births and deaths, and what every operator computes and moves."""
+"""What is written down of a traced step: raw sizes of storages, births and deaths, and what every operator computes and moves."""
 
-import gc
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
-import torch
-from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import flop_registry
+from tuneplan.profiling.counts import Counts
 
-from tuneplan.profiling import attention
-from tuneplan.profiling.subject import Subject
-from tuneplan.profiling.trace import Counts, run_once
-from tuneplan.profiling.tracker import StorageTracker
-
-_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-_GROUPED = ("_grouped_mm", "_scaled_grouped_mm")
+RECOMPUTE = "recompute"
+STEP = ("forward", RECOMPUTE, "backward", "optimizer_step")
+"""Phases of the operators of a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +14,7 @@ class Operator:
     """An operator of the last step.
 
     Attributes:
-        phase: in which it ran.
+        phase: in which it ran; RECOMPUTE for what gradient checkpointing runs again in the backward.
         kind: "product", "attention", "dequantize" or "other".
         dtype: of a product's factors.
         flops: a multiply-add is 2.
@@ -48,6 +39,27 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True)
+class Weight:
+    """A parameter of the model that ran.
+
+    Attributes:
+        name: its path.
+        shape: of the weight that it stands for, where it is packed.
+        storage: a dtype of the planner, or a format of bitsandbytes.
+        trained: it got a gradient.
+        idle: it is left to be trained, and got none.
+        adapter: the method brought it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    storage: str
+    trained: bool
+    idle: bool
+    adapter: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Recording:
     """A step at one batch and length.
 
@@ -59,6 +71,8 @@ class Recording:
         operators: of the last step.
         counts: of the model's parameters.
         notes: what was built otherwise than asked for.
+        weights: parameters, tied ones once.
+        layers: paths of the modules that FSDP takes for layers.
     """
 
     storages: tuple[Storage, ...]
@@ -68,139 +82,5 @@ class Recording:
     operators: tuple[Operator, ...]
     counts: Counts
     notes: tuple[str, ...]
-
-
-class Recorder(StorageTracker):
-    """A tracker that also counts what operators compute and move."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.block_bytes = 1
-        self.operators: list[Operator] = []
-
-    def __enter__(self) -> "Recorder":
-        """Start to record, the fused kernels' products included."""
-        attention.products.hear = self._hear
-        super().__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        """Stop recording."""
-        attention.products.hear = None
-        super().__exit__(*exception)
-
-    def _hear(self, flops: int, moved: int, dtype: str) -> None:
-        self.operators.append(Operator(self.phase, "attention", _dtype(dtype), flops, moved))
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        out = super().__torch_dispatch__(func, types, args, kwargs)
-        operator = _operator(self.phase, func, args, kwargs or {}, out)
-        if operator is not None:
-            self.operators.append(operator)
-            if func.__name__.startswith("gemm_4bit"):
-                rows, columns = args[2]
-                self.operators.append(Operator(self.phase, "dequantize", "", 0, int(rows) * int(columns)))
-        return out
-
-
-def record(subject: Subject, batch: int, length: int) -> Recording:
-    """Trace a subject's step at another batch and length.
-
-    The garbage collector is off, so that what a cycle holds dies where no collection comes by chance.
-
-    Raises:
-        InputError: transformers refuses the config, or PEFT the method.
-        CannotRunError: the step does not run on the meta device.
-    """
-    settings = replace(subject.settings, micro_batch_size=batch, seq_len=length)
-    made: list[Recorder] = []
-
-    def make(*args: Any, **kwargs: Any) -> Recorder:
-        made.append(Recorder(*args, **kwargs))
-        return made[-1]
-
-    attention.register()
-    attention.card.compute_capability = settings.compute_capability
-    gc.collect()
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        run = run_once(replace(subject, settings=settings), "meta", make)
-    finally:
-        if collecting:
-            gc.enable()
-    index: dict[int, int] = {}
-    log: list[int] = []
-    born = []
-    for birth, allocation in run.step.timeline.log:
-        if birth:
-            log.append(index.setdefault(id(allocation), len(index)))
-            born.append(allocation)
-        else:
-            log.append(-1 - index[id(allocation)])
-    return Recording(
-        tuple(Storage(a.phase, a.op, a.module, a.category) for a in born),
-        tuple(a.size_bytes for a in born),
-        tuple(log),
-        tuple(made[-1].phases),
-        tuple(_last_step(made[-1])),
-        run.counts,
-        run.notes,
-    )
-
-
-def _last_step(recorder: Recorder) -> list[Operator]:
-    """Operators since the last update but one ended; `zero_grad` of the last step is left out."""
-    done = recorder.operators
-    while done and done[-1].phase not in ("forward", "backward", "optimizer_step"):
-        done = done[:-1]
-    start = len(done)
-    while start and done[start - 1].phase in ("forward", "backward", "optimizer_step"):
-        start -= 1
-    updates = [i for i in range(start, len(done) - 1) if done[i].phase == "optimizer_step" and done[i + 1].phase == "forward"]
-    return done[updates[-1] + 1 if updates else start :]
-
-
-def _operator(phase: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Operator | None:
-    """What an operator does; None for one that only looks at tensors or makes empty ones."""
-    name = func.__name__
-    if getattr(func, "is_view", False) or name.startswith(("empty", "new_empty", "detach", "_local_scalar", "alias")):
-        return None
-    read = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    written = [leaf for leaf in tree_iter(out) if isinstance(leaf, torch.Tensor)]
-    moved = sum(t.numel() * t.element_size() for t in _distinct([*read, *written]))
-    if "dequantize" in name and written:
-        return Operator(phase, "dequantize", "", 0, written[0].numel())
-    flops = _flops(func, name, args, kwargs, out)
-    if flops:
-        return Operator(phase, "product", _dtype(str(written[0].dtype)) if written else "bf16", flops, moved)
-    return Operator(phase, "other", "", 0, moved) if moved else None
-
-
-def _distinct(tensors: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Each tensor once: what is written in place is read there too."""
-    seen: set[int] = set()
-    for tensor in tensors:
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            yield tensor
-
-
-def _flops(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
-    """FLOPs of matrix products: those that torch's counter knows, grouped products, and bitsandbytes' 4-bit and 8-bit ones."""
-    counter = flop_registry.get(func._overloadpacket)
-    if counter is not None:
-        return int(counter(*args, **kwargs, out_val=out))
-    if name.startswith("gemm_4bit"):
-        rows, columns = args[2]
-        return int(2 * (args[0].numel() // args[0].shape[-1]) * rows * columns)
-    if name.startswith(("int8_scaled_mm", "int8_linear_matmul", "int8_mixed_scaled_mm")):
-        return 2 * int(args[0].numel()) * int(args[1].shape[0])
-    if name.startswith(_GROUPED):
-        a, b = args[0], args[1]
-        return int(2 * a.shape[1] * b.numel() if a.dim() == 3 and b.dim() == 2 else 2 * a.numel() * b.shape[-1])
-    return 0
-
-
-def _dtype(name: str) -> str:
-    return next((short for dtype, short in _DTYPES.items() if str(dtype) == name), "bf16")
+    weights: tuple[Weight, ...] = ()
+    layers: tuple[str, ...] = ()

@@ -64,6 +64,14 @@ def fit(values: Sequence[int], doubled: int | None, batch: int, lengths: Sequenc
     return _of_length((base, power), values, lengths)
 
 
+def of_batch(value: int, doubled: int, batch: int) -> Form:
+    """The form through the values at a batch and at twice as much, at one length: that of a line."""
+    slope, rest = divmod(doubled - value, batch)
+    if rest:
+        raise ValueError("no whole number of bytes a sequence")
+    return Form(value - slope * batch, 1, 1, 0, slope, 0, 0)
+
+
 def near(values: Sequence[int], doubled: int | None, batch: int, lengths: Sequence[int]) -> Form:
     """A form close to the values, for what has no exact one: the part that does not grow with the batch is taken as constant."""
     base, power = 0, 0

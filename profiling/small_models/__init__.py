@@ -10,6 +10,7 @@ A file is an object with:
     not_modelled {method: reason}: methods that the real code runs on this model and the planner refuses
     tolerances  {method: {"percent": x, "reason": why}}: where the peak may differ by more than validation's usual 0.1 %
     points      [[batch, length], ...] instead of POINTS
+    image_size  [height, width] of images, where their size is free
     device      "cpu" for code that asks for values, which the meta device does not have
 """
 
@@ -40,6 +41,7 @@ class SmallModel:
     not_modelled: Mapping[str, str] = field(default_factory=dict)
     tolerances: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     points: tuple[tuple[int, int], ...] = POINTS
+    image_size: tuple[int, int] | None = None
     device: str = "meta"
 
     def written(self, method: str) -> str:
@@ -69,7 +71,8 @@ def _read(name: str) -> SmallModel:
         raise UnknownNameError("small model", name, names(), str(FOLDER.name))
     content = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     points = tuple((int(batch), int(length)) for batch, length in content.pop("points", POINTS))
-    return SmallModel(name, points=points, **content)
+    size = content.pop("image_size", None)
+    return SmallModel(name, points=points, image_size=tuple(size) if size else None, **content)
 
 
 def config(name: str, **changes: Any) -> dict[str, Any]:

@@ -63,3 +63,35 @@ def test_items_of_meta_tensors_are_answered() -> None:
     """A question about values on the meta device is answered with 1: nothing is padded, nothing is packed."""
     with StorageTracker("meta"):
         assert torch.empty((), device="meta", dtype=torch.bool).item() == 1
+
+
+def test_rows_taken_and_put_by_a_mask() -> None:
+    """On meta their number is told; the gradient of what was written over is a copy, as without a mode."""
+    tracker = StorageTracker("meta")
+    tracker.places = 3
+    mask = torch.zeros(2, 4, dtype=torch.bool, device="meta")
+    x = torch.zeros(2, 4, 256, device="meta", requires_grad=True)
+    with tracker:
+        tracker.phase = "forward"
+        y = x.clone()
+        taken = y[mask]
+        y[mask] = taken + 1
+        tracker.phase = "backward"
+        gradient = torch.zeros(2, 4, 256, device="meta")
+        made = len(tracker.log)
+        y.backward(gradient)
+    born = [entry.op for birth, entry in tracker.log[made:] if birth]
+    assert taken.shape == (3, 256)
+    assert "index_put.default" in born
+
+
+def test_what_is_overlooked_counts_nowhere() -> None:
+    """Neither when it is watched nor when a view of it comes out of an operator."""
+    tracker = StorageTracker("meta")
+    given = torch.zeros(256, device="meta")
+    with tracker:
+        tracker.overlook([given])
+        tracker.watch([given])
+        view = given.view(2, 128)
+    assert view.shape == (2, 128)
+    assert tracker.live_bytes == 0

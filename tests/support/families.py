@@ -1,12 +1,14 @@
 """A small model of a family against the real code: weights, and the matrix of methods and checkpointing at one point a cell."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
-from tuneplan.planner.training.settings import Settings  # noqa: E402
 from tuneplan.profiling import family_matrix, small_models  # noqa: E402
 from tuneplan.profiling.build import task_of, transformers_model  # noqa: E402
 from tuneplan.profiling.subject import Subject  # noqa: E402
@@ -18,7 +20,7 @@ PEAK_PERCENT = 0.1
 def check_weights(name: str) -> None:
     """Names and shapes of all weights are those of transformers."""
     model = small_models.load(name)
-    network, _ = family_matrix.estimated(model, "full", Settings(seq_len=model.points[1][1], gradient_checkpointing="off"))
+    network, _ = family_matrix.estimated(model, "full", family_matrix.Cell(name, "full", "off").settings(*model.points[1]))
     task = task_of(Subject(name, model.config, task=model.task))
     real = transformers_model(model.config, task, "eager", torch.bfloat16, "meta")
 
@@ -44,9 +46,14 @@ def check_matrix(name: str) -> None:
 def check_kernels(name: str) -> None:
     """Eager attention, FlashAttention and a cache that the model keeps, on a cell each."""
     model = small_models.load(name)
-    for method, changes in (("full", {"attention": "eager"}), ("qlora", {"attention": "flash"}), ("full", {"use_cache": True})):
+    cases: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("full", {"attention": "eager"}),
+        ("qlora", {"attention": "flash"}),
+        ("full", {"use_cache": True}),
+    )
+    for method, changes in cases:
         batch, length = model.points[0]
-        settings = Settings(micro_batch_size=batch, seq_len=length, gradient_checkpointing="off", **changes)
+        settings = replace(family_matrix.Cell(name, method, "off").settings(batch, length), **changes)
         trained, peak = family_matrix.traced(model, method, settings)
         network, memory = family_matrix.estimated(model, method, settings)
         highest = max(memory.phases[phase].peak_bytes for phase in family_matrix.STEP_PHASES)

@@ -5,17 +5,14 @@ the loss. `masked_scatter` as CUDA runs it: aten/src/ATen/native/cuda/IndexKerne
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from tuneplan.planner.errors import InputError, NotModelledError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.activations import ACTIVATIONS, activation
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.ledger import Walk
-from tuneplan.planner.graph.matmul import embedding
-from tuneplan.planner.graph.tape import Gradient
-from tuneplan.planner.graph.tensor import Size, Storage, Tensor, elements, round_block
-from tuneplan.planner.models import clip_tower, encoder, tasks, vision
+from tuneplan.planner.graph.tensor import Size, Storage, Tensor
+from tuneplan.planner.models import clip_tower, image_text, tasks, vision
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.families import llama
@@ -67,13 +64,20 @@ class LlavaSpec(ModelSpec):
         """Tokens of the sequence that an image takes."""
         return self.tower.tokens - (not self.keeps_class)
 
+    @property
+    def image_pixels(self) -> str:  # type: ignore[override]  # a class constant of the base, derived here
+        """Width and height of an image."""
+        return self.tower.pixels
+
 
 def read(id: str, config: ConfigReader) -> LlavaSpec:
     """The spec of a config.json. Raises InputError where dimensions are absurd or contradict each other."""
-    inner = _section(config, "text_config", "llama", _TEXTS)
+    inner = image_text.section(config, "text_config", "llama", _TEXTS, "LLaVA")
     tied = config.boolean("tie_word_embeddings", False) or inner.boolean("tie_word_embeddings", False)
     text = replace(llama.read(id, inner), tie_word_embeddings=tied)
-    tower = clip_tower.read(id, _section(config, "vision_config", "clip_vision_model", {"clip_vision_model": _CLIP}))
+    tower = clip_tower.read(
+        id, image_text.section(config, "vision_config", "clip_vision_model", {"clip_vision_model": _CLIP}, "LLaVA")
+    )
     strategy = config.text("vision_feature_select_strategy", "default")
     if strategy not in STRATEGIES:
         known = " or ".join(STRATEGIES)
@@ -85,7 +89,7 @@ def read(id: str, config: ConfigReader) -> LlavaSpec:
     return LlavaSpec(
         id=id,
         model_type=config.text("model_type"),
-        **{name: getattr(text, name) for name in _SHARED},
+        **image_text.of_text(text),
         text=text,
         tower=tower,
         tower_layers=_used(config, tower.num_hidden_layers),
@@ -93,24 +97,6 @@ def read(id: str, config: ConfigReader) -> LlavaSpec:
         projector_act=act,
         projector_bias=config.boolean("multimodal_projector_bias", True),
     )
-
-
-_SHARED = (
-    *("hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings", "tie_word_embeddings"),
-    *("num_attention_heads", "num_key_value_heads", "head_dim"),
-)
-
-
-def _section(config: ConfigReader, key: str, usual: str, known: dict[str, dict[str, int]]) -> ConfigReader:
-    """A part of the config with what its class has for keys that are left out. Raises InputError for a type that is not known."""
-    inner = config.section(key) if config.has(key) else ConfigReader({}, f"{config.origin}, {key}")
-    kind = inner.text("model_type", usual)
-    if kind not in known:
-        raise NotModelledError(
-            f"{inner.origin}: model_type {kind!r} is a part of LLaVA that tuneplan does not know",
-            f"; it knows {', '.join(known)}",
-        )
-    return ConfigReader({**known[kind], **inner.mapping, "model_type": kind}, inner.origin)
 
 
 def _used(config: ConfigReader, layers: int) -> int:
@@ -136,32 +122,14 @@ def stacks(spec: LlavaSpec) -> tuple[Stack, ...]:
 
 def _start(model: Assembly, spec: LlavaSpec, _: Tensor | None) -> tuple[Block, tuple[Tensor, ...]]:
     """Token ids, labels and pixels; embeddings, which wait for the tower, and patches."""
-    images = model.settings.images
-    longest: Any = model.settings.seq_len
-    shortest = longest if isinstance(longest, int) else int(longest.min())
-    if shortest < images * spec.image_tokens:
-        raise InputError(
-            f"{spec.id} takes {spec.image_tokens} tokens for an image, so that sequences of {shortest} have no room for "
-            f"{images}; use --seq-len {images * spec.image_tokens + 1} or more, or fewer --images"
-        )
+    image_text.check_room(model, spec.image_tokens)
     tape = model.begin("", 1)
-    rows, length = model.token_shape
-    ids = tape.record("token_ids", (), tape.fresh((rows, length), "int64", False))
-    labels = tape.record("labels", (), tape.fresh((rows, length), "int64", False))
-    pixels = vision.pixels(model, spec.tower, rows * images)
-    model.inside = TEXT
-    words = embedding(tape, (rows, length), model.embedding_weight(llama.EMBEDDING))
-    model.inside = ""
-    leaves = encoder.leaf(model, words)
-    for part in model.method.parts:
-        words = part.embedded(model, words)
-    words.crosses = True
+    ids, labels = image_text.tokens_and_labels(model)
+    pixels = vision.pixels(model, spec.tower, model.token_shape[0] * model.settings.images)
+    leaves = image_text.words_of(model, llama.EMBEDDING, TEXT)
     hidden, others = clip_tower.embedded(model, spec.tower, TOWER, pixels, hooked=True)
-    tape.outputs.append(words.storage) if model.method.virtual_tokens else None
     carried = (ids.storage, labels.storage, pixels.storage, *leaves, *others)
-    carried += () if leaves else (words.storage,)
     block = close("embeddings", tape, None, hidden, carried, batch=3, leaves=(*leaves, *others) * 2)
-    model.words = words
     block.stays, block.exit_passed = (pixels.storage,), False
     return block, ()
 
@@ -176,24 +144,25 @@ def _unused(model: Assembly, spec: LlavaSpec, entry: Tensor) -> tuple[Size, Size
 
     What they leave lives until the model's outputs are reduced to the language model's: their graph is never gone back through.
     """
-    known = set(model.parameters)
     left: Size = 0
     flops: Size = 0
     moved: Size = 0
-    for index in range(spec.tower_layers, spec.tower.num_hidden_layers):
-        model.begin(f"{TOWER}encoder.layers.{index}.", 1, index)
-        exit = clip_tower.layer(model, spec.tower, entry)
-        block = close("unused", model.tape, None, exit)
-        kept = model.settings.gradient_checkpointing == "off" or not exit.requires_grad
-        left = left + sum(Walk(block).forward(keep=kept).delta)
-        flops = flops + sum([op.flops for op in block.ops])
-        moved = moved + sum([op.moved for op in block.ops])
-        entry = exit
-    model.begin("", 1)
-    model.layer_norm(pw.narrow(model.tape, entry, (entry.shape[0], entry.shape[-1])), f"{TOWER}post_layernorm")
-    for name in set(model.parameters) - known:
-        parameter = model.parameters[name]
-        parameter.idle, parameter.trainable, parameter.tensor.requires_grad = parameter.trainable, False, False
+
+    def record() -> None:
+        nonlocal left, flops, moved, entry
+        for index in range(spec.tower_layers, spec.tower.num_hidden_layers):
+            model.begin(f"{TOWER}encoder.layers.{index}.", 1, index)
+            exit = clip_tower.layer(model, spec.tower, entry)
+            block = close("unused", model.tape, None, exit)
+            kept = model.settings.gradient_checkpointing == "off" or not exit.requires_grad
+            left = left + sum(Walk(block).forward(keep=kept).delta)
+            flops = flops + sum([op.flops for op in block.ops])
+            moved = moved + sum([op.moved for op in block.ops])
+            entry = exit
+        model.begin("", 1)
+        model.layer_norm(pw.narrow(model.tape, entry, (entry.shape[0], entry.shape[-1])), f"{TOWER}post_layernorm")
+
+    image_text.idle(model, record)
     return left, flops, moved
 
 
@@ -210,9 +179,8 @@ def _bridge(model: Assembly, spec: LlavaSpec, entry: Tensor) -> tuple[Block, tup
         tape.held.append(rest.storage)
         return _joined(model, spec, entry, words)
 
-    # trainer.py of transformers 5.23 turns the cache off in the outer config alone, and the language model reads its own
-    model.settings = replace(model.settings, use_cache=not model.method.prefix_length)
-    model.spec, model.given, model.inside = spec.text, joined, TEXT
+    image_text.enter_text(model, spec.text, TEXT)
+    model.given = joined
     block, shared = llama.start(model, spec.text)
     model.given = None
     block.entry, block.entries_kept, block.exit_passed = entry, True, False
@@ -234,24 +202,12 @@ def _joined(model: Assembly, spec: LlavaSpec, entry: Tensor, words: Tensor) -> T
     tape.scope = ""
     made = model.linear(inner, f"{module}.linear_2", spec.hidden_size, spec.projector_bias)
     model.inside = TEXT
-    rows = tape.view("unbind", made, made.shape)
-    if made.requires_grad:  # gradients of the images are stacked
-        tape.ops[-1].gradients = (Gradient(made, round_block(made.nbytes), moved=2 * made.nbytes),)
-    features = pw.copy(tape, rows, "cat")
+    features = pw.copy(tape, image_text.apart(model, made, "unbind"), "cat")
     if features.dtype != words.dtype:
         features = pw.cast(tape, features, words.dtype)
     tape.outputs.append(features.storage)
     tape.held.append(made.storage)
-    mask = tape.record("special_image_mask", (), tape.fresh(words.shape[:2], "bool", False))
-    out = tape.fresh(words.shape, words.dtype, words.requires_grad or features.requires_grad)
-    scratch = round_block(8 * elements(words.shape)) + round_block(elements(words.shape))
-    gradients = (
-        Gradient(words, round_block(words.nbytes), moved=2 * words.nbytes),
-        Gradient(features, round_block(features.nbytes), moved=2 * features.nbytes),
-    )
-    tape.record("masked_scatter", (words, features, mask), out, saved=(mask,), gradients=gradients, scratch=scratch)
-    tape.held.append(mask.storage)
-    return out
+    return image_text.scattered(model, words, features)[0]
 
 
 def finish(model: Assembly, spec: LlavaSpec, entry: Tensor) -> Block:

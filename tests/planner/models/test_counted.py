@@ -47,7 +47,9 @@ def test_published_configs(name: str) -> None:
         config = config["text_config"]
     if config["model_type"] in NOT_IN_TRANSFORMERS | WITH_IMAGES:
         pytest.skip(f"transformers builds no text model of {config['model_type']}")
-    task = "image-text-to-text" if config["model_type"] in IMAGES else "causal-lm"
+    from tuneplan.profiling.image_batches import READ_BOTH
+
+    task = "image-text-to-text" if config["model_type"] in (*IMAGES, *READ_BOTH) else "causal-lm"
     model = transformers_model(config, task, "eager", torch.bfloat16, "meta")
     assert {key: tuple(parameter.shape) for key, parameter in model.named_parameters()} == ours(config)
 
@@ -69,14 +71,14 @@ def test_a_list_of_layers_that_is_too_short() -> None:
     ("changes", "message"),
     [
         ({"vision_config": 3}, "'vision_config' is 3, but must be an object"),
-        ({"vision_config": {"deepstack_visual_indexes": 3}}, "'deepstack_visual_indexes' must be a list of layers"),
-        ({"text_config": {}}, "the key 'hidden_size' is missing"),
+        ({"vision_config": {"merge_kernel_size": 3}}, "'merge_kernel_size' must be two numbers of patches"),
+        ({"text_config": {"hidden_size": "wide"}}, "'hidden_size' is \"wide\", but must be an integer"),
     ],
 )
 def test_broken_parts_of_a_model_of_images(changes: dict[str, Any], message: str) -> None:
     """The part and the key are named."""
     text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 100}
-    config = {"model_type": "qwen3_vl", "text_config": text, "vision_config": {}, **changes}
+    config = {"model_type": "kimi_k25", "text_config": text, "vision_config": {}, **changes}
     with pytest.raises(InputError, match=message):
         weight_shapes(ConfigReader(config, "config.json"))
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from tuneplan.hardware_profiles.loader import find_gpu
@@ -51,9 +52,9 @@ def test_nvlink_is_halved_to_one_direction() -> None:
 
 
 def test_without_nvlink_ranks_talk_over_pcie() -> None:
-    """An L40S has PCIe alone."""
-    link = collectives.gpu_link(find_gpu("l40s"))
-    assert link.note == "PCIe Gen4 x16"
+    """An L40 has PCIe alone."""
+    link = collectives.gpu_link(find_gpu("l40"))
+    assert link.note.startswith("PCIe Gen4 x16")
     assert link.bytes_per_second == collectives.pcie_bytes_per_second("Gen4 x16") * constants.PCIE_COLLECTIVE.value
 
 
@@ -70,12 +71,37 @@ def test_an_unknown_link_is_assumed_aloud() -> None:
     assert "assumed because no link is known" in collectives.gpu_link(gpu).note
 
 
+def test_a_measured_link_is_slow_for_few_ranks_and_small_messages() -> None:
+    """NCCL on A100s: all-gathers of 512 MB reach 150 GB/s between two cards and 205 between eight; of 64 KiB, a few GB/s."""
+    link = collectives.gpu_link(find_gpu("a100-80g"))
+    rates = [link.rate("all_gather", 2.0**29, ranks) for ranks in (2, 4, 8)]
+    assert [150e9, 192e9, 205e9] == pytest.approx(rates, rel=0.02)
+    assert link.rate("all_gather", 2.0**16, 8) < 0.05 * rates[-1]
+    assert rates[-1] == pytest.approx(link.rate("all_gather", 2.0**33, 8), rel=0.01)
+    assert link.rate("all_reduce", 2.0**29, 8) == pytest.approx(222e9, rel=0.02)
+
+
+def test_rates_of_several_messages_are_those_of_each() -> None:
+    """An array of messages gives what they give one by one."""
+    link = collectives.gpu_link(find_gpu("h100-80g"))
+    sizes = np.array([1e3, 1e6, 3e7, 1e9, 1e11])
+    assert [link.rate("all_gather", float(size), 4) for size in sizes] == pytest.approx(list(link.rate("all_gather", sizes, 4)))
+
+
+def test_a_card_that_was_not_measured_is_scaled_by_its_link() -> None:
+    """A V100's NVLink has half of the A100's bandwidth, and half of its rates."""
+    v100, a100 = collectives.gpu_link(find_gpu("v100-32g")), collectives.gpu_link(find_gpu("a100-80g"))
+    assert 0.5 == v100.bytes_per_second / a100.bytes_per_second
+    assert 0.5 == pytest.approx(v100.rate("all_gather", 1e8, 2) / a100.rate("all_gather", 1e8, 2))
+
+
 def test_zero_stages_of_full_fine_tuning() -> None:
     """Stages 0 to 2 send twice the weights, stage 3 three times: ZeRO, section 7 (gathers for each micro-batch)."""
     net = build(Full())
     share = 2 * net.total_parameters * 3 / 4
     for stage in (0, 1, 2):
-        assert collectives.Traffic(0.0, 2 * share) == collectives.data_parallel_bytes(net, 4, stage)
+        sent = collectives.data_parallel_bytes(net, 4, stage)
+        assert (0.0, 2 * share) == (sent.each_micro_batch, sent.each_step)
     three = collectives.data_parallel_bytes(net, 4, 3)
     assert three.each_step == share
     assert three.each_micro_batch == pytest.approx(2 * share, rel=1e-3)

@@ -14,11 +14,11 @@ A100 = load_gpus()["a100-80g"]
 
 
 def test_a_token_reads_every_weight_once() -> None:
-    """The least time is that of the weights at the card's bandwidth; the model stays within a factor of two of it."""
+    """The least time is that of the weights at the card's bandwidth, of which products with one row reach about half."""
     found = decoding(inference(LLAMA, parse("full")).unmerged, A100, "bf16")
     assert found is not None
     least = 2 * 6.6e9 / A100.bandwidth_bytes_per_second
-    assert least < found.device_seconds < 2 * least
+    assert least < found.device_seconds < 2.2 * least
 
 
 def test_python_never_makes_it_faster() -> None:

@@ -12,7 +12,7 @@ from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.training.settings import Settings
 from tuneplan.profiling import small_models
 from tuneplan.profiling.fallback.program import Program, program
-from tuneplan.profiling.fallback.recording import record
+from tuneplan.profiling.fallback.recorder import record
 from tuneplan.profiling.subject import Subject
 
 STEP = Settings(micro_batch_size=2, seq_len=256, gradient_checkpointing="off")

@@ -13,7 +13,8 @@ from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.network import build
 from tuneplan.planner.models.registry import read_spec
 from tuneplan.profiling.fallback.program import Program, program
-from tuneplan.profiling.fallback.recording import Recording, record
+from tuneplan.profiling.fallback.recorder import record
+from tuneplan.profiling.fallback.recording import Recording
 from tuneplan.profiling.replay import replay
 from tuneplan.profiling.subject import Subject
 from tuneplan.profiling.trace import trace

@@ -11,7 +11,6 @@ from tuneplan.planner.errors import InputError
 from tuneplan.planner.models.registry import FAMILIES
 from tuneplan.planner.replay import replay
 from tuneplan.planner.training.optimizers import OPTIMIZERS
-from tuneplan.planner.training.settings import Settings
 from tuneplan.profiling import family_matrix, small_models
 
 NAMES = small_models.names()
@@ -51,7 +50,7 @@ def test_steps_can_be_replayed(name: str) -> None:
     model = small_models.load(name)
     for method in ("full", "lora", "qlora"):
         for checkpointing in ("off", "non-reentrant"):
-            settings = Settings(micro_batch_size=2, seq_len=model.points[1][1], gradient_checkpointing=checkpointing)
+            settings = family_matrix.Cell(name, method, checkpointing).settings(2, model.points[1][1])
             try:
                 network, memory = family_matrix.estimated(model, method, settings)
             except InputError:

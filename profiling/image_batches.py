@@ -1,0 +1,92 @@
+"""Batches of text and images as the processors of transformers make them, by model type."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from transformers.vision_utils import get_vision_cu_seqlens
+
+from tuneplan.planner.models.config import ConfigReader
+from tuneplan.planner.models.packed_tower import TAPS
+from tuneplan.planner.models.registry import read_spec
+from tuneplan.profiling.subject import Subject
+
+Batch = dict[str, torch.Tensor]
+
+
+def image_text_batch(subject: Subject, device: str) -> Batch:
+    """Token ids of which the first are those of images, labels, and what stands for the images; text alone without images.
+
+    Raises InputError for a config that cannot be read, or images of a size that the model does not take.
+    """
+    s = subject.settings
+    spec: Any = read_spec(subject.id, ConfigReader(subject.config, subject.id))
+    spec = spec if s.image_size is None else spec.sized(s.image_size)
+    key, default, make = _KINDS[str(subject.config["model_type"])]
+    token = int(subject.config.get(key, default))
+    shape = (s.micro_batch_size, s.seq_len)
+    ids = torch.randint(0, min(token, subject.vocabulary), shape, device=device)
+    masks = {"attention_mask": torch.ones(shape, dtype=torch.long, device=device)} if s.padded else {}
+    if not s.images:
+        return {"input_ids": ids, "labels": ids.clone(), **masks}
+    for number in range(s.images):  # text stands between them
+        first = number * (s.seq_len // s.images)
+        ids[:, first : first + spec.image_tokens] = token
+    batch = {"input_ids": ids, "labels": ids.clone(), **masks}
+    return {**batch, **make(spec, ids, token, s.micro_batch_size * s.images, device, s.padded)}
+
+
+def _llava(spec: Any, ids: torch.Tensor, token: int, images: int, device: str, padded: bool) -> Batch:
+    tower = spec.tower
+    return {"pixel_values": torch.zeros(images, tower.num_channels, *tower.image_size, device=device)}
+
+
+def _qwen_vl(spec: Any, ids: torch.Tensor, token: int, images: int, device: str, padded: bool) -> Batch:
+    """Patches of all images behind each other, their grids, and which tokens are of an image (1).
+
+    The model's code reads values of the last two and makes tables of positions of them: on the meta device they lie on the host,
+    and the tables are given.
+    """
+    tower = spec.tower
+    host = "cpu" if device == "meta" else device
+    count = images * tower.patches
+    kinds = torch.zeros(ids.shape, dtype=torch.long, device=host)
+    each = images // len(ids)
+    for number in range(each):
+        first = number * (ids.shape[1] // each)
+        kinds[:, first : first + spec.image_tokens] = 1
+    grids = torch.tensor([[1, *tower.grid]] * images, device=host)
+    batch = {
+        "mm_token_type_ids": kinds,
+        "pixel_values": torch.zeros(count, math.prod(tower.patch_values), device=device),
+        "image_grid_thw": grids,
+    }
+    if device == "meta":
+        if padded:  # of tokens that a mask leaves, the code makes positions by value
+            batch["position_ids"] = torch.zeros(3, *ids.shape, dtype=torch.long, device=device)
+        batch["image_cu_seqlens"] = get_vision_cu_seqlens(grids)
+        batch["image_position_ids"] = torch.zeros(count, 2, dtype=torch.long, device=device)
+        if tower.positions:
+            batch["image_interp_indices"] = torch.zeros(count, TAPS, dtype=torch.long, device=device)
+            batch["image_interp_weights"] = torch.zeros(count, TAPS, device=device)
+    return batch
+
+
+def image_places(batch: Mapping[str, torch.Tensor]) -> int:
+    """Tokens of images in a batch that says which they are; 0 for any other."""
+    kinds = batch.get("mm_token_type_ids")
+    return 0 if kinds is None or kinds.is_meta else int((kinds > 0).sum())
+
+
+_KINDS: dict[str, tuple[str, int, Callable[[Any, torch.Tensor, int, int, str, bool], Batch]]] = {
+    "llava": ("image_token_index", 32000, _llava),
+    "qwen2_vl": ("image_token_id", 151655, _qwen_vl),
+    "qwen2_5_vl": ("image_token_id", 151655, _qwen_vl),
+    "qwen3_vl": ("image_token_id", 151655, _qwen_vl),
+    "qwen3_vl_moe": ("image_token_id", 151655, _qwen_vl),
+}
+"""By model type: where the config has the token that stands for an image, its default, and what is made of images."""
+GIVEN = ("image_cu_seqlens", "image_position_ids", "image_interp_indices", "image_interp_weights")
+"""What a batch on the meta device has beside what a processor makes."""
+READ_BOTH = tuple(_KINDS)
