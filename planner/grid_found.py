@@ -119,9 +119,7 @@ def every(found: Sequence[Found], job: Job) -> list[Choice]:
     return [one.choice(row, job) for one in found for row in range(len(one.sizes))]
 
 
-def best(
-    found: Sequence[Found], job: Job, most_fitting: int, most_others: int, again: Callable[[int], list[Found]]
-) -> Best:
+def best(found: Sequence[Found], job: Job, most_fitting: int, most_others: int, again: Callable[[int], list[Found]]) -> Best:
     """So many of those that fit, by their keys, and of those that do not: what breaks a limit first, then by the bytes above.
 
     `again`: gives all of a method, by its place in the job, without passing anything over.
