@@ -168,6 +168,8 @@ class Walk:
         if reentrant:
             _leave(incoming, meter)
             meter.drop(start.storage.nbytes, start.storage.category)
+            for storage in block.made(block.carried):  # outputs of the forward that ran again
+                self._unreference(storage, meter)
         if reversible:  # the last layer's output and its gradient stay until all layers are done, beside this one's
             meter.drop(incoming.nbytes, TEMPORARY)
             meter.drop(start.storage.nbytes, start.storage.category)

@@ -19,6 +19,8 @@ FAMILIES = {
     "cohere": ("cohere", "cohere2"),
     "falcon": ("falcon",),
     "gemma": ("gemma", "gemma2", "gemma3_text"),
+    "idefics3": ("idefics3", "smolvlm"),
+    "gemma_vision": ("gemma3", "paligemma"),
     "gemma4": ("gemma4_text",),
     "gpt2": ("gpt2", "gpt-sw3"),
     "gpt_bigcode": ("gpt_bigcode",),
