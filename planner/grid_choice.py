@@ -1,6 +1,7 @@
 """Which candidate of many is taken, for many cards at once: the rules of `search.Search`, on arrays.
 
-Axes: (checkpointing, optimizer, stage, card, micro-batch), each in the order in which the search tries them.
+Axes: (kind, optimizer, stage, card, micro-batch), each in the order in which the search tries them. A kind is a split of the
+model and a kind of checkpointing.
 """
 
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ class Candidates:
     """All candidates of a method on one number of cards.
 
     Attributes:
-        short: bytes above the card's memory; infinite where the batch cannot be split so.
+        short: bytes above the card's memory; infinite for what is not tried.
         ranks: three sort keys, most important first; infinite where unknown.
         limited: whether a limit of the job is broken.
-        states: bytes of optimizer states (checkpointing, optimizer, stage, card).
+        states: bytes of optimizer states.
         small: bytes of states, by card, below which no further optimizer is looked at.
         gain: share by which another optimizer must be better.
     """
@@ -40,7 +41,7 @@ class Taken:
     """What is taken on each card.
 
     Attributes:
-        index: (card, 4): checkpointing, optimizer, stage and micro-batch.
+        index: (card, 4): kind, optimizer, stage and micro-batch.
         fits: whether it fits and breaks no limit.
         over: whether it fits and breaks a limit.
     """
@@ -57,15 +58,18 @@ def choose(c: Candidates) -> Taken:
     states are small, only the first optimizer is looked at.
     """
     stages, cards, sizes = c.short.shape[2:]
-    misses = c.short > 0
+    tried = np.isfinite(c.short)
+    misses = tried & (c.short > 0)
     reach = np.where(misses.any(-1), misses.argmax(-1), sizes)
-    any_fits = (reach > 0).any(2)
-    stage = np.where(any_fits, (reach > 0).argmax(2), stages - 1)
-    active = _active(c, stage)
-    allowed = np.arange(sizes) < np.take_along_axis(reach, stage[:, :, None], 2)[:, :, 0][..., None]
-    allowed &= active[..., None]
-    at_stage = [np.take_along_axis(r, stage[:, :, None, :, None], 2)[:, :, 0] for r in c.ranks]
-    limited = np.take_along_axis(c.limited, stage[:, :, None, :, None], 2)[:, :, 0]
+    fitting = tried & (np.arange(sizes) < reach[..., None])
+    any_fits = fitting.any(-1)
+    last = stages - 1 - np.flip(tried.any(-1), 2).argmax(2)
+    stage = np.where(any_fits.any(2), any_fits.argmax(2), last)
+    active = _active(c, stage, tried & (np.arange(sizes) <= reach[..., None]))
+    at = stage[:, :, None, :, None]
+    allowed = np.take_along_axis(fitting, at, 2)[:, :, 0] & active[..., None]
+    at_stage = [np.take_along_axis(r, at, 2)[:, :, 0] for r in c.ranks]
+    limited = np.take_along_axis(c.limited, at, 2)[:, :, 0]
     card = np.arange(cards)
     index, over, fits = (np.zeros((cards, 4), np.int64), np.zeros(cards, bool), np.zeros(cards, bool))
     for broken in (True, False):
@@ -77,11 +81,14 @@ def choose(c: Candidates) -> Taken:
     return Taken(np.where((fits | over)[:, None], index, closest), fits, over)
 
 
-def _active(c: Candidates, stage: Ints) -> Bools:
-    """Optimizers that are looked at: all up to the first whose states are small."""
-    kinds, _, _, cards = c.short.shape[:4]
-    last = np.take_along_axis(c.states, stage[:, :, None], 2)[:, :, 0]
-    large = np.logical_and.accumulate(last >= c.small, axis=1)
+def _active(c: Candidates, stage: Ints, visited: Bools) -> Bools:
+    """Optimizers that are looked at: all up to the first whose states, with the last micro-batch that was tried, are small."""
+    kinds, _, _, cards, sizes = c.short.shape
+    at = stage[:, :, None, :, None]
+    seen = np.take_along_axis(visited, at, 2)[:, :, 0]
+    place = sizes - 1 - np.flip(seen, -1).argmax(-1)
+    states = np.take_along_axis(np.take_along_axis(c.states, at, 2)[:, :, 0], place[..., None], -1)[..., 0]
+    large = np.logical_and.accumulate(states >= c.small, axis=1)
     first: Bools = np.ones((kinds, 1, cards), bool)
     return np.concatenate([first, large[:, :-1]], axis=1)
 
@@ -101,6 +108,8 @@ def _best(ranks: list[Floats], allowed: Bools, gain: float) -> tuple[Bools, Ints
     held = [np.full(cards, np.inf) for _ in ranks]
     for kind in range(kinds):
         for optimizer in range(optimizers):
+            if not there[kind, optimizer].any():
+                continue
             new = [key[kind, optimizer] for key in keys]
             better: Any = _less(new, held)
             other = (where[1] != optimizer) & np.isfinite(held[0])

@@ -149,10 +149,14 @@ class Job:
         return spread * len(self.checkpointing) * len(self.optimizers)
 
     @property
+    def most_splits(self) -> int:
+        """Layouts of the number of cards that has most of them: each but plain data parallelism takes walks of its own."""
+        return max(len(self.splits(count)) for target in self.targets for count in target.counts)
+
+    @property
     def alike(self) -> bool:
         """Whether candidates differ only in what is searched, not in the length of their batches or in what they generate."""
-        plain = self.settings.objective.plain and self.spec.source is None
-        return self.data is None and plain and self.layouts == "data"
+        return self.data is None and self.settings.objective.plain and self.spec.source is None
 
     @property
     def left_out(self) -> list[int]:

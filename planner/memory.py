@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, TypeAlias
 
 from tuneplan.planner.graph.ledger import Shared, Walk
 from tuneplan.planner.graph.meter import Levels, Meter, Segment, join
@@ -53,26 +53,63 @@ class StepMemory:
         return self.phases[self.peak_phase]
 
 
-def walk(network: Network, settings: Settings) -> Walked:
-    """Walk each distinct block forward and backward: once, but for those that must know what other blocks do."""
+@dataclass(slots=True)
+class _Layer:
+    """A layer that was walked already: as its forward left it, and its segments; of the backward, those of both kinds."""
+
+    walk: Walk
+    forward: Segment
+    backward: tuple[Segment, Segment] | None = None
+
+
+Known: TypeAlias = dict[tuple[int, bool, bool, bool | None], _Layer]
+"""Layers that were walked already, by their block, how they run, and what their backward finds."""
+
+
+def walk(network: Network, settings: Settings, known: Known | None = None) -> Walked:
+    """Walk each distinct block forward and backward: once, but for those that must know what other blocks do.
+
+    For arrays both kinds of backward are walked at once, and the other one is `Walked.other`.
+
+    Args:
+        network: what is walked.
+        settings: of the run.
+        known: layers that walks of other networks under the same settings have met.
+    """
     if network.recorded is not None:
         return network.recorded.walked(settings.accumulating)
+    known = {} if known is None else known
     meter = _meter_for(settings)
-    shared = Shared(settings.accumulating, gradient_uses(network), fused_update=network.fused_update)
+    if meter is not Meter:
+        result, adding, alike = _walk(network, settings, meter, None, known)
+        if alike:
+            asked, other = (adding, result) if settings.accumulating else (result, adding)
+            asked.other = other
+            return asked
+    return _walk(network, settings, meter, settings.accumulating, known)[0]
+
+
+def _walk(
+    network: Network, settings: Settings, meter: Callable[[], Meter], accumulating: bool | None, known: Known
+) -> tuple[Walked, Walked, bool]:
+    """A walk; for `accumulating` None both kinds, the one that finds no gradients first, and whether one walk was enough."""
+    shared = Shared(accumulating, gradient_uses(network), fused_update=network.fused_update)
     lives = lifetimes(network)
     forward: list[Piece] = []
     walks: list[tuple[Run, Walk]] = []
-    known: dict[tuple[int, bool, bool], tuple[Walk, Segment]] = {}
+    own: dict[tuple[int, bool, bool, bool | None], Walk] = {}
     for index, run in enumerate(network.runs):
         forward.append(Piece(_deaths(lives.ended.get(index, ()))))
-        key = (id(run.block), run.checkpointed, run.reversible)
+        key = (id(run.block), run.checkpointed, run.reversible, accumulating)
         if key in known:
-            walked, segment = known[key]
+            segment = known[key].forward
+            walked = own[key] = own.get(key) or known[key].walk.copy()
         else:
             walked = Walk(run.block, meter)
             segment = walked.forward(keep=not run.checkpointed, rebuilt=run.reversible)
             if stands_alone(run):
-                known[key] = walked, segment
+                known[key] = _Layer(walked.copy(), segment)
+                own[key] = walked
         held = lives.reborn.get(index, [])
         if held:
             forward += [Piece(segment, 1, index), Piece(_births(held))]
@@ -85,21 +122,23 @@ def walk(network: Network, settings: Settings) -> Walked:
         forward.append(Piece(walked.release(settings.keep_outputs, lives.held), run.count))
         if settings.keep_outputs:
             forward.append(Piece(_deaths(kept_outputs(run)), run.count))
-    backward: list[Piece] = []
-    loss = None
-    gone: dict[tuple[int, bool, bool], Segment] = {}
+    result, other = Walked(forward, [], bool(accumulating)), Walked(list(forward), [], True)
     for index, (run, walked) in reversed(list(enumerate(walks))):
-        key = (id(run.block), run.checkpointed, run.reversible)
-        if key in gone:
-            segment = gone[key]
+        key = (id(run.block), run.checkpointed, run.reversible, accumulating)
+        layer = known.get(key)
+        if layer is not None and layer.backward is not None:
+            segment, adding = layer.backward
         else:
             again = Walk(run.block, meter) if run.checkpointed else walked
             segment = again.backward(shared, run.recomputation(settings), parted=True)
-            loss = again.parts or loss
-            if key in known:
-                gone[key] = segment
-        backward += [Piece(segment, run.count, index), Piece(_deaths(lives.spent[index]))]
-    return Walked(forward, backward, settings.accumulating, loss=loss)
+            adding = again.adding or segment
+            result.loss, other.loss = again.parts or result.loss, again.adding_parts or other.loss
+            if layer is not None:
+                layer.backward = segment, adding
+        spent = Piece(_deaths(lives.spent[index]))
+        result.backward += [Piece(segment, run.count, index), spent]
+        other.backward += [Piece(adding, run.count, index), spent]
+    return result, other, not shared.apart
 
 
 def stands_alone(run: Run) -> bool:
@@ -268,7 +307,9 @@ def without_activations(network: Network, walked: Walked) -> tuple[Walked, int]:
 
 def scaled(size: Size, factor: float) -> Size:
     """A size some number of times, not necessarily whole."""
-    return int(size * factor) if isinstance(size, int) else (size * factor).astype("int64")
+    product: Any = size * factor
+    whole: Size = int(product) if isinstance(product, (int, float)) else product.astype("int64")
+    return whole
 
 
 def _phase(start: Levels, segment: Segment) -> Phase:

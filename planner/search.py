@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tuneplan.planner.parallel.layout import Part
 
 LARGE = 20_000
-"""From so many candidates on, they are evaluated as arrays; below, that would cost more than it saves."""
+"""From so many candidates x layouts on, they are evaluated as arrays; below, that would cost more than it saves."""
 MOST_PLANS, MOST_REJECTED = 60, 8
 """So many plans and rejections of a large search are worked out in full."""
 GAIN = 0.02
@@ -62,7 +62,7 @@ class Search:
 
         `told`: hears how many more candidates were looked at, or passed over because one before them does not fit.
         """
-        if self.job.candidates >= LARGE and self.job.alike:
+        if self.job.alike and self.job.candidates * self.job.most_splits >= LARGE:
             return self._large(told)
         plans: list[Plan] = []
         rejected: list[Rejected] = []
@@ -81,19 +81,17 @@ class Search:
 
     def _large(self, told: Callable[[int], None] | None) -> Answer:
         """The same on arrays; only the best plans and the closest misses are worked out in full."""
-        from tuneplan.planner import grid_workers
+        from tuneplan.planner import grid_found, grid_workers
 
-        choices, evaluated = grid_workers.choices(self, told)
-        fitting = sorted((c for c in choices if c.fits), key=lambda c: c.key)
-        others = sorted((c for c in choices if not c.fits), key=lambda c: (not c.over, c.short_by_bytes))
-        plans = [self._priced(self.evaluate(*c.candidate)) for c in fitting[:MOST_PLANS]]
+        found, evaluated = grid_workers.found(self, told)
+        best = grid_found.best(found, self.job, MOST_PLANS, MOST_REJECTED)
+        plans = [self._priced(self.evaluate(*choice.candidate)) for choice in best.fitting]
         rejected = []
-        for choice in others[:MOST_REJECTED]:
+        for choice in best.others:
             plan = self._priced(self.evaluate(*choice.candidate))
             rejected.append(Rejected(plan, self._limit(plan), "") if choice.over else self._miss(plan))
         self._settle(plans, rejected)
-        left_out = len(fitting) - min(len(fitting), MOST_PLANS), len(others) - min(len(others), MOST_REJECTED)
-        return Answer(self.job, tuple(plans), tuple(rejected), evaluated, *left_out)
+        return Answer(self.job, tuple(plans), tuple(rejected), evaluated, *best.left_out)
 
     def _settle(self, plans: list[Plan], rejected: list[Rejected]) -> None:
         """Sort, and replay the first plan and every one whose replay is known; one that then does not fit is searched anew."""

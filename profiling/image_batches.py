@@ -26,7 +26,7 @@ def image_text_batch(subject: Subject, device: str) -> Batch:
     key, default, make = _KINDS[str(subject.config["model_type"])]
     token = int(subject.config.get(key, default))
     shape = (s.micro_batch_size, s.seq_len)
-    ids = torch.randint(0, min(token, subject.vocabulary), shape, device=device)
+    ids = torch.randint(0, min(token, spec.vocab_size), shape, device=device)
     masks = {"attention_mask": torch.ones(shape, dtype=torch.long, device=device)} if s.padded else {}
     if not s.images:
         return {"input_ids": ids, "labels": ids.clone(), **masks}
@@ -40,6 +40,11 @@ def image_text_batch(subject: Subject, device: str) -> Batch:
 def _llava(spec: Any, ids: torch.Tensor, token: int, images: int, device: str, padded: bool) -> Batch:
     tower = spec.tower
     return {"pixel_values": torch.zeros(images, tower.num_channels, *tower.image_size, device=device)}
+
+
+def _gemma3(spec: Any, ids: torch.Tensor, token: int, images: int, device: str, padded: bool) -> Batch:
+    """Pixels, and which tokens are of an image (1)."""
+    return {**_llava(spec, ids, token, images, device, padded), "token_type_ids": (ids == token).long()}
 
 
 def _qwen_vl(spec: Any, ids: torch.Tensor, token: int, images: int, device: str, padded: bool) -> Batch:
@@ -81,6 +86,7 @@ def image_places(batch: Mapping[str, torch.Tensor]) -> int:
 
 _KINDS: dict[str, tuple[str, int, Callable[[Any, torch.Tensor, int, int, str, bool], Batch]]] = {
     "llava": ("image_token_index", 32000, _llava),
+    "gemma3": ("image_token_index", 262144, _gemma3),
     "qwen2_vl": ("image_token_id", 151655, _qwen_vl),
     "qwen2_5_vl": ("image_token_id", 151655, _qwen_vl),
     "qwen3_vl": ("image_token_id", 151655, _qwen_vl),

@@ -20,60 +20,66 @@ Ints: TypeAlias = NDArray[np.int64]
 
 MOST = 512
 """Configurations up to which a table is small; above, `Meter` is as fast and needs less memory."""
-_KINDS = np.arange(len(CATEGORIES))[:, None]
 
 
 class ArrayMeter(Meter):
-    """Counts births and deaths within a segment, for sizes that are ints or arrays of one shape."""
+    """Counts births and deaths within a segment, for sizes that are ints or arrays of one shape.
 
-    __slots__ = ("_categories", "_names", "_shape", "_signs", "_sizes")
+    Attributes:
+        only: of events from now on: they happen in backwards that find gradients (True), in those that find none (False), or in
+            both (None). One walk is then two segments.
+    """
+
+    __slots__ = ("_events", "_shape", "_table")
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         """`shape`: of the arrays."""
         super().__init__()
         self._shape = shape
-        self._sizes: list[Size] = []
-        self._signs: list[int] = []
-        self._categories: list[int] = []
-        self._names: list[str] = []
+        self._events: list[tuple[Size, int, int, str, bool | None]] = []
+        self._table: Ints | None = None
 
     def add(self, size_bytes: Size, category: int) -> None:
         """A birth."""
-        self._event(size_bytes, 1, category)
+        self._events.append((size_bytes, 1, category, self.op, self.only))
 
     def drop(self, size_bytes: Size, category: int) -> None:
         """A death."""
-        self._event(size_bytes, -1, category)
+        self._events.append((size_bytes, -1, category, self.op, self.only))
 
     def touch(self, size_bytes: Size) -> None:
         """A birth and a death of scratch memory within one op."""
-        self._event(size_bytes, 1, TEMPORARY)
-        self._event(size_bytes, -1, TEMPORARY)
+        self._events.append((size_bytes, 1, TEMPORARY, self.op, self.only))
+        self._events.append((size_bytes, -1, TEMPORARY, self.op, self.only))
 
-    def _event(self, size_bytes: Size, sign: int, category: int) -> None:
-        self._sizes.append(size_bytes)
-        self._signs.append(sign)
-        self._categories.append(category)
-        self._names.append(self.op)
-
-    def segment(self) -> Segment:
-        """What was counted so far."""
-        count = len(self._sizes)
-        events: Ints = np.zeros((count + 1, *self._shape), np.int64)
-        for index, size in enumerate(self._sizes, 1):
-            events[index] = size
-        flat = events.reshape(count + 1, -1)
-        flat[1:] *= np.array(self._signs, np.int64)[:, None]
+    def segment(self, accumulating: bool = False) -> Segment:
+        """What was counted so far, in backwards that find gradients or in those that find none."""
+        if not self._events:
+            return super().segment()
+        sizes, signs, categories, names, only = zip(*self._events, strict=True)
+        if self._table is None or len(self._table) != len(sizes):
+            table: Ints = np.empty((len(sizes), *self._shape), np.int64)
+            for index, size in enumerate(sizes):
+                table[index] = size
+            self._table = table.reshape(len(sizes), -1) * np.array(signs, np.int64)[:, None]
+        found, kinds, rows = self._table, np.array(categories), None
+        if any(kind is not None for kind in only):
+            rows = [index for index, kind in enumerate(only) if kind is None or kind is accumulating]
+            found, kinds = found[rows], kinds[rows]
+        count = len(kinds)
+        flat: Ints = np.zeros((count + 1, found.shape[1]), np.int64)
+        flat[1:] = found
         running = flat.cumsum(0)
         at = running.argmax(0)
-        own = (np.array([-1, *self._categories]) == _KINDS).astype(np.int64)
+        own = np.zeros((len(CATEGORIES), count + 1), np.int64)
+        own[kinds, np.arange(1, count + 1)] = 1
         before = np.arange(count + 1)[:, None] <= at
         whole = (len(CATEGORIES), *self._shape)
         delta: Any = (own @ flat).reshape(whole)
         peak: Any = (own @ (flat * before)).reshape(whole)
         total: Any = running.max(0).reshape(self._shape)
-        first = int(at[0])
-        return Segment(delta, peak, total, self._names[first - 1] if first else "")
+        first = int(at[0]) - 1
+        return Segment(delta, peak, total, "" if first < 0 else names[first if rows is None else rows[first]])
 
 
 def chain(pieces: "Sequence[Piece]", shape: tuple[int, ...]) -> Segment:
@@ -81,8 +87,8 @@ def chain(pieces: "Sequence[Piece]", shape: tuple[int, ...]) -> Segment:
 
     Axes: (piece, category, configuration).
     """
-    deltas: Ints = np.empty((len(pieces), len(CATEGORIES), *shape), np.int64)
-    peaks: Ints = np.empty_like(deltas)
+    deltas: Ints = np.zeros((len(pieces), len(CATEGORIES), *shape), np.int64)
+    peaks: Ints = np.zeros_like(deltas)
     highest: Ints = np.empty((len(pieces), *shape), np.int64)
     for index, piece in enumerate(pieces):
         _fill(deltas[index], piece.segment.delta)
@@ -120,8 +126,10 @@ def shape_of(pieces: "Sequence[Piece]") -> tuple[int, ...]:
 
 
 def _fill(row: Ints, levels: Any) -> None:
+    """Levels into zeros."""
     if isinstance(levels, np.ndarray):
         row[...] = levels.reshape(len(levels), *(1,) * (row.ndim - levels.ndim), *levels.shape[1:])
     else:
         for category, size in enumerate(levels):
-            row[category] = size
+            if type(size) is not int or size:
+                row[category] = size

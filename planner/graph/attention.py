@@ -38,6 +38,7 @@ def eager(
     packed: bool = False,
     softcap: bool = False,
     wide: bool = True,
+    second: Tensor | None = None,
     one_by_one: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Written-out attention; with its softmax in fp32 (`wide`) it keeps heads x length^2 values three times over.
@@ -45,6 +46,7 @@ def eager(
     `packed`: keys and values lie contiguously (they come from a cache), so that the products need no copy of them.
     `softcap`: scores are capped before the mask.
     `wide`: the softmax runs in fp32, as decoders write it, and not in the queries' dtype, as BERT and T5 do.
+    `second`: added to the scores after the mask.
     `one_by_one`: it is called for each sequence of the batch, whose products need no copies; what is let go within a call is
     counted as if they were one.
     Returns the output `(batch, length, heads, head_dim)` and the attention weights, which the layer's Python code holds.
@@ -61,6 +63,8 @@ def eager(
         scores = pw.softcap(tape, scores)
     if mask is not None:
         scores = pw.add(tape, scores, mask)
+    if second is not None:
+        scores = pw.add(tape, scores, second)
     soft = pw.softmax(tape, pw.cast(tape, scores, "fp32") if wide else scores)
     tape.hold(scores)
     weights = pw.dropout(tape, pw.cast(tape, soft, q.dtype), dropout)
@@ -136,12 +140,16 @@ def efficient(
     return out
 
 
-def efficient_biased(tape: Tape, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, causal: bool, contiguous: bool) -> Tensor:
+def efficient_biased(
+    tape: Tape, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, causal: bool, contiguous: bool, given: Tensor | None = None
+) -> Tensor:
     """The memory-efficient kernel with a bias `(1, heads, length, keys)` of the scores, as T5 has it.
 
     Mirrors `create_position_bias_mask` of transformers 5.23 (every layer makes a copy of a bias that is not `contiguous`, and a
     masked one where it is causal) and `_efficient_attention_backward`: a trained bias gets a gradient for every sequence, with
     its rows rounded to 16, which is then summed.
+
+    `given`: a mask `(batch, 1, length, keys)`, with which the bias is one for each sequence.
     """
     batch, heads, length, head_dim = q.shape
     keys = k.shape[2]
@@ -149,7 +157,11 @@ def efficient_biased(tape: Tape, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, 
     if q.dtype != "fp32":
         scratch = scratch + tensor_bytes((batch, heads, length, head_dim), "fp32")
     mask = bias
-    if causal:
+    if given is not None:
+        mask = tape.fresh((batch, heads, length, keys), bias.dtype, bias.requires_grad)
+        gradient = Gradient(bias, round_block(bias.nbytes), scratch=round_block(mask.nbytes))
+        tape.record("where", (bias, given), mask, saved=(given,), gradients=(gradient,))
+    elif causal:
         seen = tape.fresh((1, 1, length, keys), "bool", False)
         tape.record("causal_mask", (), seen)
         mask = tape.fresh(bias.shape, bias.dtype, bias.requires_grad)
@@ -157,13 +169,15 @@ def efficient_biased(tape: Tape, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, 
         tape.record("where", (bias, seen), mask, saved=(seen,), gradients=(gradient,))
     own = mask
     if not contiguous:
-        own = tape.fresh(bias.shape, bias.dtype, bias.requires_grad)
+        own = tape.fresh(mask.shape, bias.dtype, bias.requires_grad)
         tape.record("contiguous", (mask,), own, gradients=(Gradient(mask, None),))
     out = _fused(tape, "efficient_attention", q, k, v, _up(length, 32), scratch, own, causal)
     if own.requires_grad:
         wide = tensor_bytes((batch, heads, length, _up(keys, 16)), bias.dtype)
         op = tape.ops[-1]
-        op.gradients = (*op.gradients, Gradient(own, round_block(own.nbytes), scratch=wide))
+        whole = own.shape[0] == batch if isinstance(batch, int) else given is not None
+        passed = Gradient(own, wide) if whole else Gradient(own, round_block(own.nbytes), scratch=wide)
+        op.gradients = (*op.gradients, passed)
     tape.hold(k, v)
     return out
 

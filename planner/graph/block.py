@@ -66,8 +66,12 @@ class Block:
 
     def left_here(self) -> tuple[Storage, ...]:
         """Those of `left` that the block makes itself."""
-        made = {id(op.allocates) for op in self.ops}
-        return tuple([storage for storage in self.left if id(storage) in made])
+        return self.made(self.left)
+
+    def made(self, storages: tuple[Storage, ...]) -> tuple[Storage, ...]:
+        """Those that the block makes itself."""
+        own = {id(op.allocates) for op in self.ops}
+        return tuple([storage for storage in storages if id(storage) in own])
 
 
 def close(

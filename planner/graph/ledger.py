@@ -41,19 +41,22 @@ class Shared:
     """What the backward of one block must know of the others.
 
     Attributes:
-        accumulating: parameters already hold gradients (gradient accumulation), so each new one is added and freed.
+        accumulating: parameters already hold gradients (gradient accumulation), so each new one is added and freed; None for both
+            kinds of backward at once, which a meter of arrays tells apart.
         uses: how many gradients each parameter (by id) will still receive; more than one for a tied embedding, whose node
             waits for all of them.
         waiting: parameters (by id) that received some of them already, and whether their sum is still a view.
         fused_update: a gradient is used and freed when it is complete.
         crossing: gradients on their way to tensors (by id) that other blocks made; see `Tensor.crosses`.
+        apart: one walk is not enough for both kinds, because a gradient that a parameter keeps is used elsewhere too.
     """
 
-    accumulating: bool
+    accumulating: bool | None
     uses: dict[int, int]
     waiting: dict[int, bool] = field(default_factory=dict)
     fused_update: bool = False
     crossing: dict[int, _Pending] = field(default_factory=dict)
+    apart: bool = False
 
 
 class Walk:
@@ -66,6 +69,15 @@ class Walk:
         self._released: set[int] = set()
         self.parts: tuple[Segment, Segment] | None = None
         """Of a last block's backward: the loss, and from its last linear (the head) on; None where there is no such linear."""
+        self.adding: Segment | None = None
+        """The backward that finds gradients, where both kinds were walked at once and they differ."""
+        self.adding_parts: tuple[Segment, Segment] | None = None
+
+    def copy(self) -> "Walk":
+        """The same at this moment, to go on from here once more."""
+        other = Walk(self.block, self._meter)
+        other._saved, other._released = self._saved.copy(), self._released.copy()
+        return other
 
     def forward(self, keep: bool = True, rebuilt: bool = False) -> Segment:
         """The forward pass; leaves behind what is saved and the exit.
@@ -98,6 +110,8 @@ class Walk:
 
     def backward(self, shared: Shared, checkpointing: str = "off", parted: bool = False) -> Segment:
         """The backward pass: starts with the gradient of the exit alive, ends with that of the entry alive.
+
+        Where `shared` asks for both kinds of it, this is the one that finds no gradients, and `adding` the other.
 
         Args:
             shared: state of the whole backward.
@@ -140,7 +154,7 @@ class Walk:
             if op.output is None or not op.output.requires_grad:
                 continue
             if op is head:
-                loss, meter = meter.segment(), self._meter()
+                loss, meter = meter, self._meter()
             if waiting and op.saves:
                 self._recompute(meter)
                 waiting = False
@@ -154,18 +168,21 @@ class Walk:
         if reentrant:
             _leave(incoming, meter)
             meter.drop(start.storage.nbytes, start.storage.category)
+            for storage in block.made(block.carried):  # outputs of the forward that ran again
+                self._unreference(storage, meter)
         if reversible:  # the last layer's output and its gradient stay until all layers are done, beside this one's
             meter.drop(incoming.nbytes, TEMPORARY)
             meter.drop(start.storage.nbytes, start.storage.category)
         if checkpointing != "off" and not reversible and block.entry is not None:
             meter.drop(block.entry.storage.nbytes, block.entry.storage.category)
-        return self._whole(loss, meter.segment())
+        return self._ended(loss, meter, shared)
 
-    def _whole(self, loss: Segment | None, rest: Segment) -> Segment:
-        if loss is None:
-            return rest
-        self.parts = loss, rest
-        return join(loss, rest)
+    def _ended(self, loss: Meter | None, rest: Meter, shared: Shared) -> Segment:
+        """The backward, in its parts and as one; for both kinds of it, if both were walked."""
+        self.parts, found = _whole(loss, rest, False)
+        if shared.accumulating is None:
+            self.adding_parts, self.adding = _whole(loss, rest, True)
+        return found
 
     def _recompute(self, meter: Meter) -> None:
         """The forward of a checkpointed region again; then every local variable of the model's code goes at once."""
@@ -257,6 +274,15 @@ class Walk:
                     meter.drop(storage.nbytes, storage.category)
 
 
+def _whole(loss: Meter | None, rest: Meter, accumulating: bool) -> tuple[tuple[Segment, Segment] | None, Segment]:
+    """A backward in two parts, if it has them, and as one."""
+    after = rest.segment(accumulating)
+    if loss is None:
+        return None, after
+    before = loss.segment(accumulating)
+    return (before, after), join(before, after)
+
+
 def _made_elsewhere(block: Block, shared: Shared, own: set[int]) -> dict[int, _Pending]:
     """Gradients of tensors of this block that other blocks made. `own`: tensors (by id) that others read too."""
     pending = {id(tensor): _Pending(nbytes * pieces, TEMPORARY, pieces=pieces) for tensor, nbytes, pieces in block.side}
@@ -312,19 +338,27 @@ def _to_parameter(gradient: Gradient, new: _Pending, shared: Shared, meter: Mete
             meter.drop(new.nbytes, GRADIENTS)
             shared.waiting[key] = False
         _leave(new, meter)
-        if (shared.accumulating or shared.fused_update) and shared.uses[key] <= 0:
+        if shared.uses[key] <= 0 and (shared.fused_update or shared.accumulating is not False):
+            meter.only = True if shared.accumulating is None and not shared.fused_update else None
             meter.drop(new.nbytes, GRADIENTS)
+            meter.only = None
         return
     if shared.uses[key] > 0:
         shared.waiting[key] = gradient.view
     elif shared.accumulating:
         _leave(new, meter)
         return
+    elif shared.accumulating is None:
+        shared.apart = shared.apart or new.users > 1 or new.pieces > 1 or new.beside is not None
+        meter.only = True
+        meter.drop(new.nbytes, new.category)
+        meter.only = False
     if new.category != GRADIENTS:
         meter.drop(new.nbytes, new.category)
         meter.add(new.nbytes, GRADIENTS)
     if shared.fused_update and shared.uses[key] <= 0:
         meter.drop(new.nbytes, GRADIENTS)
+    meter.only = None
 
 
 def _leave(grad: _Pending, meter: Meter) -> None:

@@ -5,7 +5,6 @@ that segments join, and repeat, without being walked again.
 """
 
 from dataclasses import dataclass
-from operator import add
 from typing import Any
 
 from tuneplan.planner.graph.tensor import CATEGORIES, TEMPORARY, Size
@@ -32,9 +31,14 @@ class Segment:
 
 
 class Meter:
-    """Counts births and deaths within a segment."""
+    """Counts births and deaths within a segment.
 
-    __slots__ = ("live", "op", "peak", "peak_op", "peak_total", "total")
+    Attributes:
+        op: the op that runs.
+        only: see `array_meter.ArrayMeter`; without a meaning here.
+    """
+
+    __slots__ = ("live", "only", "op", "peak", "peak_op", "peak_total", "total")
 
     def __init__(self) -> None:
         self.live: Levels = _ZERO.copy()
@@ -43,6 +47,7 @@ class Meter:
         self.peak_total: Size = 0
         self.peak_op = ""
         self.op = ""
+        self.only: bool | None = None
 
     def add(self, size_bytes: Size, category: int) -> None:
         """A birth."""
@@ -66,8 +71,8 @@ class Meter:
         self.live[category] = self.live[category] - size_bytes
         self.total = self.total - size_bytes
 
-    def segment(self) -> Segment:
-        """What was counted so far."""
+    def segment(self, accumulating: bool = False) -> Segment:
+        """What was counted so far. `accumulating`: see `array_meter.ArrayMeter`; without a meaning here."""
         return Segment(self.live.copy(), self.peak, self.peak_total, self.peak_op)
 
     def _raise(self, higher: Any, total: Size, levels: Levels) -> None:
@@ -94,15 +99,20 @@ def _choose(mask: Any, total_a: Size, a: Levels, total_b: Size, b: Levels) -> tu
     return total, levels
 
 
+def _sums(a: Levels, b: Levels) -> Levels:
+    """Level by level; most are plain zeros, and adding one to an array takes longer than finding it."""
+    return [y if type(x) is int and x == 0 else x if type(y) is int and y == 0 else x + y for x, y in zip(a, b, strict=True)]
+
+
 def join(first: Segment, second: Segment) -> Segment:
     """One segment after the other."""
-    delta = list(map(add, first.delta, second.delta))
+    delta = _sums(first.delta, second.delta)
     base: Size = sum(first.delta)
     total = base + second.peak_total
     higher: Any = total > first.peak_total
     if higher is False:
         return Segment(delta, first.peak, first.peak_total, first.peak_op)
-    levels = list(map(add, first.delta, second.peak))
+    levels = _sums(first.delta, second.peak)
     peak_total, peak = _choose(higher, total, levels, first.peak_total, first.peak)
     op = second.peak_op if higher is True or higher.flat[0] else first.peak_op
     return Segment(delta, peak, peak_total, op)

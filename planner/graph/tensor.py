@@ -4,8 +4,10 @@ A size is an `int` or a numpy `int64` array of any shape: every function of the 
 one walk gives one configuration or many at once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
+
+from tuneplan.planner.graph import multiples
 
 Size: TypeAlias = int
 
@@ -20,7 +22,10 @@ _REST = BLOCK_BYTES - 1
 
 def round_block(size_bytes: Size) -> Size:
     """Bytes that the CUDA caching allocator counts for a request: rounded up to 512 (kMinBlockSize, CUDACachingAllocator.cpp)."""
-    return (size_bytes + _REST) & ~_REST
+    if type(size_bytes) is int:
+        return (size_bytes + _REST) & ~_REST
+    rounded: Size = multiples.rounded(size_bytes, _REST)
+    return rounded
 
 
 def elements(shape: tuple[Size, ...]) -> Size:
@@ -36,7 +41,7 @@ def _times(count: int, shape: tuple[Size, ...]) -> Size:
             count *= dimension
         else:
             many = dimension if many is None else many * dimension
-    result: Size = count if many is None else many * count
+    result: Size = count if many is None else multiples.times(many, count)
     return result
 
 
@@ -79,6 +84,7 @@ class Tensor:
     requires_grad: bool = False
     name: str = ""
     crosses: bool = False
+    _nbytes: Size | None = field(default=None, init=False, repr=False)
 
     @property
     def numel(self) -> Size:
@@ -88,7 +94,10 @@ class Tensor:
     @property
     def nbytes(self) -> Size:
         """Bytes of the elements, without the allocator's rounding."""
-        return _element_bytes(self.shape, self.dtype)
+        found = self._nbytes
+        if found is None:
+            found = self._nbytes = _element_bytes(self.shape, self.dtype)
+        return found
 
 
 def tensor_bytes(shape: tuple[Size, ...], dtype: str) -> Size:

@@ -9,6 +9,7 @@ from tuneplan.planner.graph.tape import Gradient
 from tuneplan.planner.graph.tensor import Tensor, round_block
 from tuneplan.planner.methods.part import Part
 from tuneplan.planner.methods.prompt_tuning import check_tokens, prepend
+from tuneplan.planner.models.tasks import SEQ2SEQ
 
 if TYPE_CHECKING:
     from tuneplan.planner.models.assembly import Assembly
@@ -64,7 +65,8 @@ class PTuning(Part):
 
     def embedded(self, model: "Assembly", hidden: Tensor) -> Tensor:
         """Run the prompt through the network, once for all sequences."""
-        tape, count, width = model.tape, self.num_virtual_tokens, hidden.shape[-1]
+        tape, width = model.tape, hidden.shape[-1]
+        count = self.num_virtual_tokens * (2 if model.spec.task == SEQ2SEQ else 1)
         inner = self.encoder_hidden_size or width
         table = model.common("prompt_encoder.embedding.weight", (count, width), "fp32", saved=False)
         x = embedding(tape, (1, count), table)
@@ -76,4 +78,4 @@ class PTuning(Part):
                 active = tape.fresh(x.shape, "fp32", True)
                 x = tape.record("relu", (x,), active, saved=(active,), gradients=(Gradient(x, round_block(x.nbytes)),))
         model.extra_saved_bytes += 4 * count * width
-        return prepend(model, x, hidden)
+        return prepend(model, x, hidden, self.num_virtual_tokens)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, fields
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tuneplan.planner.graph.tensor import Tensor
@@ -20,6 +21,7 @@ _STAR = re.compile(r"\*(\(\d+\))?")
 WRAPPER = "nothing: peft.get_peft_model wraps the modules"
 
 
+@lru_cache(maxsize=4096)
 def numbered(name: str, layer: int | None) -> str:
     """A name with its `*`, or the `*(2)` of a further form of layers, replaced by the layer's index."""
     return name if layer is None else _STAR.sub(str(layer), name, count=1)

@@ -8,10 +8,11 @@ from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.matmul import embedding, linear
 from tuneplan.planner.graph.tape import Gradient
 from tuneplan.planner.graph.tensor import Size, Tensor, round_block, tensor_bytes
-from tuneplan.planner.methods import gate
+from tuneplan.planner.methods import decoder_prefix, gate
 from tuneplan.planner.methods.layer_span import Layered
 from tuneplan.planner.methods.part import Part
 from tuneplan.planner.methods.prompt_tuning import check_tokens
+from tuneplan.planner.models.tasks import SEQ2SEQ
 
 if TYPE_CHECKING:
     from tuneplan.planner.models.assembly import Assembly
@@ -107,23 +108,43 @@ class PrefixTuning(Layered):
         else:
             wide = embedding(tape, (batch, count), model.common("prompt_encoder.embedding.weight", (count, every), "fp32"))
         narrow = pw.cast(tape, wide, hidden.dtype)
-        cached = tape.fresh(narrow.shape, narrow.dtype, True)
-        pieces = 1 if self.use_gating else 2 * layers
-        cached.storage.nbytes = pieces * round_block(narrow.nbytes // pieces)
         size = round_block(narrow.nbytes)
-        tape.record("cache", (narrow,), cached, gradients=(Gradient(narrow, size),))
-        tape.ops[-1].pieces = pieces
+        length, readers, scratch = model.settings.seq_len, layers, None
+        if spec.task == SEQ2SEQ:
+            length, readers = model.settings.target_length, getattr(spec, "decoder_layers", layers)
+            cached = self._of_decoder(model, narrow, layers, readers)
+            size, scratch = 0, decoder_prefix.SCRATCH * tensor_bytes((batch, count, width), hidden.dtype)
+        else:
+            cached = tape.fresh(narrow.shape, narrow.dtype, True)
+            pieces = 1 if self.use_gating else 2 * layers
+            cached.storage.nbytes = pieces * round_block(narrow.nbytes // pieces)
+            tape.record("cache", (narrow,), cached, gradients=(Gradient(narrow, size),))
+            tape.ops[-1].pieces = pieces
         # A layer's gradients stay as they come, views of those of its keys and values, until every layer's are there.
-        length = model.settings.seq_len
         gradient = tensor_bytes(self._prefix(model) if self.use_gating else self._joined(model, length), hidden.dtype)
         halves = []
         for fresh in (size, 0):
             halves.append(tape.view("half", cached, cached.shape))
-            tape.ops[-1].gradients = (Gradient(cached, fresh),)
-            tape.side.append((halves[-1], gradient, layers))
+            tape.ops[-1].gradients = (Gradient(cached, fresh, scratch=scratch),)
+            tape.side.append((halves[-1], gradient, readers))
         (tape.held if self.use_gating else tape.handed).append(cached.storage)  # a gate keeps what it multiplies
         model.prefix = (halves[0], halves[1])
         return hidden
+
+    def _of_decoder(self, model: "Assembly", prefixes: Tensor, layers: int, readers: int) -> Tensor:
+        """The cache of an encoder-decoder. Raises InputError for what peft does not have there."""
+        if self.layers or self.use_gating or not self.past_key_values:
+            raise InputError(
+                f"{self.label}: prefixes of an encoder-decoder such as {model.spec.id} are modelled as peft makes them: in a "
+                "cache, in all layers, without gates; leave the options out"
+            )
+        read = len(decoder_prefix.read_by(layers, readers))
+        if read < layers:
+            model.notes["assumed"] = (
+                f"peft gives layer i of {model.spec.id}'s decoder the prefix of layer 2i modulo {layers}, so only {read} of the "
+                f"{layers} prefixes that are trained have an effect"
+            )
+        return decoder_prefix.cached(model, prefixes, layers, readers)
 
     def produced(self, model: "Assembly", batch: Size, width: int) -> Tensor | None:
         """Prefixes `(batch, rows, width)` that something else makes, all layers beside each other; None to train them here."""

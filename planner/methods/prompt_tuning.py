@@ -22,7 +22,8 @@ def check_tokens(label: str, count: int, spec: "ModelSpec", settings: "Settings"
     """Raise InputError for virtual tokens that do not fit the model's context with the sequence."""
     if count < 1:
         raise InputError(f"{label}: num_virtual_tokens={count} is not a prompt; use 1 or more")
-    length: Any = settings.seq_len
+    seq2seq = spec.task == SEQ2SEQ and label == "prefix_tuning"  # whose decoder has them
+    length: Any = settings.target_length if seq2seq else settings.seq_len
     longest = int(length if isinstance(length, int) else length.max())
     if longest + count > spec.max_position_embeddings:
         raise InputError(

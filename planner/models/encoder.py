@@ -254,11 +254,12 @@ def both_ways(
     prefixed: bool = True,
     causal: bool = False,
     wide: bool = False,
+    packed: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Attention over all tokens: its output `(batch, length, width)`, weights that the layer's code holds, what the module holds.
 
     `prefixed`: a method may put keys and values before those of the layer. `causal`: a decoder's own tokens.
-    `wide`: the written-out softmax runs in fp32.
+    `wide`: the written-out softmax runs in fp32. `packed`: keys and values lie contiguously.
     """
     tape = model.tape
     q, k, v = heads
@@ -267,7 +268,7 @@ def both_ways(
             k, v = part.keys_values(model, k, v)
     weights: tuple[Tensor, ...] = ()
     if kernel.name == "eager":
-        out, scores = kernels.eager(tape, q, k, v, masks[0] if masks else None, dropout, wide=wide)
+        out, scores = kernels.eager(tape, q, k, v, masks[0] if masks else None, dropout, packed=packed, wide=wide)
         weights = (scores,)
     elif kernel.name == "efficient":
         out = kernels.efficient(tape, q, k, v, masks[0] if masks else None, causal=causal)
@@ -287,15 +288,6 @@ def residual(model: Assembly, x: Tensor, residual: Tensor, module: str, name: st
     out = model.layer_norm(pw.add(tape, y, residual), f"{module}.LayerNorm")
     tape.hold(y)
     return out
-
-
-def refuse_prefixes(model: Assembly) -> None:
-    """Raise InputError for prefixes of an encoder-decoder."""
-    if model.method.prefix_length:
-        raise InputError(
-            f"prefixes before the keys and values of an encoder-decoder such as {model.spec.id} are not modelled; use "
-            "prompt_tuning or lora, or plan trace for what peft makes of it"
-        )
 
 
 def refuse_past(model: Assembly) -> None:

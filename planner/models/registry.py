@@ -19,6 +19,7 @@ FAMILIES = {
     "cohere": ("cohere", "cohere2"),
     "falcon": ("falcon",),
     "gemma": ("gemma", "gemma2", "gemma3_text"),
+    "gemma3": ("gemma3",),
     "gemma4": ("gemma4_text",),
     "gpt2": ("gpt2", "gpt-sw3"),
     "gpt_bigcode": ("gpt_bigcode",),

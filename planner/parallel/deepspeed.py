@@ -56,10 +56,11 @@ def step(network: Network, walked: Walked, optimizer: AnyOptimizer, sharding: Sh
     of_ranks = ("deepspeed", key_of(ranks))
     trained = network.remembered(of_ranks, lambda: _trained(network.parameters, ranks))
     flat = network.remembered((*of_ranks, "flat"), lambda: _flat(network.parameters, trained.elements))
-    states = state_bytes(optimizer, [flat] if flat else [], False)
+    states = network.remembered((*of_ranks, optimizer), lambda: state_bytes(optimizer, [flat] if flat else [], False))
     on_host = "optimizer" in sharding.offload
     base = EMPTY.copy()
-    base[WEIGHTS] = _weights(network, sharding)
+    kept = (stage == 3, sharding.offload, sharding.buckets)
+    base[WEIGHTS] = network.remembered((*of_ranks, "weights", kept), lambda: _weights(network, sharding))
     masters = trained.wide_bytes if trained.narrow < 4 else 0
     host = HostBytes(states=states.host)
     if on_host:
@@ -97,7 +98,11 @@ def step(network: Network, walked: Walked, optimizer: AnyOptimizer, sharding: Sh
             backward.append(copied.give(bucket).piece)
         walked.joined[key] = sequence(forward), sequence(backward)
     forward_, backward_ = walked.joined[key]
-    return RankStep(base, forward_, backward_, held, _update(trained, flat, optimizer, sharding), host)
+    done = network.remembered(
+        (*of_ranks, optimizer, "update", stage, sharding.offload, sharding.buckets),
+        lambda: _update(trained, flat, optimizer, sharding),
+    )
+    return RankStep(base, forward_, backward_, held, done, host)
 
 
 _LARGEST = 2**34

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from tuneplan.planner.graph.meter import Meter, join
 from tuneplan.planner.graph.tensor import ACTIVATIONS
-from tuneplan.planner.memory import StepMemory, finds_gradients, step_memory, walk
+from tuneplan.planner.memory import Known, StepMemory, finds_gradients, step_memory, walk
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import Network
 from tuneplan.planner.models.spec import ModelSpec
@@ -80,18 +80,31 @@ def rank_parts(spec: ModelSpec, method: Method, settings: Settings, sharding: Sh
         InputError: the model cannot be split so.
     """
     network = local_network(spec, method, settings, sharding, whole)
+    return stage_parts(network, settings, sharding, {})
+
+
+def stage_parts(network: Network, settings: Settings, sharding: Sharding, known: Known) -> tuple[Part, ...]:
+    """The same of what a rank computes of all pipeline stages.
+
+    Args:
+        network: it.
+        settings: of the whole run.
+        sharding: the layout.
+        known: its layers that were walked under the same settings; those of other layouts with the same network.
+    """
     own = local_settings(settings, sharding)
     own = replace(own, accumulating=finds_gradients(own, sharding))
     stages = sharding.pipeline_parallel
     if stages == 1:
-        return (Part(network, walk(network, own)),)
-    found: dict[tuple[int, bool, bool], Part] = {}
+        return (Part(network, walk(network, own, known)),)
+    found: dict[tuple[object, bool, bool], Part] = {}
     parts = []
     for index in range(stages):
         part = stage_network(network, stages, index)
-        key = (sum(run.count for run in part.runs), index == 0, index == stages - 1)
+        layers = tuple((id(run.block), run.count) for run in part.runs if run.layered)
+        key = layers, index == 0, index == stages - 1
         if key not in found:
-            found[key] = Part(part, _stage_walk(part, own, last=index == stages - 1))
+            found[key] = Part(part, _stage_walk(part, own, index == stages - 1, known))
         parts.append(found[key])
     return tuple(parts)
 
@@ -116,17 +129,19 @@ def fullest(
     return RankMemory(results[stage], parts[stage].network, stage, peaks)
 
 
-def _stage_walk(network: Network, settings: Settings, last: bool) -> Walked:
+def _stage_walk(network: Network, settings: Settings, last: bool, known: Known) -> Walked:
     """The walk of a stage: what it sends on stays until the gradient of it has come back, in a buffer of its own."""
-    walked = walk(network, settings)
+    walked = walk(network, settings, known)
     exit = network.runs[-1].block.exit
     if last or exit is None:
         return walked
     size = exit.storage.nbytes
     meter = Meter()
     meter.drop(size, ACTIVATIONS)
-    index = next((i for i, piece in enumerate(walked.backward) if piece.run >= 0), 0)
-    walked.backward.insert(index, Events("pipeline.receive").take(size).piece)
-    end = walked.backward[-1]
-    walked.backward[-1] = Piece(join(end.segment, meter.segment()))
+    for own in (walked, walked.other):
+        if own is not None:
+            index = next((i for i, piece in enumerate(own.backward) if piece.run >= 0), 0)
+            own.backward.insert(index, Events("pipeline.receive").take(size).piece)
+            end = own.backward[-1]
+            own.backward[-1] = Piece(join(end.segment, meter.segment()))
     return walked

@@ -11,7 +11,7 @@ from typing import Any
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph.block import Block
-from tuneplan.planner.graph.tensor import round_block
+from tuneplan.planner.graph.tensor import Size, round_block
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import Network, Run, build
 from tuneplan.planner.models.parameter import Parameter
@@ -136,9 +136,9 @@ def _split_tensors(network: Network, whole: Network, spec: ModelSpec, sharding: 
             if not kind.startswith("linear") or op.output is None:
                 continue
             if module in rows and op.output.shape[-1] == wide:
-                op.scratch = (op.scratch or 0) + round_block(op.output.nbytes)  # the sum over ranks is a new tensor
+                op.scratch = _bytes(op.scratch) + round_block(op.output.nbytes)  # the sum over ranks is a new tensor
             if module in columns and op.gradients:
-                op.workspace = (op.workspace or 0) + round_block(op.gradients[0].of.nbytes)
+                op.workspace = _bytes(op.workspace) + round_block(op.gradients[0].of.nbytes)
 
 
 def _split_sequence(block: Block, columns: set[str], wide: int, ranks: int) -> None:
@@ -171,11 +171,15 @@ def _ring(network: Network, ranks: int) -> None:
             if not op.name.endswith("_attention") or len(op.reads) < 3:
                 continue
             near = sum(storage.nbytes for storage in op.reads[1:3])
-            op.scratch = (op.scratch or 0) + 2 * near
-            op.workspace = (op.workspace or 0) + 6 * near
+            op.scratch = _bytes(op.scratch) + 2 * near
+            op.workspace = _bytes(op.workspace) + 6 * near
             op.flops = op.flops * ranks
             for gradient in op.gradients:
                 gradient.flops = gradient.flops * ranks
+
+
+def _bytes(size: Size | None) -> Size:
+    return 0 if size is None else size
 
 
 def layers_of_stages(layers: int, stages: int) -> list[int]:
@@ -219,7 +223,7 @@ def _owned(network: Network, runs: list[Run], index: int) -> list[Parameter]:
     return [replace(p, count=counts[p.name]) for p in network.parameters if p.name in counts] + loose
 
 
-def in_flight(sharding: Sharding, index: int, micro_batches: int) -> float:
+def in_flight(sharding: Sharding, index: int, micro_batches: Size) -> float:
     """Forwards of a stage that wait for their backward at most, in units of all its layers.
 
     1F1B: as many as there are stages from this one on (Narayanan et al. 2021, section 2.2.1). Interleaved with v parts a stage:
@@ -232,5 +236,15 @@ def in_flight(sharding: Sharding, index: int, micro_batches: int) -> float:
     if sharding.pipeline_schedule == "gpipe":
         return micro_batches
     if sharding.pipeline_schedule == "interleaved":
-        return min((2 * (stages - index - 1) + (parts - 1) * stages + 1) / parts, micro_batches)
-    return min(stages - index, micro_batches)
+        return _least((2 * (stages - index - 1) + (parts - 1) * stages + 1) / parts, micro_batches)
+    return _least(stages - index, micro_batches)
+
+
+def _least(most: float, micro_batches: Any) -> float:
+    if isinstance(micro_batches, int):
+        return min(most, micro_batches)
+    import numpy as np
+
+    least: Any = np.minimum(most, micro_batches)
+    found: float = least
+    return found

@@ -38,8 +38,7 @@ def step(network: Network, walked: Walked, optimizer: AnyOptimizer, ranks: int, 
     weights, gradients, buckets = network.remembered(
         "replicated", lambda: (weight_bytes(network.parameters), gradient_bytes(updated), bucket_bytes(updated))
     )
-    if isinstance(ranks, int) and ranks == 1:
-        buckets = 0
+    buckets = buckets * (ranks > 1)
     states, done = network.remembered(
         ("replicated", optimizer, master),
         lambda: (state_bytes(optimizer, updated, master), update(updated, optimizer, master)),

@@ -4,8 +4,9 @@ A weight is split along its first dimension, padded so that all ranks hold as mu
 torch/distributed/fsdp/_fully_shard/_fsdp_param.py).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tuneplan.planner.graph.tensor import BITS, elements, round_block
 from tuneplan.planner.methods.formats import BLOCK_FORMATS, QUANTIZED, ROW_FORMATS
@@ -109,25 +110,28 @@ def unit(parameters: Iterable[Parameter], ranks: int, wide: bool = False, reduce
         reduce_dtype: of the reduction of gradients; "" for their own.
     """
     whole = gathered = parts = cast = gradients = reduced = kept = 0
+    plain = []
     for p in parameters:
         if p.buffer:
             continue
-        if p.storage in QUANTIZED:
-            part = share(packed_bytes(p)[0], ranks)
-            whole += round_block(part * ranks)
-            gathered += part * ranks
-            parts += round_block(part)
+        if p.storage not in QUANTIZED:
+            plain.append(p)
             continue
-        count, size = elements(padded(p.shape, ranks)), BITS[p.storage] // 8
-        whole += round_block(count * ranks * size)
-        gathered += count * ranks * size
-        parts += round_block(count * (4 if wide and p.trainable else size))
-        if wide and p.trainable:
-            cast += count * size
-        if p.trainable:
-            gradients += p.stored_bytes
-            reduced += count * (BITS[reduce_dtype] // 8 if reduce_dtype else size)
-            kept += count * (4 if wide else size)
+        part = share(packed_bytes(p)[0], ranks)
+        whole += round_block(part * ranks)
+        gathered += part * ranks
+        parts += round_block(part)
+    for count, size, trainable in _elements(plain, ranks):
+        own = wide and trainable
+        whole = whole + _all(round_block(count * ranks * size))
+        gathered = gathered + _all(count) * ranks * size
+        parts = parts + _all(round_block(count * (4 if own else size)))
+        if own:
+            cast = cast + _all(count) * size
+        if trainable:
+            reduced = reduced + _all(count) * (BITS[reduce_dtype] // 8 if reduce_dtype else size)
+            kept = kept + _all(count) * (4 if wide else size)
+    gradients = sum(p.stored_bytes for p in plain if p.trainable)
     return Unit(
         whole_bytes=whole,
         gathered_bytes=round_block(gathered),
@@ -138,6 +142,31 @@ def unit(parameters: Iterable[Parameter], ranks: int, wide: bool = False, reduce
         reduced_bytes=round_block(reduced),
         kept_bytes=round_block(kept),
     )
+
+
+def _elements(parameters: Sequence[Parameter], ranks: int) -> Iterator[tuple[int, int, bool]]:
+    """Elements of a rank's part of weights, bytes of one, and whether they are trained; for arrays, of all alike at once."""
+    numbers: Any = ranks
+    if isinstance(numbers, int):
+        for p in parameters:
+            yield elements(padded(p.shape, ranks)), BITS[p.storage] // 8, p.trainable
+        return
+    import numpy as np
+
+    groups: dict[tuple[int, bool], list[Parameter]] = {}
+    for p in parameters:
+        groups.setdefault((BITS[p.storage] // 8, p.trainable), []).append(p)
+    for (size, trainable), members in groups.items():
+        rows: Any = np.array([p.shape[0] if p.shape else 1 for p in members], np.int64)
+        rest: Any = np.array([elements(p.shape[1:]) for p in members], np.int64)
+        wide = (-1, *(1,) * np.ndim(numbers))
+        yield -(-rows.reshape(wide) // ranks) * rest.reshape(wide), size, trainable
+
+
+def _all(sizes: Any) -> int:
+    """A number, or the sum over weights of arrays."""
+    total: int = sizes if isinstance(sizes, int) else sizes.sum(0)
+    return total
 
 
 def from_host(own: Unit) -> Unit:

@@ -75,13 +75,13 @@ def spread(network: Network, sharding: Sharding, gpu: Gpu, machines: Machines, e
     if ranks > 1:
         link = machines.link(gpu, ranks)
         sums = sum(2 * times for _, times in passes) + 2
-        waits += sums * collectives.all_reduce_bytes(hidden, ranks) / link.rate("all_reduce", hidden, ranks)
+        waits = waits + sums * collectives.all_reduce_bytes(hidden, ranks) / link.rate("all_reduce", hidden, ranks)
         notes.append(f"two sums a layer and pass between {ranks} tensor-parallel ranks over {link.note}, not hidden")
     ranks = sharding.context_parallel
     if ranks > 1:
         link = machines.link(gpu, ranks * sharding.tensor_parallel)
         sent = sum((ranks - 1) * _keys_and_values(run.block.ops) * (times + run.count) for run, times in passes)
-        waits += sent / link.bytes_per_second * (1 - constants.OVERLAP.value)
+        waits = waits + sent / link.bytes_per_second * (1 - constants.OVERLAP.value)
         notes.append(f"keys and values go around {ranks} ranks over {link.note}, hidden but for a share")
     ranks = sharding.expert_parallel
     if ranks > 1:
@@ -90,14 +90,14 @@ def spread(network: Network, sharding: Sharding, gpu: Gpu, machines: Machines, e
         sent = 0.0
         for run, times in passes:
             if any("experts" in name.split(".") for name in run.block.parameters):
-                sent += 2 * times * rows * (ranks - 1) / ranks
-        waits += sent / link.rate("alltoall", rows, ranks)
+                sent = sent + 2 * times * rows * (ranks - 1) / ranks
+        waits = waits + sent / link.rate("alltoall", rows, ranks)
         notes.append(f"tokens go to the experts of {ranks} ranks and back over {link.note}, not hidden")
     filling = 0.0
     stages = sharding.pipeline_parallel
     if stages > 1:
         link = machines.link(gpu, sharding.gpu_count)
-        waits += 2 * sharding.virtual_stages * hidden / link.bytes_per_second
+        waits = waits + 2 * sharding.virtual_stages * hidden / link.bytes_per_second
         filling = (stages - 1) / sharding.virtual_stages
         notes.append(
             f"a pipeline of {stages} stages fills and drains in the time of {filling:g} micro-batches (Narayanan et al. 2021)"
@@ -107,7 +107,7 @@ def spread(network: Network, sharding: Sharding, gpu: Gpu, machines: Machines, e
 
 
 def _keys_and_values(ops: Sequence[Op]) -> float:
-    return float(sum(sum(s.nbytes for s in op.reads[1:3]) for op in ops if op.name.endswith("_attention")))
+    return sum([sum([s.nbytes for s in op.reads[1:3]]) for op in ops if op.name.endswith("_attention")]) * 1.0
 
 
 def _offloaded(network: Network, sharding: Sharding, gpu: Gpu, notes: list[str]) -> tuple[float, float]:

@@ -7,7 +7,7 @@ whose arithmetic per byte of memory traffic is nearest to its own. Assumed: the 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from math import log
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+MOST_SHAPES = 4096
+"""So many shapes are remembered for many cards."""
 LARGE = 8192
 """Columns and summed dimension of the layer whose rate over its rows a calibration may hold."""
 
@@ -53,10 +55,21 @@ class ShapeColumns:
     Attributes:
         different: each once.
         of_card: which of them a card has; -1 for none.
+        known: shares that were asked for, by dimensions.
     """
 
     different: tuple[ShapeShares, ...]
     of_card: "NDArray[np.int64]"
+    known: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def of(self, dims: Dims) -> Any:
+        """Shape (card,) or (card, size) for one product, of numbers or of arrays; found once."""
+        key = tuple([size if isinstance(size, int) else size.tobytes() for size in dims])
+        if key not in self.known:
+            if len(self.known) >= MOST_SHAPES:
+                self.known.clear()
+            self.known[key] = self.share(dims)
+        return self.known[key]
 
     def share(self, dims: Sequence[Any]) -> Any:
         """Shape (card, product, ...) for dims of shape (product, ...); 1 for cards without."""

@@ -166,8 +166,10 @@ def device_seconds(work: Work, rates: Rates) -> Seconds:
     """
     compute: Any = 0.0
     streamed: Any = work.moved
-    for share, size in zip(rates.cached, work.small, strict=False):
-        streamed = streamed - share * size
+    for share, most in zip(rates.cached, SMALL_OPS, strict=False):
+        if isinstance(share, float) and not share:
+            continue
+        streamed = streamed - share * work.small(most)
     memory: Any = streamed / rates.memory + work.dequantized / rates.dequantize
     memory = memory + work.dequantizations * rates.dequantize_start
     bandwidth: Any = rates.memory
@@ -237,16 +239,15 @@ def _by_shape(products: Sequence[Product], rates: Rates, alike: tuple[int, ...])
     known = [index for index, p in enumerate(products) if has_shape(p)]
     if not isinstance(rates.shapes, ShapeColumns) or not known:
         return shares, starts
-    dims = [p.dims for p in products if p.dims is not None and has_shape(p)]
-    sizes = np.broadcast_arrays(*[np.asarray(size) for triple in dims for size in triple])
-    found = rates.shapes.share([np.stack(sizes[axis::3]) for axis in range(3)])  # (card, product, ...)
-    found = np.moveaxis(found, 0, 1)
+    every = [rates.shapes.of(p.dims) for p in products if p.dims is not None and has_shape(p)]  # each (card, ...)
+    most = max(one.ndim for one in every)
+    found = np.stack(np.broadcast_arrays(*[one.reshape(cards, *(1,) * (most - one.ndim), *one.shape[1:]) for one in every]))
     found = found.reshape(*found.shape[:2], *(1,) * (width + 1 - found.ndim), *found.shape[2:])
-    every = np.ones((len(products), cards, *found.shape[2:]))
-    every[known] = found
+    shares = np.ones((len(products), cards, *found.shape[2:]))
+    shares[known] = found
     measured = rates.shapes.of_card >= 0
     starts[np.ix_(np.array(known), np.flatnonzero(measured))] = 0.0
-    return every, starts
+    return shares, starts
 
 
 def started(work: Work, rates: Rates) -> Any:

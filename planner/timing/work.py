@@ -4,14 +4,15 @@ An op without a matrix product costs its bytes, so such ops add up before the ca
 larger of two times each.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tuneplan.planner.graph.block import Block
 from tuneplan.planner.graph.block import recomputed as stop_of
 from tuneplan.planner.graph.tape import Dims, Op
 from tuneplan.planner.graph.tensor import Size, Tensor
-from tuneplan.planner.models.network import Network
+from tuneplan.planner.models.network import Network, Run
 from tuneplan.planner.training.settings import Settings
 
 DEQUANTIZE_MOVED = 2.766
@@ -51,7 +52,7 @@ class Work:
     Attributes:
         products: matrix products.
         moved: bytes that all other ops read and write.
-        small: of them, the bytes of ops that move no more than each of SMALL_OPS.
+        streams: of each of these ops its bytes, and how often it runs.
         dequantized: bytes read and written to dequantize 4-bit weights, by bitsandbytes' kernels.
         dequantizations: weights that are dequantized.
         launches: kernels started, bitsandbytes' for dequantization among them.
@@ -59,7 +60,7 @@ class Work:
 
     products: list[Product] = field(default_factory=list)
     moved: Size = 0
-    small: list[Size] = field(default_factory=lambda: [0] * len(SMALL_OPS))
+    streams: list[tuple[Size, int]] = field(default_factory=list)
     dequantized: Size = 0
     dequantizations: int = 0
     launches: int = 0
@@ -80,28 +81,74 @@ class Work:
             total = total + p.moved * p.count
         return total
 
+    def stream(self, moved: Size, count: int) -> None:
+        """An op that only moves bytes, `count` times."""
+        self.moved = self.moved + moved * count
+        self.streams.append((moved, count))
+
+    def small(self, most: int) -> Any:
+        """Bytes of the ops that only move bytes, and no more than `most`."""
+        arrays = [moved for moved, _ in self.streams if not isinstance(moved, int)]
+        total: Size = sum(moved * count for moved, count in self.streams if isinstance(moved, int) and moved <= most)
+        if not arrays:
+            return total
+        import numpy as np
+
+        moved = np.stack(np.broadcast_arrays(*arrays))
+        counts = np.array([count for moved, count in self.streams if not isinstance(moved, int)])
+        found: Any = np.tensordot(counts, np.where(moved <= most, moved, 0), axes=1)
+        return found + total
+
+
+class _Tally:
+    """Work that is being added up: products and ops that are equal are one entry, with how often they run."""
+
+    def __init__(self) -> None:
+        self._products: dict[Hashable, Product] = {}
+        self._counts: dict[Hashable, int] = {}
+        self._streams: dict[Hashable, Size] = {}
+        self._work = Work()
+
     def add(
         self, op: Op, flops: Size, moved: Size, launches: int, count: int, decoded: Size = 0, dims: Dims | None = None
     ) -> None:
         """An op, or one gradient of its backward, `count` times, for which `decoded` 4-bit weights are made dense."""
-        self.launches += launches * count
+        work = self._work
+        work.launches += launches * count
         if isinstance(flops, int) and flops == 0:
-            self.stream(moved, count)
+            key = _key(moved)
+            self._streams.setdefault(key, moved)
+            self._counts[key] = self._counts.get(key, 0) + count
             return
         assert op.output is not None
         dtype = op.computes or op.output.dtype
         if not isinstance(decoded, int) or decoded:
-            self.dequantized = self.dequantized + int(decoded * DEQUANTIZE_MOVED) * count
-            self.dequantizations += count
-            self.launches += DEQUANTIZE_LAUNCHES * count
+            work.dequantized = work.dequantized + int(decoded * DEQUANTIZE_MOVED) * count
+            work.dequantizations += count
+            work.launches += DEQUANTIZE_LAUNCHES * count
             moved = moved - int(decoded * (DEQUANTIZE_MOVED - 0.25))
-        self.products.append(Product(flops, moved, dtype, op.name.endswith("_attention"), count, dims))
+        attention = op.name.endswith("_attention")
+        of = (_key(flops), _key(moved), dtype, attention, dims and tuple([_key(size) for size in dims]))
+        if of not in self._products:
+            self._products[of] = Product(flops, moved, dtype, attention, 0, dims)
+        self._counts[of] = self._counts.get(of, 0) + count
 
-    def stream(self, moved: Size, count: int) -> None:
-        """An op that only moves bytes, `count` times."""
-        self.moved = self.moved + moved * count
-        for index, most in enumerate(SMALL_OPS):
-            self.small[index] = self.small[index] + moved * (moved <= most) * count
+    def sum_up(self, nbytes: Size, count: int) -> None:
+        """Gradients of one activation are added `count` times."""
+        self._work.launches += count
+        self._work.moved = self._work.moved + 3 * nbytes * count
+
+    def work(self) -> Work:
+        """All of it."""
+        for key, moved in self._streams.items():
+            self._work.stream(moved, self._counts[key])
+        self._work.products = [replace(product, count=self._counts[key]) for key, product in self._products.items()]
+        return self._work
+
+
+def _key(size: Any) -> Hashable:
+    """A number, or an array of numbers, as something to look up."""
+    return size if isinstance(size, int) else size.tobytes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +164,23 @@ def network_work(network: Network, settings: Settings) -> NetworkWork:
     """Work of one forward and backward over all runs; checkpointed runs repeat their forward in the backward."""
     if network.recorded is not None:
         return network.recorded.work()
-    forward, recompute, backward = Work(), Work(), Work()
-    for run in network.runs:
-        _forward(run.block.ops, run.count, forward)
+    forward, recompute, backward = _Tally(), _Tally(), _Tally()
+    for run, count in _different(network.runs):
+        _forward(run.block.ops, count, forward)
         if run.checkpointed and run.block.exit is not None and run.block.exit.requires_grad:
-            _forward(recomputed(run.block, run.recomputation(settings)), run.count, recompute)
-        _backward(run.block.ops, run.count, backward)
-    return NetworkWork(forward, recompute, backward)
+            _forward(recomputed(run.block, run.recomputation(settings)), count, recompute)
+        _backward(run.block.ops, count, backward)
+    return NetworkWork(forward.work(), recompute.work(), backward.work())
+
+
+def _different(runs: Sequence[Run]) -> list[tuple[Run, int]]:
+    """Every block once in each way in which it runs, and how often."""
+    found: dict[tuple[int, bool, bool], tuple[Run, int]] = {}
+    for run in runs:
+        key = (id(run.block), run.checkpointed, run.reversible)
+        first, count = found.get(key, (run, 0))
+        found[key] = first, count + run.count
+    return list(found.values())
 
 
 def recomputed(block: Block, checkpointing: str) -> Sequence[Op]:
@@ -137,13 +194,13 @@ def recomputed(block: Block, checkpointing: str) -> Sequence[Op]:
     return block.ops[: stop_of(block.ops)]
 
 
-def _forward(ops: Iterable[Op], count: int, work: Work) -> None:
+def _forward(ops: Iterable[Op], count: int, work: _Tally) -> None:
     for op in ops:
         if op.launches:
             work.add(op, op.flops, op.moved, op.launches, count, op.decoded, op.dims)
 
 
-def _backward(ops: Sequence[Op], count: int, work: Work) -> None:
+def _backward(ops: Sequence[Op], count: int, work: _Tally) -> None:
     """Every gradient, and an addition for each further gradient of one activation (torch autograd/input_buffer.cpp)."""
     received: dict[int, list[Tensor]] = {}
     for op in ops:
@@ -156,5 +213,4 @@ def _backward(ops: Sequence[Op], count: int, work: Work) -> None:
     for tensors in received.values():
         extra = len(tensors) - 1
         if extra:
-            work.launches += extra * count
-            work.moved = work.moved + 3 * tensors[0].nbytes * extra * count
+            work.sum_up(tensors[0].nbytes, extra * count)

@@ -42,7 +42,7 @@ def choose(settings: Settings, dtype: str, grouped: bool, head_dim: int, value_d
     if dtype == "fp32":
         reasons.append("queries are fp32")
     if settings.padded:
-        reasons.append("padding or a sliding window needs a mask")
+        reasons.append("padding, images or a sliding window needs a mask")
     if head_dim > FLASH_MAX_HEAD_DIM:
         reasons.append(f"heads of {head_dim} are above {FLASH_MAX_HEAD_DIM}")
     if value_dim not in (0, head_dim):

@@ -103,18 +103,59 @@ def state_bytes(optimizer: AnyOptimizer, parameters: Iterable[Parameter], master
     """
     if isinstance(optimizer, Optimizers):
         trained = [p for p in parameters if p.trainable]
-        found = [state_bytes(one, trained, master) for one in optimizer.every]
+        tables = _tables(trained)
+        found = [
+            state_bytes(one, trained, master) if one.factored else _of_tables(one, tables, trained, master)
+            for one in optimizer.every
+        ]
         return StateBytes(_column([one.device for one in found]), _column([one.host for one in found]))
     device = host = 0
     for p in parameters:
         if not p.trainable:
             continue
         on_device, on_host = _one(optimizer, p.state_shape or p.shape, p.storage, master)
-        if p.state_beside:
-            on_device += round_block(elements(p.state_beside) * BITS["fp32" if master else p.storage] // 8)
-        device += on_device * p.count
+        device += (on_device + _beside(p, master)) * p.count
         host += on_host * p.count
     return StateBytes(device, host)
+
+
+def _beside(parameter: Parameter, master: bool) -> int:
+    """Bytes of the one more tensor that some parameters' states have."""
+    if not parameter.state_beside:
+        return 0
+    return round_block(elements(parameter.state_beside) * BITS["fp32" if master else parameter.storage] // 8)
+
+
+def _tables(trained: Sequence[Parameter]) -> dict[str, tuple[Any, Any]]:
+    """Elements of the states of all parameters of a dtype, one beside the other, and how many layers have each of them.
+
+    Shapes: (parameter, 1 or numbers of ranks, 1).
+    """
+    import numpy as np
+
+    groups: dict[str, list[Parameter]] = {}
+    for p in trained:
+        groups.setdefault(p.storage, []).append(p)
+    tables = {}
+    for dtype, members in groups.items():
+        sizes: Any = [elements(p.state_shape or p.shape) for p in members]
+        whole: Any = np.stack(np.broadcast_arrays(*sizes))
+        whole = whole if whole.ndim > 1 else whole[:, None, None]
+        counts = np.array([p.count for p in members], np.int64).reshape(-1, *(1,) * (whole.ndim - 1))
+        tables[dtype] = whole, counts
+    return tables
+
+
+def _of_tables(
+    optimizer: Optimizer, tables: dict[str, tuple[Any, Any]], trained: Sequence[Parameter], master: bool
+) -> StateBytes:
+    """`state_bytes` of one optimizer whose states are as large as the parameters, of all parameters at once."""
+    device = host = 0
+    for dtype, (sizes, counts) in tables.items():
+        on_device, on_host = _one(optimizer, (sizes,), dtype, master)
+        device = device + (on_device * counts).sum(0)
+        host = host + (on_host * counts).sum(0)
+    return StateBytes(device + sum(_beside(p, master) * p.count for p in trained), host)
 
 
 def _one(optimizer: Optimizer, shape: tuple[int, ...], dtype: str, master: bool) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tuneplan.planner.graph.tensor import Size
+from tuneplan.planner.graph.tensor import Size, elements
 from tuneplan.planner.training.objective import SFT, Objective
 
 DTYPES = ("bf16", "fp16", "fp32")
@@ -84,7 +84,7 @@ class Settings:
     @property
     def sequences(self) -> Size:
         """Sequences of one forward: two for each pair of a preference."""
-        return self.micro_batch_size * self.objective.sequences
+        return elements((self.micro_batch_size, self.objective.sequences))
 
     @property
     def target_length(self) -> Size:

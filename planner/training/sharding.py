@@ -43,7 +43,7 @@ class Sharding:
     """How many ranks share the work, and which model states they split.
 
     Attributes:
-        data_parallel: ranks, each with its own micro-batch; an array, for a search, of numbers above 1.
+        data_parallel: ranks, each with its own micro-batch; an array, for a search, of numbers above 1 (for stage 0, of any).
         zero_stage: 0 nothing is split, 1 optimizer states, 2 gradients too, 3 weights too.
         engine: "ddp", "fsdp", "deepspeed", or "auto": DDP for stage 0, DeepSpeed for 1, FSDP2 for 2 and 3.
         shard_group: ranks over which states are split, the groups of them being replicas (HSDP); 0 for all.
@@ -183,7 +183,7 @@ class Sharding:
     @property
     def splits_model(self) -> bool:
         """Whether ranks compute different parts of one micro-batch."""
-        return self.gpu_count > self.data_parallel or self.expert_parallel > 1
+        return self.tensor_parallel * self.pipeline_parallel * self.context_parallel * self.expert_parallel > 1
 
     @property
     def engine_used(self) -> str:

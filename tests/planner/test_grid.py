@@ -16,7 +16,8 @@ from tuneplan.planner.data.amount import of_job
 from tuneplan.planner.data.batches import Batches
 from tuneplan.planner.data.lengths import of_counts
 from tuneplan.planner.errors import InputError
-from tuneplan.planner.grid import Choice, Grid
+from tuneplan.planner.grid import Grid
+from tuneplan.planner.grid_found import Choice, every
 from tuneplan.planner.job import Job
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.models.lookup import load
@@ -45,6 +46,9 @@ JOBS = {
     "spot": replace(JOB, purchase="spot", overheads=SPOT, global_batch_size=24),
     "optimizers": replace(JOB, optimizers=tuple(OPTIMIZERS[n] for n in ("adamw_8bit", "adafactor", "paged_adamw_8bit", "lion"))),
     "gathered": replace(JOB, spec=read_spec(*load("70b"))),
+    "layouts": replace(JOB, methods=(parse("full"), parse("lora")), targets=tuple(targets(["l40s", "t4"], (4,))), layouts="all"),
+    "two machines": replace(JOB, methods=(parse("qlora"),), targets=tuple(targets(["l40s"], (2, 8, 16)))),
+    "odd sizes": replace(JOB, targets=tuple(targets(["l40s"], (1, 3, 5))), micro_batch_sizes=(3, 5), global_batch_size=15),
     "one by one": replace(JOB, micro_batch_sizes=(3,), global_batch_size=48, checkpointing=("reentrant",), zero_stages=(2, 3)),
 }
 
@@ -54,10 +58,10 @@ def test_the_same_is_taken(name: str) -> None:
     """Every method on every number of every card: the same candidate, whether it fits, by how much it is short, and its rank."""
     job = JOBS[name]
     search = Search(job, TODAY)
-    choices = Grid(search).choices()
-    assert len(choices) > 30
+    choices = every(Grid(search).found(), job)
+    assert len(choices) == len(job.methods) * sum(len(target.counts) for target in job.targets)
     for choice in choices:
-        found = search._best(choice.method, choice.target, choice.sharding.data_parallel)
+        found = search._best(choice.method, choice.target, choice.sharding.gpu_count)
         assert found is not None
         plan = found if isinstance(found, Plan) else found.plan
         assert _place(choice) == (
@@ -114,14 +118,15 @@ def _figures(plan: Plan) -> tuple[Any, ...]:
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
 def test_processes_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search over two processes takes the same candidates; a method that does not fit the model is the same error."""
-    alone, count = grid_workers.choices(Search(JOB, TODAY))
+    alone, count = grid_workers.found(Search(JOB, TODAY))
     monkeypatch.setattr(grid_workers, "WORTH_FORKING", 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     told: list[int] = []
-    assert (alone, count) == grid_workers.choices(Search(JOB, TODAY), told.append)
+    together, again = grid_workers.found(Search(JOB, TODAY), told.append)
+    assert (every(alone, JOB), count) == (every(together, JOB), again)
     assert len(JOB.methods) == len(told)
     with pytest.raises(InputError, match="no biases"):
-        grid_workers.choices(Search(replace(JOB, methods=(parse("lora"), parse("bitfit"))), TODAY))
+        grid_workers.found(Search(replace(JOB, methods=(parse("lora"), parse("bitfit"))), TODAY))
 
 
 def test_only_the_best_are_worked_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """The real loop over experts on tensors with values, whose tokens are made to choose as `Settings.routing` says."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,12 +9,8 @@ pytest.importorskip("transformers")
 
 import traced  # noqa: E402
 
-from tuneplan.planner.methods.compose import parse  # noqa: E402
-from tuneplan.profiling import attention  # noqa: E402
-from tuneplan.profiling.build import build  # noqa: E402
 from tuneplan.profiling.expert_loop import is_experts  # noqa: E402
 from tuneplan.profiling.step import StepTrace, trace_step  # noqa: E402
-from tuneplan.profiling.subject import Subject  # noqa: E402
 
 
 def force(model: Any, routing: str) -> None:
@@ -36,10 +31,6 @@ def force(model: Any, routing: str) -> None:
 
 def run(case: traced.Case) -> StepTrace:
     """A step of the real code on the CPU."""
-    attention.register()
-    settings = replace(case.settings)
-    built = build(
-        Subject("forced", case.config, parse(case.method), settings=settings), attention.NAMES[settings.attention], "cpu"
-    )
-    force(built.model, settings.routing)
-    return trace_step(built, settings)
+    ready = traced.built(case, "cpu")
+    force(ready.model, case.settings.routing)
+    return trace_step(ready, case.settings)

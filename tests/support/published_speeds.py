@@ -211,7 +211,7 @@ def rtx4080() -> list[Row]:
             micro_batch_size=int(r["micro_batch_size"]),
             seq_len=int(r["seq_len"]),
             gradient_checkpointing=checkpointing,
-            compute_capability=(8, 9),
+            compute_capability=(7, 5) if r["method"] == "lora" else (8, 9),  # as its memory shows: no flash kernel
         )
         predicted = predict(r["model_id"], parts, settings, "rtx-4080", optimizer="paged_adamw_8bit")
         label = f"{r['model_id'].split('/')[1]} {r['method']} b{r['micro_batch_size']}x{r['seq_len']} {checkpointing}"

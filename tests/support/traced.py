@@ -20,6 +20,7 @@ from tuneplan.planner.models.registry import read_spec  # noqa: E402
 from tuneplan.planner.training.optimizers import OPTIMIZERS  # noqa: E402
 from tuneplan.planner.training.settings import Settings  # noqa: E402
 from tuneplan.profiling import attention, small_models  # noqa: E402
+from tuneplan.profiling.build import Built  # noqa: E402
 from tuneplan.profiling.build import build as build_real  # noqa: E402
 from tuneplan.profiling.step import StepTrace, trace_step  # noqa: E402
 from tuneplan.profiling.subject import Subject  # noqa: E402
@@ -49,6 +50,13 @@ def traced(case: Case, device: str = "meta") -> tuple[Any, StepTrace]:
 
     `device`: "cpu" for code that asks for values.
     """
+    ready = built(case, device)
+    trace = trace_step(ready, case.settings, accumulation=2 if case.settings.accumulating else 1)
+    return ready.model, trace
+
+
+def built(case: Case, device: str) -> Built:
+    """The real model with its batch."""
     attention.register()
     method = parse(case.method)
 
@@ -58,9 +66,7 @@ def traced(case: Case, device: str = "meta") -> tuple[Any, StepTrace]:
             reference.update_in_backward(model)
 
     subject = Subject("test", case.real or case.config, method, settings=case.settings, optimizer=OPTIMIZERS[case.optimizer])
-    built = build_real(subject, attention.NAMES[case.settings.attention], device, adapt)
-    trace = trace_step(built, case.settings, accumulation=2 if case.settings.accumulating else 1)
-    return built.model, trace
+    return build_real(subject, attention.NAMES[case.settings.attention], device, adapt)
 
 
 def check(case: Case, device: str = "meta", tolerance: float = 0.001, phases: float = 0.005) -> None:

@@ -12,7 +12,7 @@ from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.matmul import embedding
 from tuneplan.planner.graph.tensor import Size, Storage, Tensor
-from tuneplan.planner.models import encoder, encoder_head, tasks
+from tuneplan.planner.models import encoder, encoder_decoder, encoder_head, tasks
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.encoder import EncoderSpec
@@ -76,6 +76,15 @@ def read(id: str, config: ConfigReader) -> BartSpec:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What the decoder's layers share: what the encoder made, and masks of the attention to their own tokens and to that."""
+
+    made: Tensor
+    masks: tuple[Tensor, ...]
+    cross_masks: tuple[Tensor, ...]
+
+
 def stacks(spec: BartSpec) -> tuple[Stack, ...]:
     """The encoder and the decoder."""
     return (
@@ -117,7 +126,8 @@ def _words(model: Assembly, spec: BartSpec, length: Size) -> tuple[Tensor, tuple
 def _start(model: Assembly, spec: BartSpec, _: Tensor | None) -> tuple[Block, tuple[Tensor, ...]]:
     """Token ids, labels, and the encoder's embeddings."""
     encoder.refuse_losses(model)
-    encoder.refuse_prefixes(model)
+    heads = spec.decoder_attention_heads
+    encoder_decoder.check_prefixes(model, spec, spec.decoder_layers, heads, spec.hidden_size // heads)
     encoder.check_length(model, spec.max_position_embeddings)
     tape = model.begin("", 1)
     rows, length = model.token_shape
@@ -135,7 +145,7 @@ def _start(model: Assembly, spec: BartSpec, _: Tensor | None) -> tuple[Block, tu
     return close("encoder.embeddings", tape, None, hidden, carried, batch=2, leaves=leaves * 2, exit_held=False), masks
 
 
-def _bridge(model: Assembly, spec: BartSpec, entry: Tensor | None) -> tuple[Block, tuple[Tensor, ...]]:
+def _bridge(model: Assembly, spec: BartSpec, entry: Tensor | None) -> tuple[Block, _Shared]:
     """What the encoder made crosses to every layer of the decoder; the decoder's embeddings."""
     assert entry is not None
     tape = model.begin("", 1)
@@ -148,48 +158,54 @@ def _bridge(model: Assembly, spec: BartSpec, entry: Tensor | None) -> tuple[Bloc
     words, leaves = _words(model, spec, length)
     hidden = _embedded(model, spec, words, 1, "decoder", leaves)
     tape.hold(entry)
-    carried = (entry.storage, shifted.storage, *leaves, *tape.held)
-    masks = encoder.mask_of(model, hidden.dtype)
+    masks, others = encoder_decoder.decoder_masks(model, hidden.dtype, ones=True)
+    carried = (entry.storage, shifted.storage, *[m.storage for m in (*masks, *others)], *leaves, *tape.held)
+    tape.outputs.append(entry.storage)
     block = close("decoder.embeddings", tape, entry, hidden, carried, entry_held=False, leaves=leaves * 2, exit_held=False)
     block.early_leaves = leaves
-    return block, (made, *masks)
+    return block, _Shared(made, masks, others)
 
 
 def _encoder_layer(model: Assembly, spec: BartSpec, entry: Tensor, masks: tuple[Tensor, ...]) -> Block:
-    hidden = _attention(model, spec, entry, entry, "self_attn", masks)
+    hidden, weights = _attention(model, spec, entry, entry, "self_attn", masks)
     exit = _mlp(model, spec, hidden, spec.intermediate_size)
+    model.tape.hold(*weights)
     return close("encoder.layer", model.tape, entry, exit)
 
 
-def _decoder_layer(model: Assembly, spec: BartSpec, entry: Tensor, shared: tuple[Tensor, ...]) -> Block:
-    made, *masks = shared
+def _decoder_layer(model: Assembly, spec: BartSpec, entry: Tensor, shared: _Shared) -> Block:
     own = replace(
         spec, num_attention_heads=spec.decoder_attention_heads, head_dim=spec.hidden_size // spec.decoder_attention_heads
     )
-    hidden = _attention(model, own, entry, entry, "self_attn", tuple(masks), causal=True)
-    hidden = _attention(model, own, hidden, made, "encoder_attn", tuple(masks))
+    hidden, weights = _attention(model, own, entry, entry, "self_attn", shared.masks, decoder=True)
+    hidden, others = _attention(model, own, hidden, shared.made, "encoder_attn", shared.cross_masks, decoder=True)
+    model.tape.hold(*weights)
     exit = _mlp(model, spec, hidden, spec.decoder_ffn_dim)
+    model.tape.hold(*others)
     return close("decoder.layer", model.tape, entry, exit)
 
 
 def _attention(
-    model: Assembly, spec: BartSpec, x: Tensor, source: Tensor, name: str, masks: tuple[Tensor, ...], causal: bool = False
-) -> Tensor:
-    """`layer_norm(x + dropout(attention(x)))`; keys and values are of `source`."""
+    model: Assembly, spec: BartSpec, x: Tensor, source: Tensor, name: str, masks: tuple[Tensor, ...], decoder: bool = False
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`layer_norm(x + dropout(attention(x)))`, keys and values of `source`; and the weights (eager), which a variable holds."""
     tape = model.tape
-    kernel = encoder.bidirectional(model, spec, x.dtype)
+    kernel = encoder.bidirectional(model, spec, x.dtype, masked=bool(masks))
     names = [f"{name}.{part}_proj" for part in "qkv"]
     heads = encoder.projections(model, spec, kernel, x, names, bias=True, source=source)
+    packed = decoder and model.method.prefix_length > 0  # where there are labels, the model makes no cache of its own
+    if packed:
+        heads = (heads[0], *encoder_decoder.from_cache(model, heads[1], heads[2], cross=name != "self_attn"))
     tape.scope = name
     dropout = spec.attention_dropout if model.settings.attention_dropout is None else model.settings.attention_dropout
-    mixed, weights, held = encoder.both_ways(model, spec, kernel, heads, masks, dropout, name == "self_attn", causal)
+    mixed, weights, held = encoder.both_ways(
+        model, spec, kernel, heads, masks, dropout, False, decoder and name == "self_attn", packed=packed
+    )
     tape.scope = ""
     y = model.linear(mixed, f"{name}.out_proj", spec.hidden_size, bias=True)
     tape.hold(*held)
     y = model.submodule("self_attn", x, x, pw.dropout(tape, y, spec.hidden_dropout))
-    out = model.layer_norm(pw.add(tape, x, y), f"{name}_layer_norm")
-    tape.hold(*weights)
-    return out
+    return model.layer_norm(pw.add(tape, x, y), f"{name}_layer_norm"), weights
 
 
 def _mlp(model: Assembly, spec: BartSpec, x: Tensor, width: int) -> Tensor:

@@ -14,7 +14,7 @@ from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.matmul import embedding
 from tuneplan.planner.graph.tape import Gradient
 from tuneplan.planner.graph.tensor import Size, Tensor, round_block, tensor_bytes
-from tuneplan.planner.models import encoder, encoder_head, tasks
+from tuneplan.planner.models import encoder, encoder_decoder, encoder_head, tasks
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.encoder import EncoderSpec
@@ -89,13 +89,15 @@ class _Shared:
 
     Attributes:
         made: what the encoder made, in the decoder.
-        masks: for padding.
+        masks: of the attention to its own tokens.
+        cross_masks: of attention to the encoder.
         bias: of self-attention.
         cross_bias: of attention to the encoder: zeros.
     """
 
     made: Tensor | None
     masks: tuple[Tensor, ...]
+    cross_masks: tuple[Tensor, ...] = ()
     bias: Tensor | None = None
     cross_bias: Tensor | None = None
 
@@ -115,7 +117,7 @@ def stacks(spec: T5Spec) -> tuple[Stack, ...]:
 def _start(model: Assembly, spec: T5Spec, _: Tensor | None) -> tuple[Block, _Shared]:
     """Token ids, labels, and the encoder's embeddings."""
     encoder.refuse_losses(model)
-    encoder.refuse_prefixes(model)
+    encoder_decoder.check_prefixes(model, spec, spec.decoder_layers, spec.num_attention_heads, spec.head_dim)
     if model.settings.attention == "flash":
         raise InputError(f"{spec.id}: FlashAttention takes no bias of the scores, which T5 has; use --attention sdpa or eager")
     tape = model.begin("", 1)
@@ -151,12 +153,12 @@ def _bridge(model: Assembly, spec: T5Spec, entry: Tensor | None) -> tuple[Block,
     if words.storage not in leaves:
         tape.held.append(words.storage)
     hidden = pw.dropout(tape, words, spec.hidden_dropout)
-    masks = encoder.mask_of(model, hidden.dtype)
-    carried = (made.storage, shifted.storage, *[m.storage for m in masks], *leaves, *tape.held)
+    masks, others = encoder_decoder.decoder_masks(model, hidden.dtype, ones=False)
+    carried = (made.storage, shifted.storage, *[m.storage for m in (*masks, *others)], *leaves, *tape.held)
     tape.outputs.append(made.storage)
     block = close("decoder.embeddings", tape, entry, hidden, carried, entry_held=False, leaves=leaves * 2, exit_held=False)
     block.early_leaves = leaves
-    return block, _Shared(made, masks)
+    return block, _Shared(made, masks, others)
 
 
 def _norm(model: Assembly, x: Tensor, module: str) -> Tensor:
@@ -166,18 +168,26 @@ def _norm(model: Assembly, x: Tensor, module: str) -> Tensor:
 def _layer(model: Assembly, spec: T5Spec, entry: Tensor, shared: _Shared) -> Block:
     """Self-attention, attention to the encoder in the decoder, MLP; each before its residual is added."""
     tape = model.tape
-    hidden = _attention(model, spec, entry, "layer.0", "SelfAttention", shared)
+    hidden, weights = _attention(model, spec, entry, "layer.0", "SelfAttention", shared)
     if shared.made is not None:
-        hidden = _attention(model, spec, hidden, "layer.1", "EncDecAttention", shared)
+        own = weights
+        hidden, weights = _attention(model, spec, hidden, "layer.1", "EncDecAttention", shared)
+        tape.hold(*own)
     exit = _mlp(model, spec, hidden, "layer.1" if shared.made is None else "layer.2")
+    tape.hold(*weights)
     for part in model.method.parts:
         exit = part.layer_exit(model, exit)
     carried = tuple([b.storage for b in (shared.bias, shared.cross_bias) if b is not None]) if model.layer == 0 else ()
-    return close("layer", tape, entry, exit, carried)
+    block = close("layer", tape, entry, exit, carried)
+    if model.layer == 0 and shared.cross_bias is not None and model.settings.gradient_checkpointing == "non-reentrant":
+        block.early_leaves = (shared.cross_bias.storage,)  # a leaf, which stays with its gradient
+    return block
 
 
-def _attention(model: Assembly, spec: T5Spec, x: Tensor, place: str, name: str, shared: _Shared) -> Tensor:
-    """`x + dropout(attention(layer_norm(x)))`."""
+def _attention(
+    model: Assembly, spec: T5Spec, x: Tensor, place: str, name: str, shared: _Shared
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`x + dropout(attention(layer_norm(x)))`, and the attention weights (eager), which a variable of the layer's code holds."""
     tape = model.tape
     cross = name == "EncDecAttention"
     normed = _norm(model, x, f"{place}.layer_norm")
@@ -185,9 +195,12 @@ def _attention(model: Assembly, spec: T5Spec, x: Tensor, place: str, name: str, 
     names = [f"{place}.{name}.{part}" for part in "qkv"]
     q, k, v = encoder.projections(model, spec, kernel, normed, names, bias=False, source=shared.made if cross else None)
     tape.scope = f"{place}.{name}"
-    if not cross:
-        for part in model.method.parts:
-            k, v = part.keys_values(model, k, v)
+    decoder = shared.made is not None
+    settings = model.settings
+    kept = settings.use_cache and settings.gradient_checkpointing == "off"
+    packed = decoder and (kept or model.method.prefix_length > 0)
+    if packed:
+        k, v = encoder_decoder.from_cache(model, k, v, cross)
     bias = shared.cross_bias if cross else shared.bias
     if bias is None:
         bias = _bias(model, spec, f"{place}.{name}", q, k.shape[2], cross)
@@ -196,22 +209,22 @@ def _attention(model: Assembly, spec: T5Spec, x: Tensor, place: str, name: str, 
         else:
             shared.bias = bias
     dropout = spec.attention_dropout if model.settings.attention_dropout is None else model.settings.attention_dropout
+    mask = next(iter(shared.cross_masks if cross else shared.masks), None)
     weights: tuple[Tensor, ...] = ()
     if kernel.name == "eager":
-        out, scores = kernels.eager(tape, q, k, v, bias, dropout, wide=False)
+        out, scores = kernels.eager(tape, q, k, v, bias, dropout, wide=False, second=mask, packed=packed)
         weights = (scores,)
     else:
-        out = kernels.efficient_biased(tape, q, k, v, bias, shared.made is not None and not cross, cross)
+        out = kernels.efficient_biased(tape, q, k, v, bias, decoder and not cross, cross, mask)
     out = tape.view("join_heads", out, (*out.shape[:2], spec.num_attention_heads * spec.head_dim))
     tape.scope = ""
     y = model.linear(out, f"{place}.{name}.o", spec.hidden_size)
     tape.hold(normed, q, k, v)
-    tape.hold(*weights)
     dropped = pw.dropout(tape, y, spec.hidden_dropout)
     dropped = model.submodule("self_attn", normed, x, dropped)
     out = pw.add(tape, x, dropped)
     tape.hold(normed, y)
-    return out
+    return out, weights
 
 
 def _bias(model: Assembly, spec: T5Spec, module: str, q: Tensor, columns: Size, cross: bool) -> Tensor:
@@ -222,7 +235,9 @@ def _bias(model: Assembly, spec: T5Spec, module: str, q: Tensor, columns: Size, 
     if cross:
         zeros = tape.fresh(shape, q.dtype, model.settings.gradient_checkpointing != "off")
         zeros.crosses = True
-        return tape.record("position_bias", (), zeros)
+        # reentrant checkpointing gives the layers another tensor than the leaf, which goes with the first layer's backward
+        reads = (q,) if model.settings.gradient_checkpointing == "reentrant" else ()
+        return tape.record("position_bias", reads, zeros)
     buckets = tape.fresh((rows, columns), "int64", False)
     tape.record("buckets", (), buckets, scratch=3 * tensor_bytes((rows, columns), "int64"))
     table = model.weight(f"{module}.relative_attention_bias", (spec.buckets, heads), "embedding")

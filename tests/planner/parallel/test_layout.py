@@ -11,11 +11,12 @@ from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.network import Network, build
 from tuneplan.planner.models.registry import read_spec
-from tuneplan.planner.parallel.layout import RankMemory, rank_memory
+from tuneplan.planner.parallel.layout import RankMemory, rank_memory, rank_parts
 from tuneplan.planner.parallel.rank_network import in_flight, layers_of_stages, local_network, stage_network
 from tuneplan.planner.training.optimizers import OPTIMIZERS
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
+from tuneplan.profiling import small_models
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -119,6 +120,16 @@ def test_the_first_stage_holds_most_activations() -> None:
     assert found.stage_peaks[0] > found.stage_peaks[1]
     alone = step_memory(whole(), RUN, OPTIMIZERS["adamw_fused"]).phases["forward"].levels[ACTIVATIONS]
     assert alone == pytest.approx(found.memory.phases["forward"].levels[ACTIVATIONS], rel=0.05)
+
+
+def test_stages_of_other_layers_are_not_alike() -> None:
+    """As many layers make stages alike only if they are the same layers: here one with a window, the other without."""
+    spec = read_spec("x", ConfigReader(small_models.config("gemma3_text"), "x"))
+    network = build(spec, parse("full"), RUN)
+    kinds = [id(run.block) for run in network.runs if run.layered for _ in range(run.count)]
+    parts = rank_parts(spec, parse("full"), RUN, Sharding(pipeline_parallel=len(kinds)), network)
+    assert kinds[1] != kinds[2]
+    assert parts[1] is not parts[2]
 
 
 def test_layers_are_spread_evenly() -> None:

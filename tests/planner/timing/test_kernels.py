@@ -18,6 +18,7 @@ from tuneplan.planner.models.network import build
 from tuneplan.planner.models.registry import read_spec
 from tuneplan.planner.request import Request, check_settings
 from tuneplan.planner.switches import switches
+from tuneplan.planner.timing.card_columns import CardColumns
 from tuneplan.planner.timing.grid_time import StepSeconds
 from tuneplan.planner.timing.step_time import StepTime, step_time
 from tuneplan.planner.timing.work import network_work
@@ -82,7 +83,7 @@ def test_arrays_agree(settings: Settings) -> None:
 
     sizes = np.array([1, 4])
     network = build(SPEC, parse(DECODED), replace(settings, micro_batch_size=sizes))
-    many = StepSeconds(network, replace(settings, micro_batch_size=sizes), [find("adamw")], [CARD, MEASURED])
+    many = StepSeconds(network, replace(settings, micro_batch_size=sizes), [find("adamw")], CardColumns([CARD, MEASURED]))
     seconds, _ = many.under(SINGLE, np.array([1, 1]))
     expected = [[timed(replace(settings, micro_batch_size=int(n)), gpu).seconds for n in sizes] for gpu in (CARD, MEASURED)]
     assert seconds.reshape(2, 2) == pytest.approx(np.array(expected), rel=1e-9)

@@ -112,3 +112,14 @@ def test_short_attention_is_slower() -> None:
     assert plain == pytest.approx(seconds(4096))
     most = 1e12 / (seconds(10**9) - rates.start_seconds)
     assert most / 2 == pytest.approx(1e12 / (seconds(500) - rates.start_seconds), rel=1e-6)
+
+
+def test_small_ops_of_arrays_are_those_of_each_size() -> None:
+    """Bytes of small ops for a table of sizes, plain numbers and arrays mixed."""
+    sizes = np.array([[100, 5000], [20, 10**6]])
+    work = Work()
+    work.stream(50, 2)
+    work.stream(sizes, 3)
+    work.stream(2 * sizes, 1)
+    expected = [[100 + 3 * 100 + 200, 100], [100 + 60 + 40, 100]]
+    assert expected == np.asarray(work.small(1000)).tolist()
