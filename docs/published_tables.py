@@ -17,7 +17,8 @@ from types import ModuleType
 from tuneplan.planner import uncertainty
 from tuneplan.planner.memory import step_memory
 from tuneplan.planner.methods.lora import Lora
-from tuneplan.planner.replay import Program, Replay, replay
+from tuneplan.planner.replay import Replay, replay
+from tuneplan.planner.replay_weights import Program
 from tuneplan.planner.training.optimizers import find
 from tuneplan.planner.units import GIB, GIGA
 

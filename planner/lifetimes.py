@@ -35,8 +35,11 @@ def lifetimes(network: Network) -> Lifetimes:
     What stays was saved by an op, is an argument of a checkpoint or the batch itself, or what reversible layers computed last.
     """
     runs = network.runs
-    saved = {id(storage) for run in runs for op in run.block.ops for storage in op.saved}
-    arguments = {id(storage) for run in runs if run.checkpointed for op in run.block.ops for storage in op.reads}
+    blocks = {id(run.block): run.block for run in runs}
+    saved = {id(storage) for block in blocks.values() for op in block.ops for storage in op.saved}
+    again = {id(run.block): run.block for run in runs if run.checkpointed}
+    arguments = {id(storage) for block in again.values() for op in block.ops for storage in op.reads}
+    pins = {key: {id(s): s for op in block.ops for s in op.pinned} for key, block in blocks.items()}
     arguments |= {id(storage) for run in runs for storage in run.block.leaves}
     holders = _holders(runs)
     ends = [index for index, run in enumerate(runs) if not run.layered]
@@ -68,8 +71,7 @@ def lifetimes(network: Network) -> Lifetimes:
         if run.block.entries_kept and not run.checkpointed and run.block.entry is not None:
             entry = run.block.entry.storage
             over += [] if any(entry in op.saved for op in run.block.ops) else [entry] * run.count
-        pinned = {id(storage): storage for op in run.block.ops for storage in op.pinned}
-        spent[0] += list(pinned.values()) * run.count
+        spent[0] += list(pins[id(run.block)].values()) * run.count
         if run.checkpointed and run.block.left:
             spent[_start(runs, index) + 1] += run.block.left_here() * run.count
         entering = _held_entry(runs, index)
@@ -92,7 +94,11 @@ def _leaf(run: Run, storage: Storage) -> bool:
 def _holders(runs: list[Run]) -> dict[int, int]:
     """The first run, whose backward is the last, that holds a storage (by id): its ops save it, or its checkpoint has it."""
     first: dict[int, int] = {}
+    met: set[tuple[int, bool]] = set()
     for index, run in enumerate(runs):
+        if (id(run.block), run.checkpointed) in met:
+            continue
+        met.add((id(run.block), run.checkpointed))
         for op in run.block.ops:
             for storage in (*op.saved, *op.reads) if run.checkpointed else op.saved:
                 first.setdefault(id(storage), index)
@@ -144,11 +150,13 @@ def gradient_uses(network: Network) -> dict[int, int]:
     """
     uses: dict[int, int] = {}
     ends = {id(g.of) for run in network.runs if not run.layered for op in run.block.ops for g in op.gradients}
+    shared: dict[int, list[int]] = {}  # by block
     for run in network.runs:
-        for op in run.block.ops:
-            for gradient in op.gradients:
-                if gradient.of.name and ("*" not in gradient.of.name or id(gradient.of) in ends):
-                    uses[id(gradient.of)] = uses.get(id(gradient.of), 0) + 1
+        if id(run.block) not in shared:
+            made = [gradient.of for op in run.block.ops for gradient in op.gradients]
+            shared[id(run.block)] = [id(of) for of in made if of.name and ("*" not in of.name or id(of) in ends)]
+        for key in shared[id(run.block)]:
+            uses[key] = uses.get(key, 0) + 1
     return uses
 
 

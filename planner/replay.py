@@ -6,20 +6,18 @@ block, and the highest reservation is read off.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import dataclass
 
-from tuneplan.planner.allocator import MIN_BLOCK, SMALL_SIZE, Block, CachingAllocator
+from tuneplan.planner.allocator import SMALL_SIZE, Block, CachingAllocator
 from tuneplan.planner.device_memory import workspace_bytes
 from tuneplan.planner.graph.ledger import Shared, Walk
 from tuneplan.planner.graph.meter import Meter
-from tuneplan.planner.graph.tensor import BITS, GRADIENTS, Storage, elements, round_block
+from tuneplan.planner.graph.tensor import GRADIENTS, Storage
 from tuneplan.planner.lifetimes import gradient_uses, lifetimes
-from tuneplan.planner.memory import step_memory
-from tuneplan.planner.methods.formats import BLOCK_FORMATS, QUANTIZED
+from tuneplan.planner.memory import stands_alone, step_memory
 from tuneplan.planner.models.network import Network
-from tuneplan.planner.models.parameter import Parameter
-from tuneplan.planner.training.optimizers import Optimizer, state_bytes, step_scratch
+from tuneplan.planner.replay_weights import USUAL, Program, load, update
+from tuneplan.planner.training.optimizers import Optimizer
 from tuneplan.planner.training.settings import Settings
 
 ENOUGH_LAYERS = 1
@@ -27,21 +25,6 @@ ENOUGH_LAYERS = 1
 
 _BIRTH, _DEATH, _SCRATCH, _RENAME, _PRODUCT = range(5)
 _Event = tuple[int, int, int]  # kind, bytes, category (of _RENAME: the one it had; it becomes GRADIENTS)
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """What the training program does that decides which bytes stay reserved.
-
-    Attributes:
-        device_map: the model is loaded with a `device_map`, so transformers reserves its size in one piece first
-            (`caching_allocator_warmup`, transformers 5.23 modeling_utils.py); None: only if it is quantized, when
-            transformers sets a map itself.
-        empties_cache: the cache is emptied after k-bit preparation (pull request 3293 of peft, in 0.21.2).
-    """
-
-    device_map: bool | None = None
-    empties_cache: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +86,11 @@ class _Stage:
         self._live: dict[tuple[int, int], list[Block]] = {}
         self._workspace = workspace_bytes(settings.compute_capability)
         self._threads: set[str] = set()
+        self._short: dict[int, Sequence[_Event]] = {}
 
-    def play(self, events: Sequence[_Event], thread: str, times: int = 1, whole: int | None = None) -> None:
+    def play(
+        self, events: Sequence[_Event], thread: str, times: int = 1, whole: int | None = None, before: int = 0, total: int = 0
+    ) -> None:
         """Play a recorded segment; a death frees the youngest live block of its size and category.
 
         Args:
@@ -113,16 +99,17 @@ class _Stage:
             times: how often in a row.
             whole: of the repetitions but the first and the last so many only what outlives them is played, unless that
                 lands in the large pool.
+            before: repetitions that came earlier, with others between.
+            total: of all repetitions, with those that come later.
         """
         malloc, free, live = self.allocator.malloc, self.allocator.free, self._live
         full = short = [(kind, size, live.setdefault((size, category), [])) for kind, size, category in events]
-        edge = times if whole is None else whole
-        if 2 * edge < times:
-            lasting = _lasting(events)
-            if not any(kind == _BIRTH and size > SMALL_SIZE for kind, size, _ in lasting):
-                short = [(kind, size, live.setdefault((size, category), [])) for kind, size, category in lasting]
-        for index in range(times):
-            for kind, size, blocks in short if edge <= index < times - edge else full:
+        total = max(total, times)
+        edge = total if whole is None else whole
+        if 2 * edge < total:
+            short = [(kind, size, live.setdefault((size, category), [])) for kind, size, category in self._lasting(events)]
+        for index in range(before, before + times):
+            for kind, size, blocks in short if edge <= index < total - edge else full:
                 if kind == _BIRTH:
                     blocks.append(malloc(size))
                 elif kind == _DEATH:
@@ -135,6 +122,14 @@ class _Stage:
                 elif thread not in self._threads:
                     self._threads.add(thread)
                     malloc(self._workspace)
+
+    def _lasting(self, events: Sequence[_Event]) -> Sequence[_Event]:
+        """What outlives a segment, if that is small, or else all of it."""
+        if id(events) not in self._short:
+            lasting = _lasting(events)
+            large = any(kind == _BIRTH and size > SMALL_SIZE for kind, size, _ in lasting)
+            self._short[id(events)] = events if large else lasting
+        return self._short[id(events)]
 
     def _together(self, size: int, blocks: list[Block]) -> list[Block]:
         """Equal live blocks of the same category that make up a size: what layers left one by one and is let go at once."""
@@ -168,7 +163,7 @@ def replay(
     *,
     layers: int | None = None,
     expandable_segments: bool = False,
-    program: Program = Program(),
+    program: Program = USUAL,
     batches: Sequence[Network] = (),
     empty_cache_steps: int = 0,
 ) -> Replay:
@@ -178,8 +173,8 @@ def replay(
         network: the model under its method.
         settings: the step.
         optimizer: the update.
-        layers: of each run of layers alike, play the backward of only the first and the last so many whole (see
-            `_Stage.play`); None plays all. The forward is always whole: it decides where the activations lie. Over 19
+        layers: of layers alike, play the backward of only the first and the last so many whole (see `_Stage.play`), whatever
+            stands between them; None plays all. The forward is always whole: it decides where the activations lie. Over 19
             cases (Llama 2 and 3.1, Qwen 2.5; full, LoRA, QLoRA) `layers=1` was within 0.1 % of the whole replay.
         expandable_segments: the allocator's setting of that name.
         program: habits of the training program.
@@ -211,32 +206,60 @@ def replay(
         a.peak_allocated_bytes,
         a.peak_requested_bytes,
         a.peak_reserved_bytes - peak,
-        sum(run.count if layers is None else min(run.count, 2 * layers) for run in network.runs if run.layered),
+        sum(count if layers is None else min(count, 2 * layers) for count in _alike(network).values()),
     )
 
 
+def _alike(network: Network) -> dict[int, int]:
+    """How many layers there are of each block (by id)."""
+    counts: dict[int, int] = {}
+    for run in network.runs:
+        if run.layered:
+            counts[id(run.block)] = counts.get(id(run.block), 0) + run.count
+    return counts
+
+
 def _record(network: Network, settings: Settings) -> list[list[list[_Event]]]:
-    """Events of every run: forward; outputs let go; backward, in reverse order; that of later micro-batches if accumulating."""
+    """Events of every run: forward; outputs let go; backward, in reverse order; that of later micro-batches if accumulating.
+
+    Layers that are the same wherever they stand are walked once.
+    """
+    first: dict[tuple[int, bool, bool], int] = {}
+    twins = []
+    for index, run in enumerate(network.runs):
+        key = (id(run.block), run.checkpointed, run.reversible)
+        twins.append(first.setdefault(key, index) if stands_alone(run) else index)
     recorded: list[list[list[_Event]]] = [[], []]
     for accumulating in (False, True) if settings.accumulating else (False,):
         sink: list[list[_Event]] = []
         meter = type("Recorder", (_Recorder,), {"sink": sink, "__slots__": ()})
         walks = [Walk(run.block, meter) for run in network.runs]
-        for run, walk in zip(network.runs, walks, strict=True):
-            walk.forward(keep=not run.checkpointed, rebuilt=run.reversible)
+        for index, (run, walk) in enumerate(zip(network.runs, walks, strict=True)):
+            if twins[index] == index:
+                walk.forward(keep=not run.checkpointed, rebuilt=run.reversible)
+            else:
+                sink.append(sink[twins[index]])
         recorded[0] = sink.copy()
         sink.clear()
         held = lifetimes(network).held
-        for walk in walks:
-            walk.release(settings.keep_outputs, held)
+        for index, walk in enumerate(walks):
+            if twins[index] == index:
+                walk.release(settings.keep_outputs, held)
+            else:
+                sink.append(sink[twins[index]])
         recorded[1] = sink.copy()
         sink.clear()
         shared = Shared(accumulating, gradient_uses(network), fused_update=network.fused_update)
-        for run, walk in zip(reversed(network.runs), reversed(walks), strict=True):
+        done: dict[int, list[_Event]] = {}
+        for run, twin in zip(reversed(network.runs), reversed(twins), strict=True):
+            if twin in done:
+                sink.append(done[twin])
+                continue
             if run.checkpointed:
                 Walk(run.block, meter).backward(shared, run.recomputation(settings))
             else:
-                walk.backward(shared)
+                walks[twin].backward(shared)
+            done[twin] = sink[-1]
         recorded.append(sink)
     return recorded
 
@@ -283,8 +306,11 @@ class _Recorded:
             stage.drop_oldest(before)
         if empties:
             stage.allocator.empty_cache()
+        total, before_it = _alike(self.network), dict.fromkeys((id(run.block) for run in runs), 0)
         for index, events in zip(reversed(range(len(runs))), backward, strict=True):
-            stage.play(events, "backward", runs[index].count, layers)
+            key, count = id(runs[index].block), runs[index].count
+            stage.play(events, "backward", count, layers, before_it[key], total.get(key, count))
+            before_it[key] += count
             stage.play(self.spent[index], "backward")
 
 
@@ -310,91 +336,3 @@ def _lasting(events: Sequence[_Event]) -> list[_Event]:
         elif kind in (_DEATH, _RENAME):
             kept[index] = (kind, size, category)
     return [kept[index] for index in sorted(kept)]
-
-
-def _unrolled(parameters: Sequence[Parameter]) -> list[Parameter]:
-    """Parameters one by one: those of a stack of layers, which stand together, layer by layer."""
-    found: list[Parameter] = []
-    for layered, group in groupby(parameters, key=lambda p: "*" in p.name):
-        together = list(group)
-        if layered:
-            together = [p for i in range(max(p.count for p in together)) for p in together if i < p.count]
-        found += together
-    return found
-
-
-def load(allocator: CachingAllocator, network: Network, settings: Settings, program: Program) -> None:
-    """Place the weights: base model in the order of the state dict's keys, k-bit preparation, then adapters.
-
-    Mirrors `convert_and_load_state_dict_in_model` (transformers 5.23 core_model_loading.py), one weight after another,
-    and `prepare_model_for_kbit_training` (peft 0.21.2 utils/other.py).
-    """
-    width = BITS[settings.dtype] // 8
-    base = _unrolled([p for p in network.parameters if not p.adapter])
-    if program.device_map if program.device_map is not None else network.quantized:
-        sizes = [elements(p.shape) // 2 if p.storage in BLOCK_FORMATS else elements(p.shape) * width for p in base]
-        allocator.free(allocator.malloc(sum(sizes)))
-    dense: dict[int, list[Block]] = {}
-    for p in _unrolled(sorted([p for p in network.parameters if not p.adapter], key=lambda p: p.name)):
-        if p.storage in BLOCK_FORMATS:
-            _quantize(allocator, p)
-        elif p.storage in QUANTIZED:
-            whole = allocator.malloc(elements(p.shape) * width)
-            allocator.malloc(p.stored_bytes)
-            allocator.free(whole)
-        else:
-            dense.setdefault(id(p), []).append(allocator.malloc(elements(p.shape) * width))
-    cast = [p for p in base if p.storage not in (*QUANTIZED, settings.dtype)]
-    for p in cast:
-        allocator.malloc(p.stored_bytes)
-        allocator.free(dense[id(p)].pop(0))
-    if cast and program.empties_cache:
-        allocator.empty_cache()
-    for p in _unrolled([p for p in network.parameters if p.adapter]):
-        allocator.malloc(p.stored_bytes)
-
-
-def _quantize(allocator: CachingAllocator, p: Parameter) -> None:
-    """A weight's 16-bit copy, then packed values and scales, as `quantize_4bit` makes them (bitsandbytes 0.50)."""
-    form = BLOCK_FORMATS[p.storage]
-    blocks = -(-elements(p.shape) // form.block)
-    dense = allocator.malloc(2 * elements(p.shape))
-    scales = allocator.malloc(4 * blocks)
-    packed = allocator.malloc(elements(p.shape) * form.bits // 8)
-    kept = scales
-    if form.nested:
-        centered = allocator.malloc(4 * blocks)
-        kept = allocator.malloc(blocks)
-        allocator.free(centered)
-        allocator.free(scales)
-    allocator.malloc(p.stored_bytes - packed.request - kept.request)
-    allocator.free(dense)
-
-
-def update(allocator: CachingAllocator, network: Network, optimizer: Optimizer, settings: Settings, first: bool) -> None:
-    """Clipping and the optimizer's step; the first makes the states, each a block with its scales."""
-    master = settings.precision == "master-weights"
-    trained = [p for p in network.parameters if p.trainable]
-    order = _unrolled(trained)
-    _touch(allocator, _pieces(MIN_BLOCK * len(order), SMALL_SIZE))
-    if first:
-        parts = optimizer.states if optimizer.states and not optimizer.factored and not master else 1
-        states = {id(p): state_bytes(optimizer, [replace(p, count=1)], master).device for p in trained}
-        for size in [states[id(p)] for p in order if states[id(p)]]:
-            for _ in range(parts):
-                allocator.malloc(size // parts)
-    if optimizer.scratch == "foreach":
-        scratch = {id(p): step_scratch(optimizer, [replace(p, count=1)], master) for p in trained}
-        _touch(allocator, [scratch[id(p)] for p in order])
-    elif trained:
-        largest = max([round_block(4 * elements(p.shape)) for p in trained])
-        _touch(allocator, _pieces(step_scratch(optimizer, trained, master), largest))
-
-
-def _pieces(total: int, largest: int) -> list[int]:
-    return [min(largest, total - start) for start in range(0, total, largest)]
-
-
-def _touch(allocator: CachingAllocator, sizes: Sequence[int]) -> None:
-    for block in [allocator.malloc(size) for size in sizes]:
-        allocator.free(block)

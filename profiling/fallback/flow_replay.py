@@ -7,7 +7,8 @@ from tuneplan.planner.device_memory import workspace_bytes
 from tuneplan.planner.graph.tensor import GRADIENTS
 from tuneplan.planner.memory import step_memory
 from tuneplan.planner.models.network import Network
-from tuneplan.planner.replay import Program, Replay, load, update
+from tuneplan.planner.replay import Replay
+from tuneplan.planner.replay_weights import Program, load, update
 from tuneplan.planner.training.optimizers import Optimizer
 from tuneplan.planner.training.settings import Settings
 from tuneplan.profiling.fallback.cuts import Cuts

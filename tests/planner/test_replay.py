@@ -8,17 +8,21 @@ import pytest
 
 from tuneplan.planner.device_memory import workspace_bytes
 from tuneplan.planner.memory import step_memory
+from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.methods.full import Full
 from tuneplan.planner.methods.lora import Lora
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.methods.part import Part
 from tuneplan.planner.methods.quantized_base import QuantizedBase
 from tuneplan.planner.models import lookup, network, registry
+from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.network import Network
-from tuneplan.planner.replay import Program, replay
+from tuneplan.planner.replay import replay
+from tuneplan.planner.replay_weights import Program
 from tuneplan.planner.training.optimizers import Optimizer, find
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.units import GIB, MIB
+from tuneplan.profiling import small_models
 
 MEASURED = Path(__file__).parents[1] / "golden" / "published" / "canifinetune_rtx4080.csv"
 
@@ -176,3 +180,19 @@ def test_measured_on_an_rtx_4080(row: dict[str, str]) -> None:
     allocated, reserved = TOLERANCES.get(key, CLOSE)
     assert float(row["peak_allocated_GiB"]) == pytest.approx(played.allocated_bytes / GIB, rel=allocated)
     assert float(row["peak_reserved_GiB"]) == pytest.approx(played.reserved_bytes / GIB, rel=reserved)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_layers_alike_are_played_short_with_others_between(method: str) -> None:
+    """Of a model whose layers alternate, the first and the last of each kind are played whole.
+
+    The reservation is that of all layers, to a segment of the small pool.
+    """
+    config = {**small_models.config("gemma3_text"), "num_hidden_layers": 24}
+    config["layer_types"] = ["sliding_attention", "sliding_attention", "full_attention"] * 8
+    spec = registry.read_spec("x", ConfigReader(config, "x"))
+    settings = Settings(seq_len=128, gradient_checkpointing="non-reentrant")
+    model = network.build(spec, parse(method), settings)
+    whole, short = (replay(model, settings, find("adamw"), layers=layers) for layers in (None, 1))
+    assert (24, 4) == (whole.layers_replayed, short.layers_replayed)
+    assert whole.reserved_bytes == pytest.approx(short.reserved_bytes, abs=2 * MIB)
