@@ -92,7 +92,9 @@ def build(subject: Subject, implementation: str, device: str, adapt: Callable[[A
     except InputError as error:
         if settings.attention != "sdpa" or "does not support an attention implementation" not in str(error):
             raise
-        model = transformers_model(subject.config, task, "eager", dtype, start, settings.use_cache, settings.experts)
+        model = transformers_model(
+            subject.config, task, _eager_text(subject.config, implementation), dtype, start, settings.use_cache, settings.experts
+        )
         notes = ("this architecture has no sdpa attention in transformers; eager attention was used, as transformers does",)
     if settings.experts == LOOP and device == "meta":
         answer_routing(model, settings.routing)
@@ -131,6 +133,12 @@ def build(subject: Subject, implementation: str, device: str, adapt: Callable[[A
     return Built(model, optimizer, batch, notes, base)
 
 
+def _eager_text(config: Mapping[str, Any], implementation: str) -> Any:
+    """What transformers runs where the whole model, or the language model alone, has no sdpa attention."""
+    parts = [key for key in ("text_config", "vision_config") if key in config]
+    return {"": implementation, "vision_config": implementation, "text_config": "eager"} if len(parts) == 2 else "eager"
+
+
 def task_of(subject: Subject) -> str:
     """The task: as asked, or what the first of the config's `architectures` ends in, or the first that the architecture has."""
     if subject.task:
@@ -153,7 +161,7 @@ def task_of(subject: Subject) -> str:
 def transformers_model(
     config: Mapping[str, Any],
     task: str,
-    implementation: str,
+    implementation: Any,
     dtype: torch.dtype,
     device: str,
     use_cache: bool = False,
@@ -164,7 +172,7 @@ def transformers_model(
     Args:
         config: contents of a config.json; `model_type` names the architecture. Code that it points to is never run.
         task: a name of subject.TASKS.
-        implementation: of attention, a name that transformers knows.
+        implementation: of attention, a name that transformers knows, or such names by part of the config.
         dtype: of all parameters.
         device: "meta" for no weights at all.
         use_cache: keep keys and values, as a model does unless a trainer turns it off.
@@ -185,6 +193,7 @@ def transformers_model(
         )
     try:
         settings = AutoConfig.for_model(kind, **rest)
+        _check_sizes(settings, rest, kind)
         literal = implementation == attention.SDPA and kind in attention.CALL_TORCH
         settings._attn_implementation = "sdpa" if literal else implementation
         settings.use_cache = use_cache
@@ -212,6 +221,20 @@ def transformers_model(
         model.forward = partial(model.forward, return_loss=True)
     model.train()
     return model
+
+
+def _check_sizes(settings: Any, given: Mapping[str, Any], kind: str) -> None:
+    """Raise ValueError for sizes that stand beside the section where transformers reads them, and are passed over."""
+    if "text_config" not in settings.sub_configs or "text_config" in given:
+        return
+    text = settings.get_text_config()
+    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+        built = getattr(text, key, None)
+        if key in given and built != given[key]:
+            raise ValueError(
+                f"it reads sizes from text_config, which the config does not have, so that {key} {given[key]} would be {built}; "
+                "use the config.json published with the model"
+            )
 
 
 def materialize(model: nn.Module, device: str) -> None:

@@ -42,8 +42,8 @@ def _llava(spec: Any, ids: torch.Tensor, token: int, images: int, device: str, p
     return {"pixel_values": torch.zeros(images, tower.num_channels, *tower.image_size, device=device)}
 
 
-def _gemma3(spec: Any, ids: torch.Tensor, token: int, images: int, device: str, padded: bool) -> Batch:
-    """Pixels, and which tokens are of an image (1)."""
+def _gemma(spec: Any, ids: torch.Tensor, token: int, images: int, device: str, padded: bool) -> Batch:
+    """Pixels, and which tokens are of an image (1), or for PaliGemma of the answer."""
     return {**_llava(spec, ids, token, images, device, padded), "token_type_ids": (ids == token).long()}
 
 
@@ -78,15 +78,30 @@ def _qwen_vl(spec: Any, ids: torch.Tensor, token: int, images: int, device: str,
     return batch
 
 
+def _idefics3(spec: Any, ids: torch.Tensor, token: int, images: int, device: str, padded: bool) -> Batch:
+    """Tiles of each sequence, and which of their pixels are of an image (1)."""
+    rows, tower = len(ids), spec.tower
+    tiles = images // rows * spec.tiles
+    return {
+        "pixel_values": torch.ones(rows, tiles, tower.num_channels, *tower.image_size, device=device),
+        "pixel_attention_mask": torch.ones(rows, tiles, *tower.image_size, dtype=torch.long, device=device),
+    }
+
+
 def image_places(batch: Mapping[str, torch.Tensor]) -> int:
-    """Tokens of images in a batch that says which they are; 0 for any other."""
+    """Tokens of images in a batch that says which they are, or its tiles; 0 for any other."""
+    if "pixel_attention_mask" in batch:
+        return math.prod(batch["pixel_attention_mask"].shape[:2])
     kinds = batch.get("mm_token_type_ids")
     return 0 if kinds is None or kinds.is_meta else int((kinds > 0).sum())
 
 
 _KINDS: dict[str, tuple[str, int, Callable[[Any, torch.Tensor, int, int, str, bool], Batch]]] = {
     "llava": ("image_token_index", 32000, _llava),
-    "gemma3": ("image_token_index", 262144, _gemma3),
+    "gemma3": ("image_token_index", 262144, _gemma),
+    "paligemma": ("image_token_index", 256000, _gemma),
+    "idefics3": ("image_token_id", 128257, _idefics3),
+    "smolvlm": ("image_token_id", 128257, _idefics3),
     "qwen2_vl": ("image_token_id", 151655, _qwen_vl),
     "qwen2_5_vl": ("image_token_id", 151655, _qwen_vl),
     "qwen3_vl": ("image_token_id", 151655, _qwen_vl),

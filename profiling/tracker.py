@@ -270,6 +270,9 @@ class StorageTracker(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func is _CHECKED and args[0].device.type == "meta":
             return torch.ones((), dtype=torch.bool)  # a check of the model's code (`torch._check_tensor_all`)
+        told = masked_places.counts(func, args, kwargs or {}, self.places)
+        if told is not None:
+            return told
         if func is _ITEM and args[0].device.type == "meta":
             return bool(self.answer) if args[0].dtype is torch.bool else self.answer
         if func is _ADD and self._is_accumulation(args):

@@ -1,4 +1,4 @@
-"""What is particular to Gemma 3 with images: masks in every layer, text alone, and configs that are refused."""
+"""What is particular to Gemma 3 and PaliGemma with images: masks in every layer, text alone, and configs that are refused."""
 
 from dataclasses import replace
 from typing import Any
@@ -69,6 +69,25 @@ def test_refused_configs(changes: dict[str, Any], message: str) -> None:
     """What cannot be, or is not planned, is said with its reason."""
     with pytest.raises(InputError, match=message):
         built(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"projection_dim": 100}, "projection_dim=100 is not the language model's hidden_size=512"),
+        ({"text_config": {"model_type": "gemma3_text"}}, "model_type 'gemma3_text' is a part of PaliGemma"),
+    ],
+)
+def test_refused_configs_of_paligemma(changes: dict[str, Any], message: str) -> None:
+    """What cannot be, or is not planned, is said with its reason."""
+    with pytest.raises(InputError, match=message):
+        read_spec("paligemma", ConfigReader(small_models.config("paligemma", **changes), "paligemma"))
+
+
+def test_an_image_of_paligemma_takes_its_patches() -> None:
+    """All of them, and nothing stands around."""
+    spec = read_spec("paligemma", ConfigReader(small_models.config("paligemma"), "paligemma"))
+    assert (48 // 8) ** 2 == spec.image_tokens
 
 
 def test_a_sequence_has_room_for_its_images() -> None:
