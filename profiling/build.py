@@ -193,6 +193,7 @@ def transformers_model(
         )
     try:
         settings = AutoConfig.for_model(kind, **rest)
+        _check_sizes(settings, rest, kind)
         literal = implementation == attention.SDPA and kind in attention.CALL_TORCH
         settings._attn_implementation = "sdpa" if literal else implementation
         settings.use_cache = use_cache
@@ -220,6 +221,20 @@ def transformers_model(
         model.forward = partial(model.forward, return_loss=True)
     model.train()
     return model
+
+
+def _check_sizes(settings: Any, given: Mapping[str, Any], kind: str) -> None:
+    """Raise ValueError for sizes that stand beside the section where transformers reads them, and are passed over."""
+    if "text_config" not in settings.sub_configs or "text_config" in given:
+        return
+    text = settings.get_text_config()
+    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+        built = getattr(text, key, None)
+        if key in given and built != given[key]:
+            raise ValueError(
+                f"it reads sizes from text_config, which the config does not have, so that {key} {given[key]} would be {built}; "
+                "use the config.json published with the model"
+            )
 
 
 def materialize(model: nn.Module, device: str) -> None:

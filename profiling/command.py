@@ -13,6 +13,7 @@ from tuneplan.planner.errors import InputError
 from tuneplan.planner.estimate import estimate
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.config import read_config_file
+from tuneplan.planner.models.registry import as_known
 from tuneplan.profiling.quiet import quiet
 from tuneplan.profiling.report import trace_report, verification_report
 from tuneplan.profiling.subject import FULL, Subject
@@ -64,7 +65,7 @@ def subject_of(asked: Asked) -> Subject:
         method = Method("+".join(part.label for part in kept), kept) if kept else FULL
     return Subject(
         id=asked.id,
-        config=asked.config.mapping,
+        config=as_known(asked.config).mapping,
         method=method,
         peft_config=adapter,
         settings=replace(asked.settings, accumulating=asked.gradient_accumulation_steps > 1),

@@ -243,7 +243,8 @@ def _extended(subject: Subject, error: Exception) -> tuple[Run, dict[str, PhaseP
     weights = transformers_model(shortened[-1].config, task_of(subject), "eager", DTYPES[subject.settings.dtype], "meta")
     if count(weights).weight_bytes > LARGEST_SHORT_MODEL_BYTES:
         raise InputError(
-            f"the training step of {subject.id} needs values and {MORE} layers are too large for that: {error}"
+            f"the training step of {subject.id} does not run on the meta device, and {MORE} layers are too large to run with "
+            f"values: {error}"
         ) from error
     try:
         few, more = (run_once(short, "cpu") for short in shortened)

@@ -208,10 +208,38 @@ def _mimo_v2_flash(c: ConfigReader, index: int) -> Shapes:
     return {**found, **_deepseek_mlp(c, dense=_at(c, "moe_layer_freq", index) == 0), **_norms(c)}
 
 
+def _minimax_m3(c: ConfigReader, index: int) -> Shapes:
+    """MiniMax M3's text model: grouped attention, with an indexer in sparse layers, and experts beside a shared one."""
+    hidden, head = c.integer("hidden_size"), c.integer("head_dim", 128, maximum=2**14)
+    q, kv = c.integer("num_attention_heads") * head, c.integer("num_key_value_heads") * head
+    linears = {"q_proj": (q, hidden), "k_proj": (kv, hidden), "v_proj": (kv, hidden), "o_proj": (hidden, q)}
+    found = {**_linears("self_attn", linears), **_pair("self_attn", head), **_norms(c)}
+    sparse = c.section("sparse_attention_config") if c.has("sparse_attention_config") else ConfigReader({}, c.origin)
+    if sparse.has("sparse_attention_freq") and _at(sparse, "sparse_attention_freq", index):
+        lookers, columns = sparse.integer("sparse_num_index_heads", 4), sparse.integer("sparse_index_dim", 128)
+        looking = {"q_proj": (lookers * columns, hidden), "k_proj": (columns, hidden)}
+        found |= {**_linears("self_attn.indexer", looking), **_pair("self_attn.indexer", columns)}
+    if c.has("moe_layer_freq") and not _at(c, "moe_layer_freq", index):
+        return {**found, **_fused_mlp("mlp", hidden, c.integer("dense_intermediate_size", 12288))}
+    count = c.integer("num_local_experts", 128)
+    found |= {"mlp.gate.weight": (count, hidden), **_experts("mlp", count, hidden, c.integer("intermediate_size", 3072))}
+    return {**found, **_fused_mlp("mlp.shared_experts", hidden, c.integer("shared_intermediate_size", 3072))}
+
+
+def _pair(prefix: str, width: int) -> Shapes:
+    """Norms of queries and keys."""
+    return {f"{prefix}.q_norm.weight": (width,), f"{prefix}.k_norm.weight": (width,)}
+
+
+def _fused_mlp(prefix: str, hidden: int, width: int) -> Shapes:
+    return _linears(prefix, {"gate_up_proj": (2 * width, hidden), "down_proj": (hidden, width)})
+
+
 LAYERS: dict[str, tuple[Callable[[ConfigReader, int], Shapes], str, str]] = {
     "deepseek_v32": (_sparse_latent, "embed_tokens", "norm"),
     "deepseek_v4": (_deepseek_v4, "embed_tokens", "norm"),
     "glm_moe_dsa": (_sparse_latent, "embed_tokens", "norm"),
     "mimo_v2_flash": (_mimo_v2_flash, "embed_tokens", "norm"),
+    "minimax_m3_vl_text": (_minimax_m3, "embed_tokens", "norm"),
 }
 """By model type: the weights of a layer, and the names of the embedding and of the last norm."""

@@ -33,6 +33,7 @@ FAMILIES = {
     "mpt": ("mpt",),
     "nemotron": ("nemotron",),
     "nemotron_h": ("nemotron_h",),
+    "nemotron_nas": ("nemotron-nas",),
     "opt": ("opt",),
     "phi": ("phi",),
     "phi3": ("phi3",),
@@ -78,7 +79,7 @@ TEXT_MODELS = {"llama4": "llama4_text", "qwen3_5": "qwen3_5_text", "qwen3_5_moe"
 """Models with images whose config transformers loads as a text model where a causal model is asked for."""
 BESIDE_TOWERS = {"gemma4": "gemma4_text"}
 """Models with images that are loaded whole where a causal model is asked for, with the type of their text model alone."""
-SAME_SHAPE = {"kimi_k2": "deepseek_v3"}
+SAME_SHAPE = {"kimi_k2": "deepseek_v3", "mimo": "qwen2", "minimax_m3": "minimax_m3_vl_text"}
 """Types that transformers does not have, with the type that has the same weights and ops."""
 LORA_NAMES = ("lora", "qlora", "dora", "lora_fa")
 MADE_DENSE = ("fp8", "mxfp4")
@@ -201,5 +202,13 @@ def described(config: ConfigReader) -> tuple[ConfigReader, str]:
     same = SAME_SHAPE.get(config.text("model_type"))
     if same is not None:
         notes.append(f"its own code is not part of transformers; it is planned as {same}, whose shape it has")
-        config = ConfigReader({**config.mapping, "model_type": same}, config.origin)
+        if config.text("model_type") == "mimo" and config.has("num_nextn_predict_layers"):
+            notes.append("its layers for the prediction of further tokens, which fine-tuning as such does not load, are left out")
+        config = as_known(config)
     return config, "; ".join(notes)
+
+
+def as_known(config: ConfigReader) -> ConfigReader:
+    """The config under the name that transformers has for its shape."""
+    same = SAME_SHAPE.get(config.text("model_type"))
+    return config if same is None else ConfigReader({**config.mapping, "model_type": same}, config.origin, config.asked)

@@ -8,6 +8,7 @@ from tuneplan.planner.errors import InputError
 from tuneplan.planner.job import Job
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.config import ConfigReader
+from tuneplan.planner.models.registry import as_known
 from tuneplan.planner.models.source import TracedSpec
 from tuneplan.planner.models.spec import CAUSAL_LM
 from tuneplan.planner.training.settings import Settings
@@ -42,6 +43,7 @@ def traced_spec(id: str, config: ConfigReader, task: str, reason: str) -> Traced
         mapping = {**mapping, **text}
     sizes: dict[str, Any] = {name: _size(mapping, keys) for name, keys in _KEYS.items()}
     sizes["max_position_embeddings"] = sizes["max_position_embeddings"] or UNKNOWN_CONTEXT
+    config = as_known(config)
     source = _sources.setdefault((id, repr(config.mapping), task), TracedSource(id, config, task))
     source.closed = False
     return TracedSpec(

@@ -16,12 +16,14 @@ from tuneplan.profiling import family_matrix, small_models
 NAMES = small_models.names()
 PEAK_PERCENT = 0.5
 """The published goal, which no tolerance of a small model may exceed."""
+WITHOUT_CODE = {"nemotron-nas"}
+"""Architectures that transformers cannot build; their own tests hold them against parts that it has."""
 
 
 def test_every_model_type_has_a_small_model() -> None:
     """And no small model is of an architecture that no family mirrors."""
     known = {model_type for model_types in FAMILIES.values() for model_type in model_types}
-    assert known == {small_models.load(name).model_type for name in NAMES}
+    assert known - WITHOUT_CODE == {small_models.load(name).model_type for name in NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)
