@@ -11,10 +11,9 @@ from typing import Any
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import pointwise as pw
 from tuneplan.planner.graph.block import Block, close
-from tuneplan.planner.graph.matmul import embedding
-from tuneplan.planner.graph.tape import Gradient, Tape
-from tuneplan.planner.graph.tensor import Size, Tensor, round_block, tensor_bytes
-from tuneplan.planner.models import decoder, encoder, image_text, tasks, vision
+from tuneplan.planner.graph.tape import Tape
+from tuneplan.planner.graph.tensor import Tensor, tensor_bytes
+from tuneplan.planner.models import decoder, image_text, tasks, tiled_tower, vision
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.attention import attend, gated_mlp, heads_first, kernel_of, split_heads
 from tuneplan.planner.models.config import ConfigReader
@@ -23,16 +22,16 @@ from tuneplan.planner.models.families.llama import LlamaSpec
 from tuneplan.planner.models.network import Stack
 from tuneplan.planner.models.packed_tower import passed_on
 from tuneplan.planner.models.spec import ModelSpec
-from tuneplan.planner.models.vision import LayerNames, VisionSpec
+from tuneplan.planner.models.tiled_tower import TOWER
+from tuneplan.planner.models.vision import VisionSpec
 
 TASKS = (tasks.IMAGE_TEXT,)
-TOWER, TEXT = "model.vision_model.", "model.language_model."
+TEXT = "model.language_model."
 MORE_WORDS = 8
 """Rows of the embedding that the head does not have."""
 PADDED_TO = 8
 """Patches of a tile are padded to a multiple of this."""
 SELF, CROSS = "self", "cross"
-_NAMES = LayerNames("input_layernorm", "self_attn", "o_proj", "post_attention_layernorm")
 _TEXT = {
     "hidden_size": 4096,
     "num_hidden_layers": 40,
@@ -184,10 +183,6 @@ def _text_stack(spec: MllamaSpec, start: Any, layer: Any) -> Stack:
     return Stack(f"{TEXT}layers.*.", spec.num_hidden_layers, start, layer, lambda _, index: CROSS if index in crossing else SELF)
 
 
-def _images(model: Assembly) -> Size:
-    return model.token_shape[0] * model.settings.images
-
-
 def _start(model: Assembly, spec: MllamaSpec, _: Tensor | None) -> tuple[Block, tuple[Tensor, ...]]:
     """Pixels; patches behind the class token with the positions of patch and tile, normed and padded; the mask of patches."""
     if model.settings.gradient_checkpointing == "reentrant":
@@ -196,83 +191,21 @@ def _start(model: Assembly, spec: MllamaSpec, _: Tensor | None) -> tuple[Block, 
             "refuses; use non-reentrant checkpointing, which is the default"
         )
     tape = model.begin("", 1)
-    tiles = _images(model) * spec.tiles
+    tiles = tiled_tower.images_of(model) * spec.tiles
     pixels = vision.pixels(model, spec.tower, tiles)
-    hidden, leaves = _patches(model, spec, pixels, hooked=True)
-    mask = _patch_mask(model, spec, hidden.dtype)
+    hidden, leaves = tiled_tower.patches(model, spec, pixels, hooked=True)
+    mask = tiled_tower.patch_mask(model, spec, hidden.dtype)
     carried = (pixels.storage, mask.storage, *leaves)
     block = close("embeddings", tape, None, hidden, carried, batch=1, leaves=leaves * 2, exit_held=False)
     block.stays, block.exit_passed = (pixels.storage,), False
     return block, (mask,)
 
 
-def _patches(model: Assembly, spec: MllamaSpec, pixels: Tensor, hooked: bool) -> tuple[Tensor, tuple[Any, ...]]:
-    """What enters the first layer, `(images, tiles * rows, hidden)`, and what is held as a leaf."""
-    tape, tower = model.tape, spec.tower
-    tiles, width = pixels.shape[0], tower.hidden_size
-    images = tiles // spec.tiles
-    token = model.weight(TOWER.rstrip("."), (width,), "other", "class_embedding")
-    x = vision.patches(model, tower, pixels, f"{TOWER}patch_embedding", bias=False)
-    leaves = encoder.leaf(model, x) if hooked else ()
-    x = _tile_positions(model, spec, tape.view("reshape", x, (images, spec.tiles, tower.tokens - 1, width)), "pre")
-    x = vision.behind_class(model, tape.view("reshape", x, (tiles, tower.tokens - 1, width)), token)
-    x = tape.view("reshape", x, (images, spec.tiles, tower.tokens, width))
-    module = f"{TOWER}gated_positional_embedding"
-    gate = model.weight(module, (1,), "other", "gate")
-    table = model.weight(module, (tower.tokens, width), "other", "embedding")
-    places = pw.multiply(tape, pw.shift(tape, pw.tanh(tape, gate)), table)
-    x = pw.add(tape, x, tape.view("view", places, (1, 1, tower.tokens, width)))
-    every = (spec.ratios + 1, spec.tiles * tower.tokens * width)
-    of_tiles = embedding(tape, (images,), model.weight(f"{module}.tile_embedding", every, "embedding"))
-    of_tiles = tape.view("reshape", of_tiles, x.shape)
-    x = pw.add(tape, x, pw.multiply(tape, pw.tanh(tape, gate), of_tiles))
-    tape.hold(places, of_tiles)
-    x = model.layer_norm(x, f"{TOWER}layernorm_pre")
-    padded = tape.fresh((images, spec.tiles, spec.rows, width), x.dtype, x.requires_grad)
-    tape.record("pad", (x,), padded, gradients=(Gradient(x, round_block(x.nbytes), moved=2 * x.nbytes),))
-    return tape.view("view", padded, (images, spec.tiles * spec.rows, width)), leaves
-
-
-def _tile_positions(model: Assembly, spec: MllamaSpec, x: Tensor, name: str) -> Tensor:
-    """Gated positions of each tile added to its patches: `(images, tiles, patches, hidden)`."""
-    tape, width = model.tape, spec.tower.hidden_size
-    module = f"{TOWER}{name}_tile_positional_embedding"
-    gate = model.weight(module, (1,), "other", "gate")
-    rows = embedding(tape, (x.shape[0],), model.weight(f"{module}.embedding", (spec.ratios + 1, spec.tiles * width), "embedding"))
-    rows = tape.view("reshape", rows, (x.shape[0], spec.tiles, 1, width))
-    return pw.add(tape, x, pw.multiply(tape, rows, pw.tanh(tape, gate)))
-
-
-def _patch_mask(model: Assembly, spec: MllamaSpec, dtype: str) -> Tensor:
-    """What patches attend to, for every pair of those of an image, in the tower's dtype."""
-    length = spec.tiles * spec.rows
-    shape = (_images(model), 1, length, length)
-    return model.tape.record("patch_mask", (), model.tape.fresh(shape, dtype, False), scratch=tensor_bytes(shape, dtype))
-
-
 def _tower_layer(gated: bool, model: Assembly, spec: MllamaSpec, entry: Tensor, masks: tuple[Tensor, ...]) -> Block:
     """A layer of the tower; its output stays until the tower is done."""
-    block = close("tower_layer", model.tape, entry, _seen(model, spec, entry, masks, gated))
+    block = close("tower_layer", model.tape, entry, tiled_tower.seen(model, spec, entry, masks, gated))
     block.entries_kept = not gated
     return block
-
-
-def _seen(model: Assembly, spec: MllamaSpec, entry: Tensor, masks: tuple[Tensor, ...], gated: bool) -> Tensor:
-    """Attention and MLP, each behind a norm and, where the layer is `gated`, before a gate."""
-    tape = model.tape
-    normed = model.layer_norm(entry, _NAMES.before)
-    mixed, weights = vision.attention(model, spec.tower, normed, _NAMES, False, masks, output_bias=False)
-    mixed = model.submodule("self_attn", normed, entry, mixed)
-    hidden = pw.add(tape, entry, _gated(model, mixed, "gate_attn") if gated else mixed)
-    normed = model.layer_norm(hidden, _NAMES.after)
-    out = model.submodule("mlp", normed, hidden, vision.mlp(model, spec.tower, normed))
-    exit = pw.add(tape, hidden, _gated(model, out, "gate_ffn") if gated else out)
-    tape.hold(*weights)
-    return exit
-
-
-def _gated(model: Assembly, x: Tensor, name: str) -> Tensor:
-    return pw.multiply(model.tape, pw.tanh(model.tape, model.weight("", (1,), "other", name)), x)
 
 
 def _take(between: _Between, model: Assembly, spec: MllamaSpec, index: int, entry: Tensor, _: Any) -> Block:
@@ -288,21 +221,15 @@ def _middle(model: Assembly, spec: MllamaSpec, entry: Tensor | None) -> tuple[Bl
     assert entry is not None
     masks = model.layers_share
     model.begin("", 1)
-    exit = _positioned(model, spec, model.layer_norm(entry, f"{TOWER}layernorm_post"))
+    exit = tiled_tower.behind_layers(model, spec, model.layer_norm(entry, f"{TOWER}layernorm_post"))
     return close("middle", model.tape, entry, exit, exit_held=False), masks
-
-
-def _positioned(model: Assembly, spec: MllamaSpec, x: Tensor) -> Tensor:
-    tape, shape = model.tape, x.shape
-    x = tape.view("reshape", x, (shape[0], spec.tiles, spec.rows, shape[-1]))
-    return tape.view("reshape", _tile_positions(model, spec, x, "post"), shape)
 
 
 def _bridge(between: _Between, model: Assembly, spec: MllamaSpec, entry: Tensor | None) -> tuple[Block, tuple[Tensor, ...]]:
     """Outputs of the tower side by side, projected, the masks of who attends to them, and what the language model starts with."""
     assert entry is not None
     tape = model.begin("", 1)
-    made = _projected(model, spec, entry, between.taken)
+    made = tiled_tower.projected(model, spec, entry, between.taken)
     made.crosses = True
     between.states = made
     batch, length = model.token_shape
@@ -318,23 +245,6 @@ def _bridge(between: _Between, model: Assembly, spec: MllamaSpec, entry: Tensor 
     return _begin_text(model, spec, tape, entry, (made, *between.masks, given))
 
 
-def _projected(model: Assembly, spec: MllamaSpec, x: Tensor, taken: list[Tensor]) -> Tensor:
-    """`(images * tiles, patches, hidden)` of the language model, out of the tower's last output and those that were `taken`."""
-    tape, tower = model.tape, spec.tower
-    images, width, count = x.shape[0], tower.hidden_size, len(taken)
-    short = (images, spec.tiles, tower.tokens)
-    last = pw.narrow(tape, tape.view("reshape", x, (images, spec.tiles, spec.rows, width)), (*short, width))
-    stacked = tape.fresh((*x.shape, count), x.dtype, any(t.requires_grad for t in taken))
-    tape.record("stack", tuple(taken), stacked, gradients=tuple([Gradient(t, None, view=True) for t in taken]))
-    others = tape.view("reshape", stacked, (images, spec.tiles, spec.rows, width * count))
-    others = pw.narrow(tape, others, (*short, width * count))
-    both = model.join("cat", last, others, (*short, width * (count + 1)))
-    tape.held.append(both.storage)
-    out = model.linear(both, "model.multi_modal_projector", spec.hidden_size, bias=True)
-    tape.hold(stacked)
-    return tape.view("reshape", out, (images * spec.tiles, tower.tokens, spec.hidden_size))
-
-
 def _text_start(model: Assembly, spec: MllamaSpec, _: Tensor | None) -> tuple[Block, tuple[Tensor, ...]]:
     """Without images: the tower stands idle."""
     image_text.idle(model, lambda: _stand_by(model, spec))
@@ -345,19 +255,21 @@ def _stand_by(model: Assembly, spec: MllamaSpec) -> None:
     """Note the tower's weights, by way of ops that nobody walks."""
     given, model.settings = model.settings, replace(model.settings, images=1)
     model.begin("", 1)
-    x, _ = _patches(model, spec, vision.pixels(model, spec.tower, _images(model) * spec.tiles), hooked=False)
-    masks = (_patch_mask(model, spec, x.dtype),)
+    x, _ = tiled_tower.patches(
+        model, spec, vision.pixels(model, spec.tower, tiled_tower.images_of(model) * spec.tiles), hooked=False
+    )
+    masks = (tiled_tower.patch_mask(model, spec, x.dtype),)
     for name, layers, gated in (
         ("transformer", spec.tower.num_hidden_layers, False),
         ("global_transformer", spec.global_layers, True),
     ):
         for index in range(layers):
             model.begin(f"{TOWER}{name}.layers.{index}.", 1, index)
-            x = _seen(model, spec, x, masks, gated)
+            x = tiled_tower.seen(model, spec, x, masks, gated)
         model.begin("", 1)
         if not gated:
-            x = _positioned(model, spec, model.layer_norm(x, f"{TOWER}layernorm_post"))
-    _projected(model, spec, x, [x] * len(spec.taken))
+            x = tiled_tower.behind_layers(model, spec, model.layer_norm(x, f"{TOWER}layernorm_post"))
+    tiled_tower.projected(model, spec, x, [x] * len(spec.taken))
     model.settings = given
 
 
