@@ -35,9 +35,10 @@ def power(tape: Tape, x: Tensor, kind: str = "pow") -> Tensor:
 
 
 def _gelu_new(tape: Tape, x: Tensor, kind: str) -> Tensor:
-    """`0.5 * x * (1 + tanh(c * (x + a * x^3)))`, one kernel for each operation."""
+    """`0.5 * x * (1 + tanh(c * (x + a * x^3)))`, one kernel for each operation; under autocast `pow` is in fp32."""
     half = pw.scale(tape, x)
-    inner = pw.scale(tape, pw.add(tape, x, pw.scale(tape, power(tape, x))))
+    base = pw.cast(tape, x, "fp32") if tape.autocast else x
+    inner = pw.scale(tape, pw.add(tape, x, pw.scale(tape, power(tape, base))))
     return pw.multiply(tape, half, pw.shift(tape, pw.tanh(tape, inner)))
 
 
