@@ -153,21 +153,6 @@ def relu(tape: Tape, x: Tensor) -> Tensor:
     return tape.record("relu", (x,), out, saved=(out,), gradients=(gradient,))
 
 
-def gelu_new(tape: Tape, x: Tensor) -> Tensor:
-    """`NewGELUActivation` of transformers 5.23: `0.5 x (1 + tanh(c (x + 0.044715 x^3)))`, written out.
-
-    Under autocast the power, and with it what follows, is in fp32.
-    """
-    base = cast(tape, x, "fp32") if tape.autocast else x
-    full = round_block(base.nbytes)
-    cube = tape.fresh(base.shape, base.dtype, base.requires_grad)
-    gradient = Gradient(base, full, scratch=2 * full, moved=7 * full, launches=3)
-    tape.record("pow", (base,), cube, saved=(base,), gradients=(gradient,))
-    inner = scale(tape, add(tape, x, scale(tape, cube)))
-    half = scale(tape, x)
-    return multiply(tape, half, shift(tape, tanh(tape, inner)))
-
-
 def softcap(tape: Tape, x: Tensor) -> Tensor:
     """`c * tanh(x / c)`, written out as Gemma 2 does."""
     return scale(tape, tanh(tape, scale(tape, x, "softcap")), "softcap")
