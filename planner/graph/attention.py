@@ -205,8 +205,8 @@ def _fused(
     tape.ops[-1].launches = 0
     gradients = [
         Gradient(q, round_block(q.nbytes), flops=5 * flops // 2, moved=3 * moved, dims=(length, k.shape[2], head_dim)),
-        Gradient(k, round_block(k.nbytes)),
-        Gradient(v, round_block(v.nbytes)),
+        Gradient(k, round_block(k.nbytes), moved=0),
+        Gradient(v, round_block(v.nbytes), moved=0),
     ]
     tape.record(
         kind,

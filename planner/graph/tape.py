@@ -25,7 +25,7 @@ class Gradient:
         scratch: bytes held only while this gradient is computed.
         flops: matrix-multiply FLOPs of this gradient.
         dims: rows, columns and summed dimension of its product; None for several products, or where they do not matter.
-        moved: bytes read and written for this gradient.
+        moved: bytes read and written for this gradient; where it is not given, the output's gradient and this one.
         decoded: 4-bit weights made dense for it.
     """
 
@@ -33,7 +33,7 @@ class Gradient:
     nbytes: Size | None
     scratch: Size | None = None
     flops: Size = 0
-    moved: Size = 0
+    moved: Size | None = None
     view: bool = False
     given: Storage | None = None
     piece: bool = False
@@ -159,7 +159,7 @@ class Tape:
                 scratch=scratch,
                 saved=tuple([tensor.storage for tensor in saved if not tensor.name]),
                 saves=bool(saved),
-                gradients=tuple([g for g in gradients if g.of.requires_grad]),
+                gradients=tuple([_with_traffic(g, output) for g in gradients if g.of.requires_grad]),
                 flops=flops,
                 moved=moved,
                 workspace=workspace,
@@ -195,3 +195,10 @@ class Tape:
     def hold(self, *tensors: Tensor) -> None:
         """Keep tensors alive up to here, as a local variable of the model's Python code does."""
         self.ops.append(Op("hold", tuple([tensor.storage for tensor in tensors]), launches=0))
+
+
+def _with_traffic(gradient: Gradient, output: Tensor) -> Gradient:
+    """Fill in `Gradient.moved` of an elementwise kernel."""
+    if gradient.moved is None:
+        gradient.moved = 0 if gradient.nbytes is None or gradient.given is not None else gradient.nbytes + output.nbytes
+    return gradient

@@ -80,12 +80,16 @@ class AdaLora(Targeted):
         return pw.add_in_place(tape, y, product)
 
     def loss(self, model: "Assembly", loss: Tensor) -> Tensor:
-        """Add the orthogonality of every A and B: their gradients from it are there before those from the layers."""
+        """Add the orthogonality of every A and B: their gradients from it are there before those from the layers.
+
+        For each of them five kernels forward (product, identity, difference, norm, sum) and ten backward, as dispatched.
+        """
         tape = model.tape
         adapted = [p for p in model.parameters.values() if p.name.endswith((".lora_A", ".lora_B"))]
         kept = sum(p.count * (round_block(4 * self.init_r**2) + round_block(4)) for p in adapted)
         norms = tape.fresh((kept // 4,), "fp32", False)
         tape.record("orthogonality", (), norms, moved=sum(p.tensor.nbytes * p.count for p in adapted))
-        gradients = [Gradient(p.tensor, p.count * round_block(p.tensor.nbytes)) for p in adapted]
+        tape.ops[-1].launches = 5 * sum(p.count for p in adapted)
+        gradients = [Gradient(p.tensor, p.count * round_block(p.tensor.nbytes), launches=10 * p.count) for p in adapted]
         out = tape.fresh((1,), "fp32", True)
         return tape.record("orthogonal_loss", (loss, norms), out, saved=(norms,), gradients=(Gradient(loss, None), *gradients))

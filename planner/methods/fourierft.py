@@ -60,9 +60,18 @@ class FourierFt(Targeted):
             "index_put", (values, indices), dense, saved=(indices,), gradients=(Gradient(values, round_block(values.nbytes)),)
         )
         turned = tape.fresh(site.weight.shape, "complex64", True)
-        tape.record("ifft2", (dense,), turned, scratch=2 * full, gradients=(Gradient(dense, 2 * full),))
+        # to complex numbers, a pass over each dimension, the normalization (aten SpectralOps.cpp); the backward is the reverse
+        tape.record(
+            "ifft2",
+            (dense,),
+            turned,
+            scratch=2 * full,
+            gradients=(Gradient(dense, 2 * full, moved=15 * full, launches=5),),
+            moved=15 * full,
+        )
+        tape.ops[-1].launches = 4
         real = tape.view("real", turned, site.weight.shape)
-        tape.ops[-1].gradients = (Gradient(turned, 2 * full),)
+        tape.ops[-1].gradients = (Gradient(turned, 2 * full, moved=3 * full),)
         delta = tape.fresh(site.weight.shape, "fp32", True)
         tape.record("scale", (real,), delta, gradients=(Gradient(real, full),))
         tape.hold(dense)

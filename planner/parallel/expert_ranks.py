@@ -64,6 +64,6 @@ def _more_rows(block: Block, factor: Fraction, rows: Size) -> None:
         for gradient in op.gradients:
             gradient.flops = gradient.flops * factor.numerator // factor.denominator
             if per_row(gradient.of):
-                gradient.moved = gradient.moved * factor.numerator // factor.denominator
+                gradient.moved = (gradient.moved or 0) * factor.numerator // factor.denominator
                 gradient.nbytes = None if gradient.nbytes is None else grown(gradient.nbytes)
                 gradient.scratch = None if gradient.scratch is None else grown(gradient.scratch)

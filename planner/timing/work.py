@@ -208,8 +208,9 @@ def _backward(ops: Sequence[Op], count: int, work: _Tally) -> None:
             if not gradient.of.name:
                 received.setdefault(id(gradient.of), []).append(gradient.of)
             launches = 0 if gradient.nbytes is None or gradient.given is not None else gradient.launches
-            if launches or not isinstance(gradient.moved, int) or gradient.moved:
-                work.add(op, gradient.flops, gradient.moved, launches, count, gradient.decoded, gradient.dims)
+            moved = 0 if gradient.moved is None else gradient.moved
+            if launches or not isinstance(moved, int) or moved:
+                work.add(op, gradient.flops, moved, launches, count, gradient.decoded, gradient.dims)
     for tensors in received.values():
         extra = len(tensors) - 1
         if extra:

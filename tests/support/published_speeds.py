@@ -186,7 +186,6 @@ def peft() -> list[Row]:
 
 PARTLY_TIMED = {
     "boft": "the inverses of its many small blocks are not timed",
-    "fourierft": "the Fourier transform is timed as one pass over the weight",
     "oft": "the inverses of its many small blocks are not timed",
     "adalora": "the update of its ranks after each step is not timed",
 }

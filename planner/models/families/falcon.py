@@ -231,7 +231,10 @@ def _math(model: Assembly, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Ten
     tape.record("mask_to_bias", (mask,), bias, scratch=round_block(mask.nbytes))
     wide = [pw.cast(tape, t, "fp32") for t in (q, k, v)]
     query, key = pw.scale(tape, wide[0]), pw.scale(tape, wide[1])
-    scores = batched(tape, pw.copy(tape, query), _spread(model, key, heads), (batch, heads, length, keys), size)
+    alone = isinstance(batch, int) and batch == 1  # whose heads lie so that products need no copy
+    scores = batched(
+        tape, query if alone else pw.copy(tape, query), _spread(model, key, heads), (batch, heads, length, keys), size
+    )
     weights = pw.softmax(tape, pw.add(tape, scores, bias))
     unused = tape.record("to", (weights,), tape.fresh(weights.shape, q.dtype, False))  # the second result, which nobody takes
     mixed = batched(tape, weights, _spread(model, wide[2], heads), (batch, heads, length, size), keys)
@@ -242,8 +245,16 @@ def _math(model: Assembly, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Ten
 
 
 def _spread(model: Assembly, x: Tensor, heads: int) -> Tensor:
-    """One head for all: a copy, but for a single sequence, of which it is a view."""
+    """One head for all: a copy, but for a single sequence, of which it is a view.
+
+    Among several configurations a single sequence has a copy of one head beside it.
+    """
     batch, _, length, size = x.shape
+    if isinstance(batch, int) and batch == 1:
+        out = model.tape.view("expand", x, (batch, heads, length, size))
+        if x.requires_grad:
+            model.tape.ops[-1].gradients = (Gradient(x, round_block(x.nbytes), moved=out.nbytes + x.nbytes),)
+        return out
     stored = Storage(round_block(x.nbytes * (1 + (heads - 1) * (batch > 1))), model.tape.category)
     out = Tensor(stored, (batch, heads, length, size), x.dtype, x.requires_grad)
     gradient = Gradient(x, round_block(x.nbytes), moved=out.nbytes + x.nbytes)

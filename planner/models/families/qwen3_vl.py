@@ -104,6 +104,11 @@ class Qwen3VlSpec(ModelSpec):
         """Experts of a layer of the language model, 0 for none."""
         return int(getattr(self.text, "num_experts", 0))
 
+    @property
+    def top_k(self) -> int:
+        """Experts of a token, 0 without experts."""
+        return int(getattr(self.text, "top_k", 0))
+
     def sized(self, image_size: tuple[int, int]) -> "Qwen3VlSpec":
         """The model as it reads images of a height and a width [pixels]."""
         return replace(self, tower=packed_tower.sized(self.id, self.tower, image_size))
@@ -131,7 +136,15 @@ def read(id: str, config: ConfigReader) -> Qwen3VlSpec:
     for key in ("image_token_id", "video_token_id"):
         config.integer(key, 151655, minimum=0)
     taken = _deepstack(given, tower.num_hidden_layers)
-    return Qwen3VlSpec(id=id, model_type=model_type, **image_text.of_text(text), text=text, tower=tower, deepstack=taken)
+    return Qwen3VlSpec(
+        id=id,
+        model_type=model_type,
+        **image_text.of_text(text),
+        text=text,
+        tower=tower,
+        deepstack=taken,
+        router_logits=text.router_logits,
+    )
 
 
 def _deepstack(config: ConfigReader, layers: int) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from tuneplan.planner.timing.work import network_work
 from tuneplan.planner.training.optimizers import OPTIMIZERS
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
-from tuneplan.profiling import small_models
+from tuneplan.profiling import family_matrix, small_models
 
 RUN = Settings(micro_batch_size=2, seq_len=128, gradient_checkpointing="off")
 BALANCED = ("qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss", "granitemoehybrid", "minimax_m2", "qwen3_next", "qwen3_5_moe_text")
@@ -44,6 +44,22 @@ def test_families(name: str) -> None:
     traced = pytest.importorskip("traced")
     run = replace(RUN, gradient_checkpointing="non-reentrant")
     traced.check(traced.Case(small_models.config(name, output_router_logits=True), "full", run), phases=0.01)
+
+
+@pytest.mark.traced
+@pytest.mark.parametrize("changes", [{}, {"experts": "eager", "gradient_checkpointing": "non-reentrant"}])
+def test_beside_a_vision_tower(changes: dict[str, Any]) -> None:
+    """The language model of Qwen3-VL has experts, and the whole model adds their loss."""
+    pytest.importorskip("traced")
+    model = small_models.load("qwen3_vl_moe")
+    text = {**model.config["text_config"], "num_experts": 256, "moe_intermediate_size": 32, "output_router_logits": True}
+    model = replace(model, config={**model.config, "text_config": text})
+    run = replace(RUN, seq_len=model.points[0][1], image_size=model.image_size, **changes)
+    method = "lora(target_modules=q_proj)"
+    _, peak = family_matrix.traced(model, method, run)
+    network, memory = family_matrix.estimated(model, method, run)
+    assert any(op.name == "router_loss.add_" for op in network.runs[-1].block.ops)
+    assert peak == pytest.approx(memory.peak.peak_bytes, rel=0.001)
 
 
 @pytest.mark.traced
