@@ -17,6 +17,7 @@ from tuneplan.planner.grid_found import Found
 from tuneplan.planner.grid_walks import Networks
 from tuneplan.planner.job import Job
 from tuneplan.planner.methods.method import Method
+from tuneplan.planner.plan import HOUR_DIGITS
 from tuneplan.planner.training.attention_kernel import AMPERE
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+WHOLE_UP_TO = 3
+"""The first stage of sharding in which no rank has all weights at once."""
 OLDER = (7, 0)
 """Stands for every card before Ampere: they run the same kernels."""
 
@@ -40,12 +43,13 @@ class Grid:
         evaluated: candidates so far.
     """
 
-    def __init__(self, search: "Search", told: Callable[[int], None] | None = None) -> None:
-        """`told` hears of every step forward, in candidates."""
+    def __init__(self, search: "Search", told: Callable[[int], None] | None = None, pruned: bool = True) -> None:
+        """`told`: hears of every step forward, in candidates. `pruned`: see `_series`."""
         self.job = search.job
         self.today = search.today
         self.evaluated = 0
         self._told = told
+        self._pruned = pruned
         self._cards: dict[tuple[int, ...], Cards] = {}
         self._known: dict[object, dict[Any, Any]] = {}
 
@@ -92,7 +96,7 @@ class Grid:
             for way, own in networks.items():
                 if own.has(split.layout):
                     kinds.append((split, way))
-                    made.append(_series(job, own, split, cards))
+                    made.append(_series(job, own, split, cards, self._pruned))
             self.count(split.candidates * len(networks) * len(job.optimizers))
         if not kinds:
             return None
@@ -119,7 +123,8 @@ class Grid:
             small=np.repeat(SMALL_STATES * cards.usable[:, 0, 0], len(cards.counts)),
             gain=GAIN,
         )
-        return _found(index, places, cards, kinds, candidates, choose(candidates))
+        least = np.min([series.least for series in made], 0)
+        return _found(index, places, cards, kinds, candidates, choose(candidates), least)
 
     def count(self, candidates: int) -> None:
         """So many were looked at."""
@@ -129,15 +134,23 @@ class Grid:
 
 
 def _found(
-    method: int, places: tuple[int, ...], cards: Cards, kinds: list[tuple[Split, str]], candidates: Candidates, taken: Taken
+    method: int,
+    places: tuple[int, ...],
+    cards: Cards,
+    kinds: list[tuple[Split, str]],
+    candidates: Candidates,
+    taken: Taken,
+    least: Floats,
 ) -> Found:
-    """What was chosen, of the numbers of cards that were asked for."""
+    """What was chosen, of the numbers of cards that were asked for. `least`: see `_Series`."""
     asked = np.flatnonzero(cards.asked.reshape(-1))
     at = (*(taken.index[asked, axis] for axis in range(3)), asked, taken.index[asked, 3])
     layouts: dict[tuple[int, int, int], Sharding] = {}
     rows = asked % len(cards.counts)
     for kind, stage, row in {(int(k), int(s), int(r)) for k, s, r in zip(at[0], at[2], rows, strict=True)}:
         layouts[kind, stage, row] = kinds[kind][0].sharding(row, cards.stages[stage])
+    fits, over = taken.fits[asked], taken.over[asked]
+    short, floor = candidates.short[at], least.reshape(-1)[asked]
     return Found(
         method,
         targets=np.array(places)[asked // len(cards.counts)],
@@ -146,9 +159,10 @@ def _found(
         optimizers=at[1],
         shardings=[layouts[int(k), int(s), int(r)] for k, s, r in zip(at[0], at[2], rows, strict=True)],
         keys=np.stack([rank[at] for rank in candidates.ranks], 1),
-        fits=taken.fits[asked],
-        over=taken.over[asked],
-        short=np.minimum(candidates.short[at], 2.0**62).astype(np.int64),
+        fits=fits,
+        over=over,
+        short=np.minimum(np.where(fits | over, short, np.minimum(short, floor)), 2.0**62).astype(np.int64),
+        sure=fits | over | (short < floor),
     )
 
 
@@ -162,6 +176,7 @@ class _Series:
         cost: dollars of the whole run; infinite where they are not known.
         memory: bytes of all cards.
         states: bytes of optimizer states on the fullest rank.
+        least: bytes above the memory of a card that anything that was passed over has at least, by (card, count).
     """
 
     short: Floats
@@ -169,21 +184,41 @@ class _Series:
     cost: Floats
     memory: Floats
     states: Floats
+    least: Floats
 
 
-def _series(job: Job, networks: Networks, split: Split, cards: Cards) -> _Series:
-    """All candidates of a split of the model and a kind of checkpointing."""
+def _series(job: Job, networks: Networks, split: Split, cards: Cards, pruned: bool) -> _Series:
+    """All candidates of a split of the model and a kind of checkpointing.
+
+    `pruned`: of the stages of sharding those are passed over that nobody needs, because an earlier one fits, and those whose
+    weights alone do not fit on any card that does. Neither changes what is taken where anything fits.
+    """
     shape = (len(job.optimizers), len(cards.stages), len(cards.cards), len(cards.counts), len(cards.sizes))
     device, hours, cost = (np.full(shape, np.inf) for _ in range(3))
     states = np.zeros((*shape[:2], 1, *shape[3:]))
+    weights = networks.least(split.layout) if pruned else 0
+    least: Floats = np.full(shape[2:4], np.inf)
+    fits = np.zeros((shape[0], *shape[2:4]), bool)
     tokens = job.global_batch_size * job.settings.seq_len
-    for stage, places, sharding in split.shardings(cards.stages):
+    for stage, number in enumerate(cards.stages):
+        places = split.places(stage)
+        if pruned:
+            rows = split.rows[places]
+            wanted = cards.asked[:, rows] & ~fits[:, :, rows].all(0)  # (card, place): where nothing fits yet
+            hopeless = wanted & (weights > cards.usable[..., 0]) & split.goes_on(stage)[places] & (number < WHOLE_UP_TO)
+            passed = wanted.any(0) & ~(wanted & ~hopeless).any(0)
+            least[:, rows[passed]] = np.minimum(least[:, rows[passed]], weights - cards.usable[..., 0])
+            places = places[wanted.any(0) & ~passed]
+        if not len(places):
+            continue
+        sharding = split.sharding_of(places, number)
         rows, steps = split.rows[places], split.steps[places]
         walks = networks.walks(sharding, split.layout)
         memory = walks.memory(sharding, steps)
         found = memory.allocated[:, None] + cards.runtime(walks.whole.quantized)[:, rows]
         tried = split.tried[stage][places]
         device[:, stage][:, :, rows] = np.where(tried, found, np.inf)
+        fits[:, :, rows] |= (tried & (found <= cards.usable)).any(-1)
         states[:, stage][:, :, rows] = memory.states[:, None]
         seconds, ahead = walks.seconds(sharding, steps, memory.fullest)
         saved = (memory.states * sharding.state_parts + memory.host + walks.saved)[:, None]
@@ -192,7 +227,7 @@ def _series(job: Job, networks: Networks, split: Split, cards: Cards) -> _Series
         if spot.any():
             taken = run_seconds(seconds, job.updates(), ahead / tokens, saved, job.overheads, spot=True)
             whole = np.where(spot, taken, whole)
-        hours[:, stage][:, :, rows] = whole / SECONDS_PER_HOUR
+        hours[:, stage][:, :, rows] = np.round(whole / SECONDS_PER_HOUR, HOUR_DIGITS)
         with np.errstate(invalid="ignore"):
             cost[:, stage][:, :, rows] = np.round(cards.usd[:, rows] * (whole / SECONDS_PER_HOUR), 2)
-    return _Series(device - cards.usable, hours, cost, device * np.array(cards.counts)[:, None], states)
+    return _Series(device - cards.usable, hours, cost, device * np.array(cards.counts)[:, None], states, least)

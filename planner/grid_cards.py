@@ -1,6 +1,5 @@
 """Cards of a large search that run a step alike, as columns: memory, prices and rates, and the numbers of them in a job."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
 from typing import Any
@@ -90,14 +89,21 @@ class Split:
         self.candidates = int((asked[:, None] * self.tried.sum(0)).sum())
         self._units = job.fsdp_units
 
-    def shardings(self, stages: tuple[int, ...]) -> Iterator[tuple[int, Ints, Sharding]]:
-        """What is evaluated at once: the place of a stage, places in `rows`, and the layout of all of them."""
-        for index, stage in enumerate(stages):
-            places: Ints = np.flatnonzero(self.tried[index].any(1))
-            if len(places):
-                ranks: Any = self.ranks[places][:, None]
-                ranks = ranks if len(places) > 1 or ranks.item() > 1 else 1
-                yield index, places, replace(self.layout, data_parallel=ranks, zero_stage=stage, units=self._units)
+    def places(self, stage: int) -> Ints:
+        """Places in `rows` for which a stage, by its place, is tried."""
+        found: Ints = np.flatnonzero(self.tried[stage].any(1))
+        return found
+
+    def goes_on(self, stage: int) -> NDArray[np.bool_]:
+        """Whether another stage is tried after a stage, by its place, where that does not fit (number of cards)."""
+        later: NDArray[np.bool_] = self.tried[stage + 1 :].any((0, 2))
+        return later
+
+    def sharding_of(self, places: Ints, stage: int) -> Sharding:
+        """The layout on several numbers of cards, by their places in `rows`."""
+        ranks: Any = self.ranks[places][:, None]
+        ranks = ranks if len(places) > 1 or ranks.item() > 1 else 1
+        return replace(self.layout, data_parallel=ranks, zero_stage=stage, units=self._units)
 
     def sharding(self, row: int, stage: int) -> Sharding:
         """The layout on one number of cards, by its place in `Cards.counts`."""

@@ -1,6 +1,6 @@
 """What a large search takes of a method, as columns, from which the best are worked out in full."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,7 +64,8 @@ class Found:
         keys: see `Choice.key` (row, figure).
         fits: see `Choice`.
         over: see `Choice`.
-        short: see `Choice.short_by_bytes`.
+        short: see `Choice.short_by_bytes`; where nothing fits and not all was evaluated, no more than that.
+        sure: whether it is that.
     """
 
     method: int
@@ -77,6 +78,7 @@ class Found:
     fits: Bools
     over: Bools
     short: Ints
+    sure: Bools
 
     def choice(self, row: int, job: Job) -> Choice:
         """One row in full."""
@@ -117,8 +119,11 @@ def every(found: Sequence[Found], job: Job) -> list[Choice]:
     return [one.choice(row, job) for one in found for row in range(len(one.sizes))]
 
 
-def best(found: Sequence[Found], job: Job, most_fitting: int, most_others: int) -> Best:
-    """So many of those that fit, by their keys, and of those that do not: what breaks a limit first, then by the bytes above."""
+def best(found: Sequence[Found], job: Job, most_fitting: int, most_others: int, again: Callable[[int], list[Found]]) -> Best:
+    """So many of those that fit, by their keys, and of those that do not: what breaks a limit first, then by the bytes above.
+
+    `again`: gives all of a method, by its place in the job, without passing anything over.
+    """
     places = [(one, row) for one in found for row in range(len(one.sizes))]
     if not places:
         return Best([], [], (0, 0))
@@ -127,6 +132,11 @@ def best(found: Sequence[Found], job: Job, most_fitting: int, most_others: int) 
     )
     by_key = [int(i) for i in np.lexsort(keys.T[::-1]) if fits[i]]
     by_bytes = [int(i) for i in np.lexsort((short, ~over)) if not fits[i]]
+    unsure = {places[i][0].method for i in by_bytes[:most_others] if not places[i][0].sure[places[i][1]]}
+    if unsure:
+        known = [one for one in found if one.method not in unsure]
+        known += [one for method in unsure for one in again(method)]
+        return best(sorted(known, key=lambda one: one.method), job, most_fitting, most_others, again)
     fitting, others = (
         [one.choice(row, job) for one, row in (places[i] for i in order[:most])]
         for order, most in ((by_key, most_fitting), (by_bytes, most_others))

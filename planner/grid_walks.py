@@ -12,10 +12,12 @@ from tuneplan.planner.fragmentation import allowance
 from tuneplan.planner.graph.tensor import BITS, OPTIMIZER_STATES, WEIGHTS
 from tuneplan.planner.job import Job
 from tuneplan.planner.memory import Known, StepMemory, finds_gradients, step_memory
+from tuneplan.planner.methods.formats import QUANTIZED
 from tuneplan.planner.methods.method import Method
 from tuneplan.planner.models.network import Network, build
 from tuneplan.planner.parallel.layout import Part, stage_parts
 from tuneplan.planner.parallel.rank_network import check_model, in_flight, local_network, local_settings
+from tuneplan.planner.parallel.shards import packed_bytes
 from tuneplan.planner.timing.card_columns import CardColumns
 from tuneplan.planner.timing.grid_time import StepSeconds
 from tuneplan.planner.training.optimizers import Optimizers
@@ -166,6 +168,17 @@ class Networks:
         except InputError:
             return False
         return True
+
+    def least(self, split: Sharding) -> int:
+        """Bytes that every rank has under the stages of sharding before the third, at any micro-batch; 0 if none are known.
+
+        It holds the base model's layers whole: always, or, under FSDP's second stage, from the forward to the backward.
+        """
+        if split.splits_model:
+            return 0
+        layers = [p for p in self._of_one_gpu(self._settings).parameters if "*" in p.name and not (p.adapter or p.buffer)]
+        quantized = sum(packed_bytes(p)[0] * p.count for p in layers if p.storage in QUANTIZED)
+        return quantized + sum(p.numel * BITS[p.storage] // 8 for p in layers if p.storage not in QUANTIZED)
 
     def walks(self, sharding: Sharding, split: Sharding) -> Walks:
         """The networks as ranks under a sharding run them: engines that keep fp32 weights themselves have their own."""

@@ -1,5 +1,6 @@
 """A large search over several processes, a method at a time; on systems that cannot fork, in this one."""
 
+import gc
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 WORTH_FORKING = 50_000
 """Below so many candidates x layouts one process is done before others have started."""
 MOST_WORKERS = 8
+MANY_OBJECTS = 100_000
+"""New objects after which a worker looks for garbage: networks are large, and go by themselves when nobody holds them."""
 
 _inherited: "Search | None" = None
 _grid: Grid | None = None
@@ -37,6 +40,11 @@ def found(search: "Search", told: Callable[[int], None] | None = None) -> tuple[
         grid = Grid(search, told)
         return grid.found(), grid.evaluated
     return _forked(search, told, workers)
+
+
+def whole(search: "Search", method: int) -> list[Found]:
+    """The same of one method, by its place in the job, with nothing passed over."""
+    return list(Grid(search, pruned=False).of_method(method))
 
 
 def _forked(search: "Search", told: Callable[[int], None] | None, workers: int) -> tuple[list[Found], int]:
@@ -65,6 +73,8 @@ def _of_method(index: int) -> str | tuple[int, list[Found]]:
     assert _inherited is not None
     if _grid is None:
         _grid = Grid(_inherited)
+        gc.freeze()  # what was inherited lives as long as the process, which is short
+        gc.set_threshold(MANY_OBJECTS)
     before = _grid.evaluated
     try:
         own = list(_grid.of_method(index))

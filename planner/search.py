@@ -84,7 +84,7 @@ class Search:
         from tuneplan.planner import grid_found, grid_workers
 
         found, evaluated = grid_workers.found(self, told)
-        best = grid_found.best(found, self.job, MOST_PLANS, MOST_REJECTED)
+        best = grid_found.best(found, self.job, MOST_PLANS, MOST_REJECTED, lambda method: grid_workers.whole(self, method))
         plans = [self._priced(self.evaluate(*choice.candidate)) for choice in best.fitting]
         rejected = []
         for choice in best.others:

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tuneplan.planner import grid_workers
+from tuneplan.planner import grid_found, grid_workers
 from tuneplan.planner import search as searching
 from tuneplan.planner.data.amount import of_job
 from tuneplan.planner.data.batches import Batches
 from tuneplan.planner.data.lengths import of_counts
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.grid import Grid
-from tuneplan.planner.grid_found import Choice, every
+from tuneplan.planner.grid_found import Choice, Found, every
 from tuneplan.planner.job import Job
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.models.lookup import load
@@ -58,7 +58,7 @@ def test_the_same_is_taken(name: str) -> None:
     """Every method on every number of every card: the same candidate, whether it fits, by how much it is short, and its rank."""
     job = JOBS[name]
     search = Search(job, TODAY)
-    choices = every(Grid(search).found(), job)
+    choices = every(Grid(search, pruned=False).found(), job)
     assert len(choices) == len(job.methods) * sum(len(target.counts) for target in job.targets)
     for choice in choices:
         found = search._best(choice.method, choice.target, choice.sharding.gpu_count)
@@ -76,6 +76,37 @@ def test_the_same_is_taken(name: str) -> None:
         if choice.over:
             assert isinstance(found, Rejected)
             assert found.reason
+
+
+@pytest.mark.parametrize("name", ["gathered", "optimizers", "layouts", "time"])
+def test_what_is_passed_over_changes_nothing(name: str) -> None:
+    """Wherever something fits, the same is taken; of the rest, what is not sure is no more than it is."""
+    job = JOBS[name]
+    whole, pruned = (every(Grid(Search(job, TODAY), pruned=pruned).found(), job) for pruned in (False, True))
+    sure = [row for found in Grid(Search(job, TODAY)).found() for row in found.sure]
+    for expected, found, known in zip(whole, pruned, sure, strict=True):
+        if known:
+            assert expected == found
+        else:
+            assert not any((expected.fits, expected.over, found.fits, found.over))
+            assert 0 < found.short_by_bytes <= expected.short_by_bytes
+    assert any(sure)
+
+
+def test_a_miss_that_is_shown_is_worked_out() -> None:
+    """Where one that is not sure would be among the closest, its method is evaluated again with nothing passed over."""
+    job = JOBS["gathered"]
+    found = [replace(one, sure=np.zeros_like(one.sure)) for one in Grid(Search(job, TODAY)).found()]
+    asked: list[int] = []
+
+    def again(method: int) -> list[Found]:
+        asked.append(method)
+        return grid_workers.whole(Search(job, TODAY), method)
+
+    best = grid_found.best(found, job, 5, 4, again)
+    whole = grid_found.best(Grid(Search(job, TODAY), pruned=False).found(), job, 5, 4, again)
+    assert asked
+    assert (whole.fitting, whole.others, whole.left_out) == (best.fitting, best.others, best.left_out)
 
 
 def _place(choice: Choice) -> tuple[object, ...]:
