@@ -17,6 +17,7 @@ from tuneplan.planner.grid_found import Found
 from tuneplan.planner.grid_walks import Networks
 from tuneplan.planner.job import Job
 from tuneplan.planner.methods.method import Method
+from tuneplan.planner.plan import HOUR_DIGITS
 from tuneplan.planner.training.attention_kernel import AMPERE
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
@@ -226,7 +227,7 @@ def _series(job: Job, networks: Networks, split: Split, cards: Cards, pruned: bo
         if spot.any():
             taken = run_seconds(seconds, job.updates(), ahead / tokens, saved, job.overheads, spot=True)
             whole = np.where(spot, taken, whole)
-        hours[:, stage][:, :, rows] = whole / SECONDS_PER_HOUR
+        hours[:, stage][:, :, rows] = np.round(whole / SECONDS_PER_HOUR, HOUR_DIGITS)
         with np.errstate(invalid="ignore"):
             cost[:, stage][:, :, rows] = np.round(cards.usd[:, rows] * (whole / SECONDS_PER_HOUR), 2)
     return _Series(device - cards.usable, hours, cost, device * np.array(cards.counts)[:, None], states, least)

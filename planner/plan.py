@@ -102,10 +102,16 @@ class Answer:
     rejected_left_out: int = 0
 
 
+HOUR_DIGITS = 9
+
+
 def rank(plan: Plan, objective: str) -> tuple[float, ...]:
-    """Sort key: unknown figures last, then the objective, then the others as tie-breakers."""
+    """Sort key: unknown figures last, then the objective, then the others as tie-breakers.
+
+    Hours count to HOUR_DIGITS: two sums of the same seconds in another order are no difference.
+    """
     unknown = float("inf")
-    hours = plan.hours if plan.hours is not None else unknown
+    hours = round(plan.hours, HOUR_DIGITS) if plan.hours is not None else unknown
     cost = float(plan.usd) if plan.usd is not None else unknown
     memory = float(plan.device_bytes * plan.gpu_count)
     orders = {"cost": (cost, hours, memory), "time": (hours, cost, memory), "memory": (memory, cost, hours)}

@@ -88,6 +88,19 @@ def _idefics3(spec: Any, ids: torch.Tensor, token: int, images: int, device: str
     }
 
 
+def _mllama(spec: Any, ids: torch.Tensor, token: int, images: int, device: str, padded: bool) -> Batch:
+    """Tiles of each image, their layout (that with id 1), and which of them each token attends to."""
+    rows, tower = len(ids), spec.tower
+    each = images // rows
+    tiles = torch.ones(rows, each, spec.tiles, dtype=torch.long, device=device)
+    return {
+        "pixel_values": torch.zeros(rows, each, spec.tiles, tower.num_channels, *tower.image_size, device=device),
+        "aspect_ratio_ids": torch.ones(rows, each, dtype=torch.long, device=device),
+        "aspect_ratio_mask": tiles,
+        "cross_attention_mask": torch.ones(*ids.shape, each, spec.tiles, dtype=torch.long, device=device),
+    }
+
+
 def image_places(batch: Mapping[str, torch.Tensor]) -> int:
     """Tokens of images in a batch that says which they are, or its tiles; 0 for any other."""
     if "pixel_attention_mask" in batch:
@@ -101,6 +114,7 @@ _KINDS: dict[str, tuple[str, int, Callable[[Any, torch.Tensor, int, int, str, bo
     "gemma3": ("image_token_index", 262144, _gemma),
     "paligemma": ("image_token_index", 256000, _gemma),
     "idefics3": ("image_token_id", 128257, _idefics3),
+    "mllama": ("image_token_index", 128256, _mllama),
     "smolvlm": ("image_token_id", 128257, _idefics3),
     "qwen2_vl": ("image_token_id", 151655, _qwen_vl),
     "qwen2_5_vl": ("image_token_id", 151655, _qwen_vl),

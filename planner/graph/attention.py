@@ -135,8 +135,8 @@ def efficient(
     scratch = tensor_bytes((batch, heads, length), "fp32")
     if q.dtype != "fp32":
         scratch = scratch + tensor_bytes((batch, heads, length, head_dim), "fp32")
-    bias = None
-    if mask is not None:
+    bias = mask
+    if mask is not None and mask.dtype == "bool":
         bias = tape.fresh(mask.shape, q.dtype, False)
         tape.record("mask_to_bias", (mask,), bias, scratch=round_block(mask.nbytes))
     out = _fused(tape, "efficient_attention", q, keys, values, _up(length, 32), scratch, bias, causal)

@@ -115,7 +115,7 @@ def apart(model: Assembly, made: Tensor, kind: str) -> Tensor:
     return rows
 
 
-def idle(model: Assembly, record: Callable[[], None]) -> None:
+def idle(model: Assembly, record: Callable[[], object]) -> None:
     """Weights whose ops `record` notes down are left to be trained, but have no part in the loss."""
     known = set(model.parameters)
     record()

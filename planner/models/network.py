@@ -245,7 +245,8 @@ def _layers(stack: Stack, model: Assembly, entry: Tensor, shared: Any, runs: lis
             if name in met and name.startswith(prefix) and not stack.shared:
                 parameter.count += alike if name in known else alike - 1
         assert block.exit is not None
-        again = checkpointed and (reversible or block.exit.requires_grad)
+        skipped = block.entry is not None and block.exit.storage is block.entry.storage
+        again = checkpointed and not skipped and (reversible or block.exit.requires_grad)
         parts = (alike - 1, 1) if alike > 1 and _reads_across(block) else (alike,)
         runs += [Run(block, count, again, reversible) for count in parts]
         model.routers += [(logits, alike) for logits in routers]

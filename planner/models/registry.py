@@ -19,6 +19,7 @@ FAMILIES = {
     "cohere": ("cohere", "cohere2"),
     "falcon": ("falcon",),
     "gemma": ("gemma", "gemma2", "gemma3_text"),
+    "mllama": ("mllama",),
     "idefics3": ("idefics3", "smolvlm"),
     "gemma_vision": ("gemma3", "paligemma"),
     "gemma4": ("gemma4_text",),

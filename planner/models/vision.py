@@ -169,7 +169,14 @@ def layer(
 
 
 def attention(
-    model: Assembly, spec: Any, x: Tensor, names: LayerNames, bias: bool, masks: tuple[Tensor, ...] = (), causal: bool = False
+    model: Assembly,
+    spec: Any,
+    x: Tensor,
+    names: LayerNames,
+    bias: bool,
+    masks: tuple[Tensor, ...] = (),
+    causal: bool = False,
+    output_bias: bool = True,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Attention between projections; also weights that the layer's code holds (eager)."""
     tape = model.tape
@@ -180,7 +187,7 @@ def attention(
     dropout = spec.attention_dropout if model.settings.attention_dropout is None else model.settings.attention_dropout
     mixed, weights, held = encoder.both_ways(model, spec, kernel, heads, masks, dropout, prefixed=False, wide=True, causal=causal)
     tape.scope = ""
-    y = model.linear(mixed, f"{module}.{names.output}", spec.hidden_size, bias=True)
+    y = model.linear(mixed, f"{module}.{names.output}", spec.hidden_size, bias=output_bias)
     tape.hold(x, *held, *weights)
     return y, weights
 

@@ -16,7 +16,20 @@ FAMILIES = {
     *("gpt2", "gpt_neox", "opt", "bloom", "phi", "phi3", "starcoder2"),
     *("mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss", "nemotron_h", "minimax_m2"),
     *("bert", "roberta", "xlm-roberta", "deberta-v2", "distilbert", "albert", "modernbert"),
-    *("vit", "llava", "clip", "gemma3", "paligemma", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"),
+    *(
+        "vit",
+        "llava",
+        "clip",
+        "gemma3",
+        "paligemma",
+        "mllama",
+        "idefics3",
+        "smolvlm",
+        "qwen2_vl",
+        "qwen2_5_vl",
+        "qwen3_vl",
+        "qwen3_vl_moe",
+    ),
 }
 
 
