@@ -145,7 +145,7 @@ class Estimate:
         notes = self.network.notes
         reason = notes.get("attention_kernel_reason", "")
         return {
-            "stack": STACK,
+            "stack": STACK if self.network.recorded is None else "the installed libraries, as they were traced",
             "parameters": "counted",
             "allocated_bytes": self._memory_basis(),
             "reserved_bytes": "modelled: the caching allocator's rules replayed over the step"
@@ -162,6 +162,8 @@ def _replayed(request: Request, network: Network) -> Replay:
     """The run through the allocator, with a network for each length that batches have."""
     settings = request.settings
     lengths = request.batch_lengths
+    if lengths and request.spec.source is not None:
+        raise InputError("batches of several lengths are traced on one GPU alone; leave --batch-lengths out, or give one GPU")
     networks = {n: build(request.spec, request.method, replace(settings, seq_len=n)) for n in set(lengths) - {settings.seq_len}}
     networks[settings.seq_len] = network
     return replay(

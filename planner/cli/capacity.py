@@ -34,6 +34,7 @@ def command(file: str, as_json: bool, **given: Any) -> int:
     from tuneplan.planner.capacity.read import read_workloads
     from tuneplan.planner.capacity.training_fit import Models
     from tuneplan.planner.cli.traced import spec_of, with_traces
+    from tuneplan.planner.job import Job
 
     for option in ("prices", "csv_file", "markdown", "html", "plots"):
         if given[option] is not None and not given[option].strip():
@@ -42,7 +43,17 @@ def command(file: str, as_json: bool, **given: Any) -> int:
     known = frozenset(offer.instance.id.lower() for offer in extra)
     changes = {name: given[name] for name in ("growth", "horizon") if given[name] is not None}
     workloads, source = read_workloads(file, known, changes)
-    answer = plan_capacity(workloads, source, date.today(), extra, Models(spec_of, with_traces))
+    traced: dict[str, None] = {}
+
+    def ready(job: Job) -> Job:
+        job = with_traces(job)
+        if job.spec.source is not None:
+            traced[job.spec.note] = None
+        return job
+
+    answer = plan_capacity(workloads, source, date.today(), extra, Models(spec_of, ready))
+    for note in traced:
+        click.echo(f"note: {note}", err=True)
     _write_reports(answer, given)
     if as_json:
         from tuneplan.planner.report.capacity_json import capacity_json

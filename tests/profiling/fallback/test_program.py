@@ -77,3 +77,34 @@ def test_a_step_that_cannot_be_fitted_stays_a_point(lora: Made) -> None:
     assert found.residual is None
     assert (((2, 48),), (2, 2), (48, 48)) == (found.points, found.domain.batches, found.domain.lengths)
     assert seen[0] == (2, 48)
+
+
+def test_code_whose_way_depends_on_the_length(lora: Made) -> None:
+    """A loop over tokens: the program holds at that length alone, for batches from one on; to the byte at one not traced."""
+    subject, _ = lora
+    seen: list[tuple[int, int]] = []
+
+    def looping(batch: int, length: int) -> Recording:
+        seen.append((batch, length))
+        recording = record(subject, batch, length)
+        return replace(recording, operators=recording.operators * (1 if length == 48 else 2))
+
+    found = program(looping, 2, 48, from_one=True)
+    direct = record(subject, 5, 48)
+
+    assert ((1, 128), (48, 48)) == (found.domain.batches, found.domain.lengths)
+    assert [(2, 48), (4, 48), (1, 48)] == [point for point in seen if point[1] == 48]
+    assert found.residual is not None
+    assert abs(found.residual) < 0.001
+    assert direct.sizes == tuple(form.at(5, 48) for form in found.sizes)
+
+
+def test_a_program_from_one_sequence_on(lora: Made) -> None:
+    """The trace that is held out is of one sequence, whose step has another operator, and whose peak is met within 0.1 %."""
+    subject, _ = lora
+    found = program(lambda batch, length: record(subject, batch, length), 2, 96, from_one=True)
+    direct = trace(replace(subject, settings=replace(subject.settings, micro_batch_size=1, seq_len=80)))
+
+    assert (1, 128) == found.domain.batches
+    assert 1 == found.points[-1][0]
+    assert found.step(1, 80).peak_bytes == pytest.approx(direct.step.peak_bytes, rel=0.001)

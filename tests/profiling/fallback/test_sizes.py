@@ -8,7 +8,7 @@ pytest.importorskip("transformers")
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneplan.profiling.fallback.sizes import MULTIPLES, Form, constant, fit, near
+from tuneplan.profiling.fallback.sizes import MULTIPLES, Form, constant, fit, near, of_batch
 
 LENGTHS = (261, 773, 1024)
 BATCH = 2
@@ -58,3 +58,12 @@ def test_near_forms_pass_through_the_ends() -> None:
     found = near(three, 4 * LENGTHS[0] * 64 + LENGTHS[0] * 8, BATCH, LENGTHS)
 
     assert [pytest.approx(value, rel=0.02) for value in three] == [found.at(BATCH, length) for length in LENGTHS]
+
+
+def test_a_size_of_the_batch_alone() -> None:
+    """A line through two batches; what is no whole number a sequence has none."""
+    form = of_batch(100 + 3 * 7, 100 + 6 * 7, 3)
+
+    assert [107, 121, 100 + 50 * 7] == [form.at(batch, 1) for batch in (1, 3, 50)]
+    with pytest.raises(ValueError, match="no whole number"):
+        of_batch(10, 11, 2)
