@@ -220,7 +220,8 @@ def _series(job: Job, networks: Networks, split: Split, cards: Cards, pruned: bo
         device[:, stage][:, :, rows] = np.where(tried, found, np.inf)
         fits[:, :, rows] |= (tried & (found <= cards.usable)).any(-1)
         states[:, stage][:, :, rows] = memory.states[:, None]
-        seconds, ahead = walks.seconds(sharding, steps, memory.fullest)
+        seconds = walks.seconds(sharding, steps, memory.fullest)
+        ahead: Any = walks.forwards(steps, memory.fullest) if job.overheads.evaluates else 0.0
         saved = (memory.states * sharding.state_parts + memory.host + walks.saved)[:, None]
         spot = cards.spot[:, rows]
         whole = run_seconds(seconds, job.updates(), ahead / tokens, saved, job.overheads, spot=False)

@@ -1,5 +1,6 @@
 """Networks of a method, whole and split, for a large search: each built, walked and timed once for all sizes and cards."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,16 +97,21 @@ class Walks:
             walked = walked.other
         return step_memory(part.network, settings, self._optimizers, sharding, walked, in_flight(sharding, stage, counted))
 
-    def seconds(self, sharding: Sharding, steps: Ints, fullest: Ints) -> tuple[Floats, Floats]:
-        """Seconds of a step and of its forwards by (optimizer, card, number of cards, micro-batch), on the fullest rank."""
+    def seconds(self, sharding: Sharding, steps: Ints, fullest: Ints) -> Floats:
+        """Seconds of a step by (optimizer, card, number of cards, micro-batch), on the fullest rank."""
+        return self._on_fullest(fullest, lambda clock: clock.under(sharding, steps))
+
+    def forwards(self, steps: Ints, fullest: Ints) -> Floats:
+        """Those of its forwards."""
+        return self._on_fullest(fullest, lambda clock: clock.forwards(steps))
+
+    def _on_fullest(self, fullest: Ints, read: Callable[[StepSeconds], Floats]) -> Floats:
         if len(self._parts) == 1:
-            return self._clock(0).under(sharding, steps)
-        seconds, ahead = np.zeros(()), np.zeros(())
+            return read(self._clock(0))
+        found = np.zeros(())
         for index in np.unique(fullest):
-            own, its = self._clock(int(index)).under(sharding, steps)
-            here = fullest[:, None] == index
-            seconds, ahead = np.where(here, own, seconds), np.where(here, its, ahead)
-        return seconds, ahead
+            found = np.where(fullest[:, None] == index, read(self._clock(int(index))), found)
+        return found
 
     def _clock(self, index: int) -> StepSeconds:
         """The times of a part, which are asked for where it is the fullest."""

@@ -44,6 +44,11 @@ class Overheads:
     disk_bytes_per_second: int = DISK_BYTES_PER_SECOND
     interruption_hours: float = 0.0
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether it evaluates at all."""
+        return self.evaluations * self.evaluation_tokens > 0
+
     def check(self) -> None:
         """Raise InputError for what cannot be."""
         for name, value in (("startup", self.startup_seconds), ("interruption-hours", self.interruption_hours)):

@@ -181,6 +181,7 @@ def _sdpa(
     causal = bool(causal) and mask is None and query.shape[2] > 1
     if position_bias is not None:
         mask = create_position_bias_mask(position_bias, mask, causal, query, key)
+        mask = mask if card.autocast is None else mask.to(card.autocast)
         mask = mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
         causal = False
     dims = {t.shape[-1] for t in (query, key, value)}

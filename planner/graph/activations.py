@@ -31,13 +31,18 @@ def power(tape: Tape, x: Tensor, kind: str = "pow") -> Tensor:
     """`x ** n`: saves x; the backward holds the lower power and its multiple."""
     full = round_block(x.nbytes)
     out = tape.fresh(x.shape, x.dtype, x.requires_grad)
-    return tape.record(kind, (x,), out, saved=(x,), gradients=(Gradient(x, full, scratch=2 * full, moved=6 * x.nbytes),))
+    gradient = Gradient(x, full, scratch=2 * full, moved=7 * full, launches=3)
+    return tape.record(kind, (x,), out, saved=(x,), gradients=(gradient,))
 
 
 def _gelu_new(tape: Tape, x: Tensor, kind: str) -> Tensor:
-    """`0.5 * x * (1 + tanh(c * (x + a * x^3)))`, one kernel for each operation."""
+    """`0.5 * x * (1 + tanh(c * (x + a * x^3)))`, one kernel for each operation (`NewGELUActivation`).
+
+    Under autocast the power, and with it what follows, is in fp32.
+    """
     half = pw.scale(tape, x)
-    inner = pw.scale(tape, pw.add(tape, x, pw.scale(tape, power(tape, x))))
+    base = pw.cast(tape, x, "fp32") if tape.autocast else x
+    inner = pw.scale(tape, pw.add(tape, x, pw.scale(tape, power(tape, base))))
     return pw.multiply(tape, half, pw.shift(tape, pw.tanh(tape, inner)))
 
 

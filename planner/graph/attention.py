@@ -65,9 +65,9 @@ def eager(
         scores = pw.add(tape, scores, mask)
     if second is not None:
         scores = pw.add(tape, scores, second)
-    soft = pw.softmax(tape, pw.cast(tape, scores, "fp32") if wide else scores)
+    soft = pw.softmax(tape, pw.cast(tape, scores, "fp32")) if wide else pw.softmax_by_default(tape, scores)
     tape.hold(scores)
-    weights = pw.dropout(tape, pw.cast(tape, soft, q.dtype), dropout)
+    weights = pw.dropout(tape, pw.cast(tape, soft, q.dtype) if wide else soft, dropout)
     factor = pw.copy(tape, values) if lazy or (values is v and not packed) else values
     columns = v.shape[-1]
     mixed = batched(tape, weights, factor, (batch, heads, length, columns), k.shape[2])
@@ -80,8 +80,10 @@ def eager(
 
 def math(tape: Tape, q: Tensor, k: Tensor, v: Tensor, dropout: float, packed: bool = False) -> Tensor:
     """PyTorch's unfused fallback, `_scaled_dot_product_attention_math`: fp32, and keeps heads x length^2 of it."""
+    q, k, v = lowered(tape, q, k, v)
     batch, heads, length, head_dim = q.shape
     dtype = q.dtype
+    autocast, tape.autocast = tape.autocast, ""  # the kernel's own products are not cast
     wide = [pw.cast(tape, t, "fp32") for t in (q, k, v)]
     query = pw.scale(tape, wide[0])
     mask = tape.fresh((length, k.shape[2]), "fp32", False)
@@ -93,6 +95,7 @@ def math(tape: Tape, q: Tensor, k: Tensor, v: Tensor, dropout: float, packed: bo
     scores = batched(tape, pw.copy(tape, query), scaled, (batch, heads, length, k.shape[2]), head_dim)
     weights = pw.dropout(tape, pw.softmax(tape, pw.add(tape, scores, mask)), dropout)
     mixed = batched(tape, weights, values if grouped or packed else pw.copy(tape, values), q.shape, k.shape[2])
+    tape.autocast = autocast
     tape.hold(*wide, query, keys, values, weights)
     out = pw.cast(tape, mixed, dtype)
     joined = tape.fresh((batch, length, heads, head_dim), dtype, out.requires_grad)
@@ -125,6 +128,7 @@ def efficient(
     the queries' dtype, which every layer keeps for its backward (`convert_boolean_attn_mask`, attention.cpp). `one_by_one`: see
     `flash`.
     """
+    q, k, v = lowered(tape, q, k, v)
     batch, heads, length, head_dim = q.shape
     batch = 1 if one_by_one else batch
     keys, values = repeat_heads(tape, k, heads, lazy=True), repeat_heads(tape, v, heads, lazy=True)
@@ -151,6 +155,7 @@ def efficient_biased(
 
     `given`: a mask `(batch, 1, length, keys)`, with which the bias is one for each sequence.
     """
+    q, k, v = lowered(tape, q, k, v)
     batch, heads, length, head_dim = q.shape
     keys = k.shape[2]
     scratch = tensor_bytes((batch, heads, length), "fp32")
@@ -171,6 +176,7 @@ def efficient_biased(
     if not contiguous:
         own = tape.fresh(mask.shape, bias.dtype, bias.requires_grad)
         tape.record("contiguous", (mask,), own, gradients=(Gradient(mask, None),))
+    (own,) = lowered(tape, own)
     out = _fused(tape, "efficient_attention", q, k, v, _up(length, 32), scratch, own, causal)
     if own.requires_grad:
         wide = tensor_bytes((batch, heads, length, _up(keys, 16)), bias.dtype)
@@ -180,6 +186,11 @@ def efficient_biased(
         op.gradients = (*op.gradients, passed)
     tape.hold(k, v)
     return out
+
+
+def lowered(tape: Tape, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """What autocast makes of the inputs of `scaled_dot_product_attention`, a mask of numbers among them."""
+    return tuple([pw.cast(tape, x, tape.autocast) for x in inputs]) if tape.autocast else inputs
 
 
 def _fused(

@@ -61,15 +61,15 @@ def classification(tape: Tape, logits: Tensor) -> Tensor:
     return tape.record("nll_loss", (logs,), loss, saved=(logs,), gradients=(Gradient(logs, full, moved=logs.nbytes),), moved=0)
 
 
-def narrow(tape: Tape, hidden: Tensor, weight: Tensor, biased: bool = False) -> Tensor:
+def narrow(tape: Tape, hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`CrossEntropyLoss` of an encoder-decoder: log-softmax of the logits as they come, in the model's dtype.
 
-    `biased`: a constant is added to the logits (BART's `final_logits_bias`).
+    `bias`: a constant `(1, vocabulary)` that is added to the logits (BART's `final_logits_bias`).
     """
     tape.category = LOGITS
     logits = linear(tape, hidden, weight, None)
-    if biased:
-        logits = pw.shift(tape, logits)
+    if bias is not None:
+        logits = pw.add(tape, logits, bias)
     loss = classification(tape, logits)
     tape.outputs.append(logits.storage)
     tape.hold(logits)

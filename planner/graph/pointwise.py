@@ -153,16 +153,6 @@ def relu(tape: Tape, x: Tensor) -> Tensor:
     return tape.record("relu", (x,), out, saved=(out,), gradients=(gradient,))
 
 
-def gelu_new(tape: Tape, x: Tensor) -> Tensor:
-    """`NewGELUActivation` of transformers 5.23: `0.5 x (1 + tanh(c (x + 0.044715 x^3)))`, written out."""
-    full = round_block(x.nbytes)
-    cube = tape.fresh(x.shape, x.dtype, x.requires_grad)
-    tape.record("pow", (x,), cube, saved=(x,), gradients=(Gradient(x, full, scratch=2 * full, moved=7 * full, launches=3),))
-    inner = scale(tape, add(tape, x, scale(tape, cube)))
-    half = scale(tape, x)
-    return multiply(tape, half, shift(tape, tanh(tape, inner)))
-
-
 def softcap(tape: Tape, x: Tensor) -> Tensor:
     """`c * tanh(x / c)`, written out as Gemma 2 does."""
     return scale(tape, tanh(tape, scale(tape, x, "softcap")), "softcap")
@@ -273,7 +263,13 @@ def over_rms(tape: Tape, x: Tensor) -> Tensor:
 
 
 def layer_norm(tape: Tape, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """`F.layer_norm` over the last dimension: one kernel, which saves its input and, per row, mean and inverse deviation."""
+    """`F.layer_norm` over the last dimension: one kernel, which saves its input and, per row, mean and inverse deviation.
+
+    Autocast gives it fp32 (its list AT_FORALL_FP32).
+    """
+    if tape.autocast:
+        x = cast(tape, x, "fp32")
+        weight, bias = (None if tensor is None else cast(tape, tensor, "fp32") for tensor in (weight, bias))
     rows = (*x.shape[:-1], 1)
     needs = any(tensor is not None and tensor.requires_grad for tensor in (x, weight, bias))
     statistics = [tape.fresh(rows, "fp32", False) for _ in range(2)]

@@ -10,6 +10,7 @@ from typing import Any
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.graph import attention as kernels
 from tuneplan.planner.graph import pointwise as pw
+from tuneplan.planner.graph.activations import activation
 from tuneplan.planner.graph.block import Block, close
 from tuneplan.planner.graph.matmul import embedding
 from tuneplan.planner.graph.tensor import Storage, Tensor, tensor_bytes
@@ -108,12 +109,7 @@ def activation_of(config: ConfigReader, key: str, default: str, activations: Con
 
 def activate(model: Assembly, x: Tensor, kind: str) -> Tensor:
     """The activation, fused or as `transformers.activations` writes it out."""
-    tape = model.tape
-    if kind == "quick_gelu":
-        return pw.multiply(tape, x, pw.sigmoid(tape, pw.scale(tape, x)))
-    if kind == "relu":
-        return pw.relu(tape, x)
-    return pw.gelu_new(tape, x) if kind == "gelu_new" else pw.activation(tape, x, kind)
+    return activation(model.tape, x, kind)
 
 
 def dropouts(config: ConfigReader, key: str, default: float) -> float:

@@ -16,7 +16,7 @@ from tuneplan.planner.timing.layout_time import Spread, spread
 from tuneplan.planner.timing.optimizer_step import update_bytes
 from tuneplan.planner.timing.roofline import device_seconds, host_seconds, started
 from tuneplan.planner.timing.step_time import accumulation_seconds
-from tuneplan.planner.timing.work import network_work
+from tuneplan.planner.timing.work import network_work, together
 from tuneplan.planner.training.optimizers import Optimizer
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.training.sharding import Sharding
@@ -43,13 +43,12 @@ class StepSeconds:
         self._cards = cards
         self._experts = experts_per_token
         work = network_work(network, settings)
-        phases = (work.forward, work.recompute, work.backward)
-        dtypes = {settings.autocast or settings.dtype} | {p.dtype for phase in phases for p in phase.products}
+        self._ahead = work.forward
+        whole = together((work.forward, work.recompute, work.backward))
+        dtypes = {settings.autocast or settings.dtype} | {p.dtype for p in whole.products}
         self._rates, timed = cards.rates(dtypes, settings.kernels)
         self._timed = timed[:, None, None]
-        forward, recompute, backward = (device_seconds(phase, self._rates) for phase in phases)
-        self._forward: Any = forward.total
-        self._micro: Any = forward.total + recompute.total + backward.total
+        self._micro: Any = device_seconds(whole, self._rates).total
         self._launches = (
             started(work.forward, self._rates) + started(work.recompute, self._rates),
             started(work.backward, self._rates),
@@ -63,8 +62,14 @@ class StepSeconds:
             np.array([[[[getattr(u, name)]]] for u in updates]) for name in ("moved", "paged", "launches")
         )
 
-    def under(self, sharding: Sharding, steps: NDArray[np.int64]) -> tuple[Floats, Floats]:
-        """Seconds of a step, and of its forwards; infinite for cards that cannot be timed.
+    def forwards(self, steps: NDArray[np.int64]) -> Floats:
+        """Seconds of the forwards of a step. `steps`: see `under`."""
+        every: Any = steps * device_seconds(self._ahead, self._rates).total
+        found: Floats = np.where(self._timed, every, np.inf)
+        return found
+
+    def under(self, sharding: Sharding, steps: NDArray[np.int64]) -> Floats:
+        """Seconds of a step; infinite for cards that cannot be timed.
 
         Args:
             sharding: over one card, or over numbers of them (count, 1).
@@ -86,5 +91,5 @@ class StepSeconds:
         launched: Any = steps * ahead + started
         host = host_seconds(launched, counted * behind, self._rates)
         device = computed + moved / self._rates.memory + paged * self._cards.copy + waited
-        seconds = np.where(self._timed, np.maximum(device, host), np.inf)
-        return seconds, np.where(self._timed, steps * self._forward, np.inf)
+        seconds: Floats = np.where(self._timed, np.maximum(device, host), np.inf)
+        return seconds

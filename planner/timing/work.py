@@ -100,6 +100,29 @@ class Work:
         return found + total
 
 
+def together(works: Sequence[Work]) -> Work:
+    """Several stretches as one: what is equal in them is one entry."""
+    counts: dict[Hashable, int] = {}
+    products: dict[Hashable, Product] = {}
+    streams: dict[Hashable, Size] = {}
+    whole = Work()
+    for work in works:
+        whole.moved, whole.dequantized = whole.moved + work.moved, whole.dequantized + work.dequantized
+        whole.dequantizations += work.dequantizations
+        whole.launches += work.launches
+        for p in work.products:
+            of = (_key(p.flops), _key(p.moved), p.dtype, p.attention, p.dims and tuple([_key(size) for size in p.dims]))
+            products.setdefault(of, p)
+            counts[of] = counts.get(of, 0) + p.count
+        for moved, count in work.streams:
+            key = _key(moved)
+            streams.setdefault(key, moved)
+            counts[key] = counts.get(key, 0) + count
+    whole.products = [replace(p, count=counts[of]) for of, p in products.items()]
+    whole.streams = [(moved, counts[key]) for key, moved in streams.items()]
+    return whole
+
+
 class _Tally:
     """Work that is being added up: products and ops that are equal are one entry, with how often they run."""
 

@@ -114,6 +114,11 @@ def _embedded(model: Assembly, spec: BartSpec, words: Tensor, rows: Size, side: 
     return hidden
 
 
+def _logits_bias(model: Assembly, spec: BartSpec) -> Tensor:
+    shape = (1, spec.vocab_size)
+    return model.common("final_logits_bias", shape, model.settings.dtype, trained=False, saved=False, buffer=True)
+
+
 def _words(model: Assembly, spec: BartSpec, length: Size) -> tuple[Tensor, tuple[Storage, ...]]:
     tape = model.tape
     rows, _ = model.token_shape
@@ -135,7 +140,7 @@ def _start(model: Assembly, spec: BartSpec, _: Tensor | None) -> tuple[Block, tu
     tape.record("token_ids", (), ids)
     labels = tape.fresh((rows, model.settings.target_length), "int64", False)
     tape.record("labels", (), labels)
-    model.common("final_logits_bias", (1, spec.vocab_size), model.settings.dtype, trained=False, saved=False, buffer=True)
+    _logits_bias(model, spec)
     words, leaves = _words(model, spec, length)
     for part in model.method.parts:
         words = part.embedded(model, words)
@@ -226,6 +231,6 @@ def finish(model: Assembly, spec: BartSpec, entry: Tensor) -> Block:
     tape = model.begin("", 1)
     weight = model.embedding_weight("model.shared")
     tape.scope = "lm_head"
-    loss = losses.narrow(tape, entry, weight, biased=True)
+    loss = losses.narrow(tape, entry, weight, _logits_bias(model, spec))
     tape.hold(entry)
     return encoder_head.ended(model, entry, loss)

@@ -225,6 +225,8 @@ def _picked(model: Assembly, fused: Tensor, shape: tuple[Size, ...]) -> Tensor:
 def _math(model: Assembly, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """`_scaled_dot_product_attention_math` with a mask; products copy the one head of keys and values for each of queries."""
     tape = model.tape
+    q, k, v = kernels.lowered(tape, q, k, v)
+    autocast, tape.autocast = tape.autocast, ""  # the kernel's own products are not cast
     batch, heads, length, size = q.shape
     keys = k.shape[2]
     bias = tape.fresh(mask.shape, q.dtype, False)
@@ -239,6 +241,7 @@ def _math(model: Assembly, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Ten
     unused = tape.record("to", (weights,), tape.fresh(weights.shape, q.dtype, False))  # the second result, which nobody takes
     mixed = batched(tape, weights, _spread(model, wide[2], heads), (batch, heads, length, size), keys)
     out = pw.cast(tape, mixed, q.dtype)
+    tape.autocast = autocast
     tape.hold(*wide, query, weights, bias, unused)
     joined = tape.fresh((batch, length, heads, size), q.dtype, out.requires_grad)
     return tape.record("reshape", (out,), joined, gradients=(Gradient(out, None),))

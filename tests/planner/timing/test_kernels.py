@@ -84,7 +84,7 @@ def test_arrays_agree(settings: Settings) -> None:
     sizes = np.array([1, 4])
     network = build(SPEC, parse(DECODED), replace(settings, micro_batch_size=sizes))
     many = StepSeconds(network, replace(settings, micro_batch_size=sizes), [find("adamw")], CardColumns([CARD, MEASURED]))
-    seconds, _ = many.under(SINGLE, np.array([1, 1]))
+    seconds = many.under(SINGLE, np.array([1, 1]))
     expected = [[timed(replace(settings, micro_batch_size=int(n)), gpu).seconds for n in sizes] for gpu in (CARD, MEASURED)]
     assert seconds.reshape(2, 2) == pytest.approx(np.array(expected), rel=1e-9)
 
