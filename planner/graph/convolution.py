@@ -5,6 +5,7 @@ the package causal-conv1d nor a kernel of the hub is there. Not counted: copies 
 """
 
 from tuneplan.planner.graph import pointwise as pw
+from tuneplan.planner.graph.matmul import lowered
 from tuneplan.planner.graph.tape import Gradient, Tape
 from tuneplan.planner.graph.tensor import Size, Tensor, elements, round_block
 
@@ -14,6 +15,9 @@ def causal_conv(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, leng
 
     Shapes: x `(batch, channels, length)`, weight `(channels, 1, width)`, bias `(channels,)` -> as x.
     """
+    if tape.autocast:
+        x, weight = pw.cast(tape, x, tape.autocast), lowered(tape, weight)
+        bias = None if bias is None else lowered(tape, bias)
     batch, channels, _ = x.shape
     width = weight.shape[-1]
     trained = bias is not None and bias.requires_grad

@@ -16,8 +16,8 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     Shapes: x `(..., in)`, weight `(out, in)`, bias `(out,)`.
     """
     if tape.autocast:
-        x, weight = cast(tape, x, tape.autocast), _lowered(tape, weight)
-        bias = None if bias is None else _lowered(tape, bias)
+        x, weight = cast(tape, x, tape.autocast), lowered(tape, weight)
+        bias = None if bias is None else lowered(tape, bias)
     out_features, in_features = weight.shape
     trained = bias is not None and bias.requires_grad
     needs = x.requires_grad or weight.requires_grad or trained
@@ -54,7 +54,7 @@ def cut_patches(
     return tape.record(kind, (x, *trained), out, saved=(x,), gradients=gradients, flops=flops, moved=moved)
 
 
-def _lowered(tape: Tape, weight: Tensor) -> Tensor:
+def lowered(tape: Tape, weight: Tensor) -> Tensor:
     """A weight in autocast's dtype. Casts of trained fp32 weights themselves are kept until the forward ends.
 
     Mirrors `cached_cast` of aten/src/ATen/autocast_mode.cpp, torch 2.13.

@@ -80,13 +80,13 @@ class TracedSource:
     @property
     def notes(self) -> list[str]:
         """What was built otherwise than asked for, and where a trace could not be fitted."""
-        flows = [(key, flow) for key, known in self._known.items() for flow in known.flows]
-        notes = [note for _, flow in flows for note in flow.notes]
-        for (method, settings), flow in flows:
-            least, most = flow.domain.batches
-            if least == most:
+        notes = [note for known in self._known.values() for flow in known.flows for note in flow.notes]
+        for (method, settings), known in self._known.items():
+            batches = {batch for flow in known.flows for batch in flow.domain.batches}
+            if batches and max(batches) <= MICRO_BATCHES:
+                only = " and ".join(str(batch) for batch in sorted(batches))
                 checkpointing = f"checkpointing {settings.gradient_checkpointing}"
-                notes.append(f"sizes of {method}, {checkpointing}, follow no form: only micro-batches of {least} are searched")
+                notes.append(f"sizes of {method}, {checkpointing}, follow no form: only micro-batches of {only} are searched")
         return list(dict.fromkeys(notes))
 
     def network(self, spec: ModelSpec, method: Method, settings: Settings) -> Network:
@@ -168,14 +168,12 @@ class TracedSource:
         known = self._programs(wish.subject)
         return known.covers(wish.batch, wish.length) or wish.length in known.refusals
 
-    def _keep(self, wish: Wish, content: dict[str, Any] | None, refusal: str) -> None:
+    def _keep(self, wish: Wish, made: list[dict[str, Any]], refusal: str) -> None:
         kept = cache.contents(wish.subject, STEPS)["programs"]
         known = self._programs(wish.subject)
         refusals = {**known.refusals, wish.length: refusal} if refusal else known.refusals
-        if content is not None:
-            kept = [content, *kept][:MOST_PROGRAMS]
-            known = Known((Flow.of(content), *known.flows))
-        cache.keep(wish.subject, kept, STEPS, refusals)
+        known = Known((*(Flow.of(content) for content in made), *known.flows))
+        cache.keep(wish.subject, [*made, *kept][:MOST_PROGRAMS], STEPS, refusals)
         self._known[_key(wish.subject)] = Known(known.flows, refusals)
 
     def _programs(self, subject: Subject) -> Known:

@@ -5,7 +5,19 @@ import pytest
 from tuneplan.planner.training.settings import Settings
 from tuneplan.profiling import small_models
 
-FAMILIES = ("gpt2", "phi", "falcon", "falcon-old", "starcoder2", "opt", "gemma3_text", "bart", "t5-flan", "mixtral-balanced")
+FAMILIES = (
+    "gpt2",
+    "phi",
+    "falcon",
+    "falcon-old",
+    "starcoder2",
+    "opt",
+    "gemma3_text",
+    "bart",
+    "t5-flan",
+    "mixtral-balanced",
+    "granitemoehybrid-dense",
+)
 
 
 @pytest.mark.traced
