@@ -17,7 +17,7 @@ from tuneplan.planner.methods.quantized_base import QuantizedBase
 from tuneplan.planner.training.settings import LOOP, OURS
 from tuneplan.profiling import attention
 from tuneplan.profiling.expert_loop import answer_routing
-from tuneplan.profiling.image_batches import READ_BOTH, image_text_batch
+from tuneplan.profiling.image_batches import READ_BOTH, image_places, image_text_batch
 from tuneplan.profiling.methods import refuse_what_no_library_has, with_adapter, with_method
 from tuneplan.profiling.optimizers import make_optimizer
 from tuneplan.profiling.quantize import quantize
@@ -57,6 +57,7 @@ class Built:
         optimizer: over its trained parameters.
         batch: keyword arguments of a forward pass, labels included.
         notes: what was built otherwise than asked for.
+        places: see `StorageTracker`.
         base: parameters (by id) that the model had before the method's adapters.
     """
 
@@ -65,6 +66,7 @@ class Built:
     batch: dict[str, torch.Tensor]
     notes: tuple[str, ...] = ()
     base: frozenset[int] = frozenset()
+    places: int = 0
 
 
 def build(subject: Subject, implementation: str, device: str, adapt: Callable[[Any], None] | None = None) -> Built:
@@ -130,7 +132,7 @@ def build(subject: Subject, implementation: str, device: str, adapt: Callable[[A
     batch = batch_of(subject, model, device)
     if task == "image-text-to-text" and "pixel_values" not in batch:
         notes += ("the batch is of text alone: what the model does with images is not in these figures",)
-    return Built(model, optimizer, batch, notes, base)
+    return Built(model, optimizer, batch, notes, base, image_places(subject))
 
 
 def _eager_text(config: Mapping[str, Any], implementation: str) -> Any:

@@ -1,7 +1,7 @@
 """Batches of text and images as the processors of transformers make them, by model type."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,8 +21,7 @@ def image_text_batch(subject: Subject, device: str) -> Batch:
     Raises InputError for a config that cannot be read, or images of a size that the model does not take.
     """
     s = subject.settings
-    spec: Any = read_spec(subject.id, ConfigReader(subject.config, subject.id))
-    spec = spec if s.image_size is None else spec.sized(s.image_size)
+    spec = _spec_of(subject)
     key, default, make = _KINDS[str(subject.config["model_type"])]
     token = int(subject.config.get(key, default))
     shape = (s.micro_batch_size, s.seq_len)
@@ -101,12 +100,27 @@ def _mllama(spec: Any, ids: torch.Tensor, token: int, images: int, device: str, 
     }
 
 
-def image_places(batch: Mapping[str, torch.Tensor]) -> int:
-    """Tokens of images in a batch that says which they are, or its tiles; 0 for any other."""
-    if "pixel_attention_mask" in batch:
-        return math.prod(batch["pixel_attention_mask"].shape[:2])
-    kinds = batch.get("mm_token_type_ids")
-    return 0 if kinds is None or kinds.is_meta else int((kinds > 0).sum())
+def _mistral3(spec: Any, ids: torch.Tensor, token: int, images: int, device: str, padded: bool) -> Batch:
+    """Pixels, and the size of each image, which the code reads by value: it lies on the host beside the meta device."""
+    sizes = torch.tensor([spec.tower.image_size] * images, device="cpu" if device == "meta" else device)
+    return {**_llava(spec, ids, token, images, device, padded), "image_sizes": sizes}
+
+
+def image_places(subject: Subject) -> int:
+    """What a mask has that the code counts or takes by value: tokens of images, or tiles; 0 for a model without images."""
+    kind, settings = str(subject.config.get("model_type")), subject.settings
+    if kind not in _KINDS:
+        return 0
+    spec: Any = _spec_of(subject)
+    each: int = spec.tiles if kind in ("idefics3", "smolvlm") else spec.image_tokens
+    return settings.micro_batch_size * settings.images * each
+
+
+def _spec_of(subject: Subject) -> Any:
+    """The model with images of the size that is asked for."""
+    spec = read_spec(subject.id, ConfigReader(subject.config, subject.id))
+    size = subject.settings.image_size
+    return spec if size is None else spec.sized(size)
 
 
 _KINDS: dict[str, tuple[str, int, Callable[[Any, torch.Tensor, int, int, str, bool], Batch]]] = {
@@ -114,6 +128,7 @@ _KINDS: dict[str, tuple[str, int, Callable[[Any, torch.Tensor, int, int, str, bo
     "gemma3": ("image_token_index", 262144, _gemma),
     "paligemma": ("image_token_index", 256000, _gemma),
     "idefics3": ("image_token_id", 128257, _idefics3),
+    "mistral3": ("image_token_index", 10, _mistral3),
     "mllama": ("image_token_index", 128256, _mllama),
     "smolvlm": ("image_token_id", 128257, _idefics3),
     "qwen2_vl": ("image_token_id", 151655, _qwen_vl),

@@ -106,7 +106,7 @@ def spread(built: Built, subject: Subject, sharding: Sharding, ranks: Ranks, dev
     else:
         model = nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
     trained = [p for p in model.parameters() if p.requires_grad]
-    return Built(model, make_optimizer(subject.optimizer.name, trained, master), built.batch)
+    return Built(model, make_optimizer(subject.optimizer.name, trained, master), built.batch, places=built.places)
 
 
 def shard(model: nn.Module, subject: Subject, sharding: Sharding, device: torch.device) -> None:

@@ -12,7 +12,7 @@ from tuneplan.planner.graph.tensor import GRADIENTS, KV_CACHE, OPTIMIZER_STATES,
 from tuneplan.planner.training.settings import Settings
 from tuneplan.profiling.autocast import CudaAutocast
 from tuneplan.profiling.build import DTYPES, Built, Loss
-from tuneplan.profiling.image_batches import GIVEN, image_places
+from tuneplan.profiling.image_batches import GIVEN
 from tuneplan.profiling.losses import LOSSES
 from tuneplan.profiling.quantize import quantization_state
 from tuneplan.profiling.stand_ins import autocast_regions
@@ -125,7 +125,7 @@ def trace_step(
     model = built.model
     device = next(iter(built.batch.values())).device.type
     tracker = make_tracker(device, vocabulary=_vocabulary(model), answer=0 if settings.padded else 1)
-    tracker.places = image_places(built.batch)
+    tracker.places = built.places
     tracker.name_modules(model)
     tracker.watch(model.parameters(), category=WEIGHTS)
     tracker.watch(model.buffers(), category=WEIGHTS)

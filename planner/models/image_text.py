@@ -124,13 +124,14 @@ def idle(model: Assembly, record: Callable[[], object]) -> None:
         parameter.idle, parameter.trainable, parameter.tensor.requires_grad = parameter.trainable, False, False
 
 
-def enter_text(model: Assembly, spec: ModelSpec, inside: str) -> None:
+def enter_text(model: Assembly, spec: ModelSpec, inside: str, own_cache: bool = True) -> None:
     """From here on the language model is recorded.
 
-    transformers' Trainer turns the cache off in the outer config alone (trainer.py of transformers 5.23), and the language model
-    reads its own.
+    transformers' Trainer turns the cache off in the outer config alone (trainer.py of transformers 5.23). `own_cache`: the
+    language model reads its own config; else the model's code hands on what the outer one says.
     """
-    model.settings = replace(model.settings, use_cache=not model.method.prefix_length)
+    if own_cache:
+        model.settings = replace(model.settings, use_cache=not model.method.prefix_length)
     model.spec, model.inside = spec, inside
 
 

@@ -19,6 +19,7 @@ FAMILIES = {
     "cohere": ("cohere", "cohere2"),
     "falcon": ("falcon",),
     "gemma": ("gemma", "gemma2", "gemma3_text"),
+    "mistral3": ("mistral3",),
     "mllama": ("mllama",),
     "idefics3": ("idefics3", "smolvlm"),
     "gemma_vision": ("gemma3", "paligemma"),

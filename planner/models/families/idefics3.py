@@ -220,9 +220,7 @@ def _stand_by(model: Assembly, spec: Idefics3Spec) -> None:
 
 
 def _begin_text(model: Assembly, spec: Idefics3Spec, given: Any, entry: Tensor | None) -> tuple[Block, tuple[Tensor, ...]]:
-    use_cache = model.settings.use_cache  # of the outer config, which the code hands on
-    image_text.enter_text(model, spec.text, TEXT)
-    model.settings = replace(model.settings, use_cache=use_cache)
+    image_text.enter_text(model, spec.text, TEXT, own_cache=False)
     model.given = given
     block, shared = llama.start(model, spec.text)
     model.given = None
