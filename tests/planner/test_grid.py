@@ -120,6 +120,7 @@ def _place(choice: Choice) -> tuple[object, ...]:
 
 def test_a_large_search_is_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same plans in the same order and the same totals, whichever way a job is searched."""
+    monkeypatch.setattr(searching, "LARGE", 10**9)
     small = find(JOB, TODAY)
     told: list[int] = []
     monkeypatch.setattr(searching, "LARGE", 1)
@@ -162,6 +163,7 @@ def test_processes_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_only_the_best_are_worked_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left out is counted, and is worse."""
+    monkeypatch.setattr(searching, "LARGE", 10**9)
     whole = find(JOB, TODAY)
     monkeypatch.setattr(searching, "LARGE", 1)
     monkeypatch.setattr(searching, "MOST_PLANS", 5)
