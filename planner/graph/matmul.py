@@ -44,8 +44,11 @@ def cut_patches(
 ) -> Tensor:
     """A convolution whose kernel and stride are a patch; saves its input if it is trained.
 
-    Shapes: x any pixels, weight `(hidden, ...)` of a patch, result `shape`. Not counted: cuDNN's workspace, autocast's casts.
+    Shapes: x any pixels, weight `(hidden, ...)` of a patch, result `shape`. Not counted: cuDNN's workspace.
     """
+    if tape.autocast:
+        x, weight = cast(tape, x, tape.autocast), lowered(tape, weight)
+        bias = None if bias is None else lowered(tape, bias)
     trained = [t for t in (weight, bias) if t is not None]
     out = tape.fresh(shape, weight.dtype, any(t.requires_grad for t in trained))
     flops: Size = 2 * elements(out.shape) * elements(weight.shape[1:])

@@ -77,7 +77,7 @@ def _start(model: Assembly, spec: VitSpec, _: Tensor | None) -> tuple[Block, tup
     hidden = vision.behind_class(model, x, token, leaf=bool(leaves))
     positions = model.weight(prefix, (1, spec.tokens, spec.hidden_size), "other", "position_embeddings")
     hidden = pw.dropout(tape, pw.add(tape, hidden, positions), spec.hidden_dropout)
-    cast = [op.output.storage for op in tape.ops if op.name == "to" and op.output is not None]
+    cast = [op.output.storage for op in tape.ops if op.name == "to" and op.output is not None and given.storage in op.reads]
     carried = (given.storage, labels.storage, *cast, *leaves)
     if model.settings.gradient_checkpointing == "reentrant" and not hidden.requires_grad:
         raise InputError(
