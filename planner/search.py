@@ -32,7 +32,7 @@ from tuneplan.planner.wall_clock import wall_clock
 if TYPE_CHECKING:
     from tuneplan.planner.parallel.layout import Part
 
-LARGE = 10_000
+LARGE = 5_000
 """From so many candidates on, they are evaluated as arrays; below, that would cost more than it saves."""
 MOST_PLANS, MOST_REJECTED = 60, 8
 """So many plans and rejections of a large search are worked out in full."""
