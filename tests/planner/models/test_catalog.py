@@ -23,6 +23,7 @@ FAMILIES = {
         "gemma3",
         "paligemma",
         "mllama",
+        "mistral3",
         "idefics3",
         "smolvlm",
         "qwen2_vl",
