@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tuneplan.planner.parallel.layout import Part
 
 LARGE = 5_000
-"""From so many candidates x layouts on, they are evaluated as arrays; below, that would cost more than it saves."""
+"""From so many candidates on, they are evaluated as arrays; below, that would cost more than it saves."""
 MOST_PLANS, MOST_REJECTED = 60, 8
 """So many plans and rejections of a large search are worked out in full."""
 GAIN = 0.02
@@ -62,7 +62,7 @@ class Search:
 
         `told`: hears how many more candidates were looked at, or passed over because one before them does not fit.
         """
-        if self.job.alike and self.job.candidates * self.job.most_splits >= LARGE:
+        if self.job.alike and self.job.candidates >= LARGE:
             return self._large(told)
         plans: list[Plan] = []
         rejected: list[Rejected] = []

@@ -1,6 +1,5 @@
 """Commands that need more than the base install say which extra is missing."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,6 +22,8 @@ def kernels_need(command: str) -> Iterator[None]:
 
 @contextmanager
 def _needs(command: str, what: str, extra: str) -> Iterator[None]:
+    import logging
+
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels when it is imported
     try:
         yield

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from tuneplan.planner.cli.extras import profiling_needs
 from tuneplan.planner.cli.options import load_model
@@ -11,7 +12,9 @@ from tuneplan.planner.models import tasks
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.registry import read_spec
 from tuneplan.planner.models.spec import ModelSpec
-from tuneplan.planner.sweep import Axis
+
+if TYPE_CHECKING:
+    from tuneplan.planner.sweep import Axis
 
 
 def spec_of(id: str, config: ConfigReader, task: str = "") -> ModelSpec:
@@ -35,7 +38,7 @@ def read_any_model(name: str, task: str = "", num_labels: int | None = None) -> 
     return spec
 
 
-def longest_first(spec: ModelSpec, over: Axis, ask: Callable[[int], object]) -> None:
+def longest_first(spec: ModelSpec, over: "Axis", ask: Callable[[int], object]) -> None:
     """Ask for every value of a sweep of lengths, the longest first: what is traced for it answers shorter ones too."""
     if spec.source is not None and over.name == "seq_len":
         for value in reversed(over.values):

@@ -13,7 +13,6 @@ from math import log
 from typing import TYPE_CHECKING, Any
 
 from tuneplan.hardware_profiles import speed_tables
-from tuneplan.hardware_profiles.kernel_speeds import GemmCurve
 from tuneplan.hardware_profiles.records import Gpu
 from tuneplan.hardware_profiles.speed_tables import ProductTimes
 from tuneplan.planner.graph.tape import Dims
@@ -21,6 +20,8 @@ from tuneplan.planner.graph.tape import Dims
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from tuneplan.hardware_profiles.kernel_speeds import GemmCurve
 
 MOST_SHAPES = 4096
 """So many shapes are remembered for many cards."""
@@ -38,7 +39,7 @@ class ShapeShares:
     """
 
     times: ProductTimes
-    curve: GemmCurve | None = None
+    curve: "GemmCurve | None" = None
 
     def share(self, dims: Dims) -> Any:
         """Of one product, or of arrays of them."""
@@ -127,7 +128,7 @@ def _measured() -> dict[str, float]:
     return {name: _intensity(find_gpu(name)) for name in speed_tables.measured()}
 
 
-def _interpolated(curve: GemmCurve, rows: Any) -> Any:
+def _interpolated(curve: "GemmCurve", rows: Any) -> Any:
     """The curve's rate at some rows over its highest."""
     import numpy as np
 
