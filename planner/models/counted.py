@@ -2,19 +2,16 @@
 
 So that a report can give their exact size. Mirrors the modules' constructors in transformers 5.23 (models/<model_type>); layers
 for the prediction of further tokens are not built there, and so are not listed. Vision towers are in
-`counted_images`.
+`counted_images`, and models that are not layers of one kind in modules of their own (`WHOLE`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
-from typing import TypeAlias
 
-from tuneplan.planner.errors import InputError
-from tuneplan.planner.models import counted_images
+from tuneplan.planner.models import counted_images, counted_kimi, counted_step
 from tuneplan.planner.models.config import ConfigReader
+from tuneplan.planner.models.counted_parts import Shapes, at, experts, linears, mlp, norms, pair
 from tuneplan.planner.models.registry import described
-
-Shapes: TypeAlias = dict[str, tuple[int, ...]]
 
 
 def weight_shapes(config: ConfigReader) -> Shapes | None:
@@ -23,8 +20,9 @@ def weight_shapes(config: ConfigReader) -> Shapes | None:
     Raises InputError where dimensions are missing, and for a checkpoint in a format that training does not start from.
     """
     inner, _ = described(config)
-    if inner.text("model_type") in counted_images.IMAGES:
-        return counted_images.weight_shapes(inner)
+    whole = WHOLE.get(inner.text("model_type"))
+    if whole is not None:
+        return whole(inner)
     layer = LAYERS.get(inner.text("model_type"))
     if layer is None:
         return None
@@ -46,6 +44,12 @@ def parameters(config: ConfigReader) -> int | None:
     return None if shapes is None else sum(prod(shape) for shape in shapes.values())
 
 
+def remark(config: ConfigReader) -> str:
+    """What the count has to say of a config that leaves something open, or "" where it is complete."""
+    inner, _ = described(config)
+    return counted_step.remark(inner) if inner.text("model_type") == "step3p7" else ""
+
+
 def _depth(c: ConfigReader) -> int:
     pattern = c.mapping.get("layers_block_type") or c.mapping.get("hybrid_override_pattern")
     return len(pattern) if isinstance(pattern, Sequence) else c.integer("num_hidden_layers", maximum=2**12)
@@ -62,57 +66,14 @@ def _beside(c: ConfigReader) -> Shapes:
     }
 
 
-def _at(c: ConfigReader, key: str, index: int) -> object:
-    """The entry of a layer in a list of the config. Raises InputError where the list is missing or too short."""
-    given = c.mapping.get(key)
-    if not isinstance(given, list | str) or index >= len(given):
-        raise InputError(f"{c.origin}: {key!r} must have an entry for each layer. Use the config.json published with the model.")
-    return given[index]
-
-
-def _norms(c: ConfigReader) -> Shapes:
-    hidden = c.integer("hidden_size")
-    return {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
-
-
-def _linears(prefix: str, sizes: Mapping[str, tuple[int, int]]) -> Shapes:
-    return {f"{prefix}.{name}.weight": shape for name, shape in sizes.items()}
-
-
-def _mlp(prefix: str, hidden: int, width: int, gated: bool = True) -> Shapes:
-    gate = {"gate_proj": (width, hidden)} if gated else {}
-    return _linears(prefix, {**gate, "up_proj": (width, hidden), "down_proj": (hidden, width)})
-
-
-def _heads(c: ConfigReader) -> int:
-    return c.integer("head_dim", c.integer("hidden_size") // c.integer("num_attention_heads"), maximum=2**14)
-
-
-def _attention(c: ConfigReader, queries: int = 1) -> Shapes:
-    """q, k, v and o; `queries`: projections of queries in one (a gate beside them is another)."""
-    hidden, head = c.integer("hidden_size"), _heads(c)
-    q, kv = c.integer("num_attention_heads") * head, c.integer("num_key_value_heads") * head
-    return _linears(
-        "self_attn", {"q_proj": (queries * q, hidden), "k_proj": (kv, hidden), "v_proj": (kv, hidden), "o_proj": (hidden, q)}
-    )
-
-
-def _experts(prefix: str, count: int, hidden: int, width: int, transposed: bool = False) -> Shapes:
-    up, down = (2 * width, hidden), (hidden, width)
-    return {
-        f"{prefix}.experts.gate_up_proj": (count, *(up[::-1] if transposed else up)),
-        f"{prefix}.experts.down_proj": (count, *(down[::-1] if transposed else down)),
-    }
-
-
 def _deepseek_mlp(c: ConfigReader, dense: bool) -> Shapes:
     hidden = c.integer("hidden_size")
     if dense:
-        return _mlp("mlp", hidden, c.integer("intermediate_size"))
+        return mlp("mlp", hidden, c.integer("intermediate_size"))
     count, width = c.integer("n_routed_experts"), c.integer("moe_intermediate_size")
     shared = c.integer("n_shared_experts", 1, minimum=0) if c.has("n_shared_experts") else 0
-    found = {"mlp.gate.weight": (count, hidden), **_experts("mlp", count, hidden, width)}
-    return {**found, **_mlp("mlp.shared_experts", hidden, width * shared)} if shared else found
+    found = {"mlp.gate.weight": (count, hidden), **experts("mlp", count, hidden, width)}
+    return {**found, **mlp("mlp.shared_experts", hidden, width * shared)} if shared else found
 
 
 def _sparse_latent(c: ConfigReader, index: int) -> Shapes:
@@ -120,7 +81,7 @@ def _sparse_latent(c: ConfigReader, index: int) -> Shapes:
     hidden, heads, q_rank = c.integer("hidden_size"), c.integer("num_attention_heads"), c.integer("q_lora_rank")
     rank, rope = c.integer("kv_lora_rank"), c.integer("qk_rope_head_dim")
     nope, value = c.integer("qk_nope_head_dim"), c.integer("v_head_dim")
-    found = _linears(
+    found = linears(
         "self_attn",
         {
             "q_a_proj": (q_rank, hidden),
@@ -131,18 +92,18 @@ def _sparse_latent(c: ConfigReader, index: int) -> Shapes:
         },
     )
     found |= {"self_attn.q_a_layernorm.weight": (q_rank,), "self_attn.kv_a_layernorm.weight": (rank,)}
-    if not c.has("indexer_types") or _at(c, "indexer_types", index) == "full":
+    if not c.has("indexer_types") or at(c, "indexer_types", index) == "full":
         columns, lookers = c.integer("index_head_dim", 128), c.integer("index_n_heads", 64)
-        found |= _linears(
+        found |= linears(
             "self_attn.indexer",
             {"wq_b": (lookers * columns, q_rank), "wk": (columns, hidden), "weights_proj": (lookers, hidden)},
         )
         found |= {"self_attn.indexer.k_norm.weight": (columns,), "self_attn.indexer.k_norm.bias": (columns,)}
     if c.has("mlp_layer_types"):
-        dense = _at(c, "mlp_layer_types", index) == "dense"
+        dense = at(c, "mlp_layer_types", index) == "dense"
     else:
         dense = index < c.integer("first_k_dense_replace", 3, minimum=0)
-    return {**found, **_deepseek_mlp(c, dense), **_norms(c)}
+    return {**found, **_deepseek_mlp(c, dense), **norms(c)}
 
 
 def _deepseek_v4(c: ConfigReader, index: int) -> Shapes:
@@ -153,7 +114,7 @@ def _deepseek_v4(c: ConfigReader, index: int) -> Shapes:
         "self_attn.sinks": (heads,),
         "self_attn.q_a_norm.weight": (q_rank,),
         "self_attn.kv_norm.weight": (head,),
-        **_linears(
+        **linears(
             "self_attn",
             {
                 "q_a_proj": (q_rank, hidden),
@@ -164,7 +125,7 @@ def _deepseek_v4(c: ConfigReader, index: int) -> Shapes:
             },
         ),
     }
-    ratio = _at(c, "compress_ratios", index)
+    ratio = at(c, "compress_ratios", index)
     if ratio:
         found |= _compressor("self_attn.compressor", c, int(str(ratio)), head)
     if ratio == _FINE:
@@ -178,7 +139,7 @@ def _deepseek_v4(c: ConfigReader, index: int) -> Shapes:
     for name in ("attn_hc", "ffn_hc"):
         mixed = (2 + streams) * streams
         found |= {f"{name}.fn": (mixed, streams * hidden), f"{name}.base": (mixed,), f"{name}.scale": (3,)}
-    return {**found, **_deepseek_mlp(c, dense=False), **_norms(c)}
+    return {**found, **_deepseek_mlp(c, dense=False), **norms(c)}
 
 
 _FINE = 4
@@ -187,13 +148,13 @@ _FINE = 4
 
 def _compressor(prefix: str, c: ConfigReader, ratio: int, columns: int) -> Shapes:
     wide = columns * (2 if ratio == _FINE else 1)
-    linears = _linears(prefix, {"kv_proj": (wide, c.integer("hidden_size")), "gate_proj": (wide, c.integer("hidden_size"))})
-    return {f"{prefix}.position_bias": (ratio, wide), f"{prefix}.kv_norm.weight": (columns,), **linears}
+    sizes = {"kv_proj": (wide, c.integer("hidden_size")), "gate_proj": (wide, c.integer("hidden_size"))}
+    return {f"{prefix}.position_bias": (ratio, wide), f"{prefix}.kv_norm.weight": (columns,), **linears(prefix, sizes)}
 
 
 def _mimo_v2_flash(c: ConfigReader, index: int) -> Shapes:
     """MiMo V2: layers with a window have heads and sinks of their own."""
-    hidden, windowed = c.integer("hidden_size"), _at(c, "hybrid_layer_pattern", index) == 1
+    hidden, windowed = c.integer("hidden_size"), at(c, "hybrid_layer_pattern", index) == 1
     own = "swa_" if windowed else ""
     heads, keys = c.integer(f"{own}num_attention_heads"), c.integer(f"{own}num_key_value_heads")
     head, value = c.integer(f"{own}head_dim"), c.integer(f"{own}v_head_dim")
@@ -204,35 +165,30 @@ def _mimo_v2_flash(c: ConfigReader, index: int) -> Shapes:
         "o_proj": (hidden, heads * value),
     }
     sinks = c.boolean("add_swa_attention_sink_bias" if windowed else "add_full_attention_sink_bias", False)
-    found = {**_linears("self_attn", sizes), **({"self_attn.sinks": (heads,)} if sinks else {})}
-    return {**found, **_deepseek_mlp(c, dense=_at(c, "moe_layer_freq", index) == 0), **_norms(c)}
+    found = {**linears("self_attn", sizes), **({"self_attn.sinks": (heads,)} if sinks else {})}
+    return {**found, **_deepseek_mlp(c, dense=at(c, "moe_layer_freq", index) == 0), **norms(c)}
 
 
 def _minimax_m3(c: ConfigReader, index: int) -> Shapes:
     """MiniMax M3's text model: grouped attention, with an indexer in sparse layers, and experts beside a shared one."""
     hidden, head = c.integer("hidden_size"), c.integer("head_dim", 128, maximum=2**14)
     q, kv = c.integer("num_attention_heads") * head, c.integer("num_key_value_heads") * head
-    linears = {"q_proj": (q, hidden), "k_proj": (kv, hidden), "v_proj": (kv, hidden), "o_proj": (hidden, q)}
-    found = {**_linears("self_attn", linears), **_pair("self_attn", head), **_norms(c)}
+    sizes = {"q_proj": (q, hidden), "k_proj": (kv, hidden), "v_proj": (kv, hidden), "o_proj": (hidden, q)}
+    found = {**linears("self_attn", sizes), **pair("self_attn", head), **norms(c)}
     sparse = c.section("sparse_attention_config") if c.has("sparse_attention_config") else ConfigReader({}, c.origin)
-    if sparse.has("sparse_attention_freq") and _at(sparse, "sparse_attention_freq", index):
+    if sparse.has("sparse_attention_freq") and at(sparse, "sparse_attention_freq", index):
         lookers, columns = sparse.integer("sparse_num_index_heads", 4), sparse.integer("sparse_index_dim", 128)
         looking = {"q_proj": (lookers * columns, hidden), "k_proj": (columns, hidden)}
-        found |= {**_linears("self_attn.indexer", looking), **_pair("self_attn.indexer", columns)}
-    if c.has("moe_layer_freq") and not _at(c, "moe_layer_freq", index):
+        found |= {**linears("self_attn.indexer", looking), **pair("self_attn.indexer", columns)}
+    if c.has("moe_layer_freq") and not at(c, "moe_layer_freq", index):
         return {**found, **_fused_mlp("mlp", hidden, c.integer("dense_intermediate_size", 12288))}
     count = c.integer("num_local_experts", 128)
-    found |= {"mlp.gate.weight": (count, hidden), **_experts("mlp", count, hidden, c.integer("intermediate_size", 3072))}
+    found |= {"mlp.gate.weight": (count, hidden), **experts("mlp", count, hidden, c.integer("intermediate_size", 3072))}
     return {**found, **_fused_mlp("mlp.shared_experts", hidden, c.integer("shared_intermediate_size", 3072))}
 
 
-def _pair(prefix: str, width: int) -> Shapes:
-    """Norms of queries and keys."""
-    return {f"{prefix}.q_norm.weight": (width,), f"{prefix}.k_norm.weight": (width,)}
-
-
 def _fused_mlp(prefix: str, hidden: int, width: int) -> Shapes:
-    return _linears(prefix, {"gate_up_proj": (2 * width, hidden), "down_proj": (hidden, width)})
+    return linears(prefix, {"gate_up_proj": (2 * width, hidden), "down_proj": (hidden, width)})
 
 
 LAYERS: dict[str, tuple[Callable[[ConfigReader, int], Shapes], str, str]] = {
@@ -243,3 +199,10 @@ LAYERS: dict[str, tuple[Callable[[ConfigReader, int], Shapes], str, str]] = {
     "minimax_m3_vl_text": (_minimax_m3, "embed_tokens", "norm"),
 }
 """By model type: the weights of a layer, and the names of the embedding and of the last norm."""
+
+WHOLE: dict[str, Callable[[ConfigReader], Shapes | None]] = {
+    **dict.fromkeys(counted_images.IMAGES, counted_images.weight_shapes),
+    "kimi_k3": counted_kimi.weight_shapes,
+    "step3p7": counted_step.weight_shapes,
+}
+"""By model type: lists of models that are more than layers of one kind; None where such a list does not fit the config."""

@@ -5,12 +5,10 @@ models are those of the families.
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
 
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.models.config import ConfigReader
-
-Shapes: TypeAlias = dict[str, tuple[int, ...]]
+from tuneplan.planner.models.counted_parts import Shapes
 
 
 def weight_shapes(config: ConfigReader) -> Shapes | None:

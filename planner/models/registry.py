@@ -161,14 +161,14 @@ def _mirrored(config: ConfigReader) -> ModuleType:
     try:
         return family(config.text("model_type"), config.origin)
     except NotModelledError as error:
-        from tuneplan.planner.models.counted import parameters
+        from tuneplan.planner.models.counted import parameters, remark
 
         count = parameters(config)
         if count is None:
             raise
-        raise NotModelledError(
-            f"{error.reason} ({count:,} parameters, which it does know)", str(error)[len(error.reason) :]
-        ) from None
+        said = remark(config)
+        known = f"{count:,} parameters, which it does know" + (f": {said}" if said else "")
+        raise NotModelledError(f"{error.reason} ({known})", str(error)[len(error.reason) :]) from None
 
 
 def described(config: ConfigReader) -> tuple[ConfigReader, str]:

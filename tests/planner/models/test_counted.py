@@ -10,7 +10,7 @@ import pytest
 from tuneplan.planner.errors import InputError
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.models.config import ConfigReader
-from tuneplan.planner.models.counted import LAYERS, parameters, weight_shapes
+from tuneplan.planner.models.counted import LAYERS, WHOLE, parameters, remark, weight_shapes
 from tuneplan.planner.models.counted_images import IMAGES
 from tuneplan.planner.models.network import build
 from tuneplan.planner.models.registry import BESIDE_TOWERS, as_known, read_spec
@@ -19,16 +19,18 @@ from tuneplan.planner.training.settings import Settings
 CONFIGS = Path(__file__).parents[4] / "shared" / "data" / "model_configs"
 PUBLISHED = sorted(path.stem for path in CONFIGS.glob("*.json"))
 NOT_IN_TRANSFORMERS = {"kimi_k3", "nemotron-nas"}
-"""The first is not planned; the second is held against Llama's layers in families/test_nemotron_nas.py."""
-WITH_IMAGES = {"step3p7"}
-"""Of which we list nothing."""
+"""Held against the checkpoint in test_counted_kimi.py, and against Llama's layers in families/test_nemotron_nas.py."""
+PASSED_OVER = {"step3p7"}
+"""Whose flat config transformers would not read: see test_counted_step.py."""
 TOTALS = {
     "nvidia--Llama-3_3-Nemotron-Super-49B-v1": 49_867_145_216,
     "moonshotai--Kimi-K2-Instruct": 1_026_408_209_408,
     "XiaomiMiMo--MiMo-7B-Base": 7_622_619_136,
     "MiniMaxAI--MiniMax-M3": 426_174_565_632,
+    "moonshotai--Kimi-K3": 2_779_931_837_184,
 }
-"""Of models whose own code transformers does not have: what the same shape has there, or Llama's layers put together."""
+"""Of models whose own code transformers does not have: what the same shape has there, or Llama's layers put together, or the
+total that the headers of the checkpoint's own files give (Kimi K3)."""
 
 
 def config_of(name: str) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def test_published_configs(name: str) -> None:
     if config["model_type"] in BESIDE_TOWERS:
         config = config["text_config"]
     config = dict(as_known(ConfigReader(config, name)).mapping)
-    if config["model_type"] in NOT_IN_TRANSFORMERS | WITH_IMAGES:
+    if config["model_type"] in NOT_IN_TRANSFORMERS | PASSED_OVER:
         pytest.skip(f"transformers builds no text model of {config['model_type']}")
     from tuneplan.profiling.image_batches import READ_BOTH
 
@@ -115,5 +117,6 @@ def test_counted_types_have_no_family() -> None:
     """An architecture is in the list of weights or mirrored by a family, not both; others are in neither."""
     from tuneplan.planner.models.registry import FAMILIES
 
-    assert not {*LAYERS, *IMAGES} & {model_type for types in FAMILIES.values() for model_type in types}
+    assert not {*LAYERS, *WHOLE} & {model_type for types in FAMILIES.values() for model_type in types}
     assert parameters(ConfigReader({"model_type": "llama"}, "config.json")) is None
+    assert "" == remark(ConfigReader({"model_type": "llama"}, "config.json"))
