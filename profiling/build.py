@@ -157,6 +157,8 @@ def task_of(subject: Subject) -> str:
     generates = [task for task in _GENERATES if made in getattr(transformers, _AUTO[task])._model_mapping]
     if "seq2seq-lm" in generates and subject.config.get("is_encoder_decoder", made().is_encoder_decoder):
         return "seq2seq-lm"
+    if "image-text-to-text" in generates and "vision_config" in subject.config:
+        return "image-text-to-text"  # transformers knows some of them as models of text alone too
     return generates[0] if generates else "causal-lm"
 
 

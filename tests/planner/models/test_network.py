@@ -19,7 +19,7 @@ DISTINCT = list({entry.config_path.read_text(encoding="utf-8"): entry for entry 
 def network_of(name: str, method: str = "full") -> Network:
     """A catalogued model under a method."""
     spec = read_spec(*load(name))
-    length = spec.fixed_length or (1024 if spec.image_tokens else min(512, spec.longest or 512))
+    length = spec.fixed_length or (2048 if spec.image_tokens else min(512, spec.longest or 512))
     return build(spec, parse(method), Settings(seq_len=length, gradient_checkpointing="off"))
 
 
