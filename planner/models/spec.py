@@ -1,7 +1,7 @@
 """What every family says about a model, whatever its architecture."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tuneplan.planner.methods.method import Method
@@ -34,9 +34,6 @@ class ModelSpec:
         router_logits: what `output_router_logits` makes of the routers' logits: "" nothing; "kept" in the model's output; or a
             "loss" too.
 
-    `longest` is how many positions it has where it cannot do with more, `fixed_length` the tokens of an image where it reads
-    nothing else (0: it reads sequences), `image_tokens` how many tokens of a sequence an image takes (0: it reads none beside
-    text), `image_pixels` its width and height for the report.
     """
 
     id: str
@@ -49,9 +46,6 @@ class ModelSpec:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    fixed_length: ClassVar[int] = 0
-    image_tokens: ClassVar[int] = 0
-    image_pixels: ClassVar[str] = ""
     task: str = field(default=CAUSAL_LM, kw_only=True)
     num_labels: int = field(default=2, kw_only=True)
     note: str = field(default="", kw_only=True)
@@ -61,6 +55,21 @@ class ModelSpec:
     def longest(self) -> int | None:
         """Positions that the model has where it cannot do with more."""
         return None
+
+    @property
+    def fixed_length(self) -> int:
+        """Tokens of an image where the model reads nothing else; 0 where it reads sequences."""
+        return 0
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of a sequence that an image takes; 0 where the model reads none beside text."""
+        return 0
+
+    @property
+    def image_pixels(self) -> str:
+        """Width and height of an image, for the report."""
+        return ""
 
     def sized(self, image_size: tuple[int, int]) -> "ModelSpec":
         """The model as it reads images of a height and a width [pixels]. Raises InputError where their size is not free."""

@@ -19,6 +19,7 @@ _MAMF = "stas00/ml-engineering, compute/accelerator/README.md, maximum achievabl
 _SQUARES = (
     "zzc0721/torch-performance-test-data at 0785868, database.md: best bf16 product of square matrices up to 10240, over the peak"
 )
+_REPORTS = "github.com/zzc0721/torch-performance-test-data/issues/"
 _FMS = (
     "a round value, kept because the median of four rows of fms-acceleration's a100_80gb.csv (one card; Mistral-7B LoRA"
     " and QLoRA, PowerLM-3b full and QLoRA, batch 8) comes out within 3 %"
@@ -35,11 +36,11 @@ MATMUL_CEILINGS: dict[str, Constant] = {
     "b300": Constant(0.786, _MAMF),
     "mi300x": Constant(0.514, _MAMF),
     "a6000": Constant(0.797, _SQUARES),
-    "rtx-3080": Constant(1.087, f"{_SQUARES} and issue 114"),
+    "rtx-3080": Constant(1.087, f"{_SQUARES}, and {_REPORTS}114"),
     "rtx-3090": Constant(1.079, f"{_SQUARES}; the median of three"),
-    "rtx-4060-ti-16g": Constant(1.015, f"{_SQUARES} and issues 130, 145; the median of three"),
+    "rtx-4060-ti-16g": Constant(1.015, f"{_SQUARES}, {_REPORTS}130 and /145; the median of three"),
     "rtx-4090": Constant(0.987, f"{_SQUARES}; the median of seven"),
-    "rtx-5090": Constant(1.131, f"{_SQUARES} and issues 96, 124, 200; the median of five"),
+    "rtx-5090": Constant(1.131, f"{_SQUARES}, {_REPORTS}96, /124 and /200; the median of five"),
     "t4": Constant(0.651, f"{_SQUARES}; fp16, the median of two"),
 }
 """Best measured share of the dense peak rate, by GPU id, for cards whose products were not measured by shape."""

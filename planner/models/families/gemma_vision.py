@@ -82,12 +82,12 @@ class GemmaVisionSpec(ModelSpec):
     mm_tokens: int
 
     @property
-    def image_tokens(self) -> int:  # type: ignore[override]  # a class constant of the base, derived here
+    def image_tokens(self) -> int:
         """Tokens of the sequence that an image takes."""
         return self.mm_tokens
 
     @property
-    def image_pixels(self) -> str:  # type: ignore[override]  # a class constant of the base, derived here
+    def image_pixels(self) -> str:
         """Width and height of an image."""
         return self.tower.pixels
 

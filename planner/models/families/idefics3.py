@@ -61,7 +61,7 @@ class Idefics3Spec(ModelSpec):
         return 1 if cut == 1 else cut + 1
 
     @property
-    def image_tokens(self) -> int:  # type: ignore[override]  # a class constant of the base, derived here
+    def image_tokens(self) -> int:
         """Tokens of the sequence that an image takes."""
         return self.tiles * self.tower.tokens // self.scale**2
 
@@ -72,7 +72,7 @@ class Idefics3Spec(ModelSpec):
         return 3 if self.tiles == 1 else 2 * rows * columns + rows + 4
 
     @property
-    def image_pixels(self) -> str:  # type: ignore[override]  # a class constant of the base, derived here
+    def image_pixels(self) -> str:
         """Width and height of an image as it is cut."""
         high, wide = self.tower.image_size
         return f"{self.grid[1] * wide} x {self.grid[0] * high}"

@@ -60,12 +60,12 @@ class LlavaSpec(ModelSpec):
     projector_bias: bool
 
     @property
-    def image_tokens(self) -> int:  # type: ignore[override]  # a class constant of the base, derived here
+    def image_tokens(self) -> int:
         """Tokens of the sequence that an image takes."""
         return self.tower.tokens - (not self.keeps_class)
 
     @property
-    def image_pixels(self) -> str:  # type: ignore[override]  # a class constant of the base, derived here
+    def image_pixels(self) -> str:
         """Width and height of an image."""
         return self.tower.pixels
 

@@ -75,12 +75,12 @@ class Mistral3Spec(ModelSpec):
         return high // rows, wide // columns
 
     @property
-    def image_tokens(self) -> int:  # type: ignore[override]  # a class constant of the base, derived here
+    def image_tokens(self) -> int:
         """Tokens of the sequence that an image takes."""
         return self.tower.tokens // self.merge**2
 
     @property
-    def image_pixels(self) -> str:  # type: ignore[override]  # a class constant of the base, derived here
+    def image_pixels(self) -> str:
         """Width and height of an image."""
         return self.tower.pixels
 

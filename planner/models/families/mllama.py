@@ -77,12 +77,12 @@ class MllamaSpec(ModelSpec):
     cross: tuple[int, ...]
 
     @property
-    def image_tokens(self) -> int:  # type: ignore[override]  # a class constant of the base, derived here
+    def image_tokens(self) -> int:
         """Tokens of the sequence that an image takes."""
         return 1
 
     @property
-    def image_pixels(self) -> str:  # type: ignore[override]  # a class constant of the base, derived here
+    def image_pixels(self) -> str:
         """Width and height of the tiles of an image."""
         return f"{self.tiles} times {self.tower.pixels}"
 

@@ -90,12 +90,12 @@ class Qwen3VlSpec(ModelSpec):
     deepstack: tuple[int, ...]
 
     @property
-    def image_tokens(self) -> int:  # type: ignore[override]  # a class constant of the base, derived here
+    def image_tokens(self) -> int:
         """Tokens of the sequence that an image takes."""
         return self.tower.tokens
 
     @property
-    def image_pixels(self) -> str:  # type: ignore[override]  # a class constant of the base, derived here
+    def image_pixels(self) -> str:
         """Width and height of an image."""
         return self.tower.pixels
 

@@ -40,7 +40,7 @@ class VitSpec(VisionSpec):
     qkv_bias: bool
 
     @property
-    def fixed_length(self) -> int:  # type: ignore[override]  # a class constant of the base, derived here
+    def fixed_length(self) -> int:
         """It reads one image a sequence."""
         return self.tokens
 
