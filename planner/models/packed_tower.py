@@ -19,6 +19,7 @@ from tuneplan.planner.graph.tensor import Size, Tensor, elements
 from tuneplan.planner.models import encoder
 from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
+from tuneplan.planner.models.spec import ModelSpec
 
 DEFAULT_SIDE = 768
 """Pixels of a side where none are given: `image_max_pixels` of LLaMA-Factory is 768 * 768 (configs/keys/llamafactory.json)."""
@@ -82,6 +83,31 @@ class PackedTower:
     def patch_values(self) -> tuple[int, int, int, int]:
         """Channels, frames, height and width of a patch."""
         return self.channels, self.frames, self.patch_size, self.patch_size
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSpec(ModelSpec):
+    """A model whose tower reads images of any size.
+
+    Attributes:
+        tower: the vision tower.
+    """
+
+    tower: PackedTower
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of the sequence that an image takes."""
+        return self.tower.tokens
+
+    @property
+    def image_pixels(self) -> str:
+        """Width and height of an image."""
+        return self.tower.pixels
+
+    def sized(self, image_size: tuple[int, int]) -> "PackedSpec":
+        """The model as it reads images of a height and a width [pixels]."""
+        return replace(self, tower=sized(self.id, self.tower, image_size))
 
 
 def grid_of(patch_size: int, merge: int, image_size: tuple[int, int]) -> tuple[int, int]:

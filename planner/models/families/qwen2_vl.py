@@ -21,8 +21,7 @@ from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.families import llama
 from tuneplan.planner.models.families.llama import LlamaSpec
 from tuneplan.planner.models.network import Stack
-from tuneplan.planner.models.packed_tower import PackedTower
-from tuneplan.planner.models.spec import ModelSpec
+from tuneplan.planner.models.packed_tower import PackedSpec, PackedTower
 
 TASKS = (tasks.IMAGE_TEXT,)
 TOWER, TEXT = "model.visual.", "model.language_model."
@@ -87,34 +86,18 @@ _VARIANTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Qwen2VlSpec(ModelSpec):
+class Qwen2VlSpec(PackedSpec):
     """Qwen2-VL. The dimensions of the base are those of the language model.
 
     Attributes:
         text: the language model.
-        tower: the vision tower.
         window: tokens of a side of the windows that layers attend within, 0 for none.
         whole: layers that attend within whole images all the same.
     """
 
     text: LlamaSpec
-    tower: PackedTower
     window: int
     whole: tuple[int, ...]
-
-    @property
-    def image_tokens(self) -> int:
-        """Tokens of the sequence that an image takes."""
-        return self.tower.tokens
-
-    @property
-    def image_pixels(self) -> str:
-        """Width and height of an image."""
-        return self.tower.pixels
-
-    def sized(self, image_size: tuple[int, int]) -> "Qwen2VlSpec":
-        """The model as it reads images of a height and a width [pixels]."""
-        return replace(self, tower=packed_tower.sized(self.id, self.tower, image_size))
 
 
 def read(id: str, config: ConfigReader) -> Qwen2VlSpec:

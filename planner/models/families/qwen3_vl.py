@@ -20,8 +20,7 @@ from tuneplan.planner.models.assembly import Assembly
 from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.families import llama, mixtral
 from tuneplan.planner.models.network import Stack
-from tuneplan.planner.models.packed_tower import PackedTower
-from tuneplan.planner.models.spec import ModelSpec
+from tuneplan.planner.models.packed_tower import PackedSpec
 
 TASKS = (tasks.IMAGE_TEXT,)
 TOWER, TEXT = "model.visual.", "model.language_model."
@@ -76,28 +75,16 @@ _TEXTS: dict[str, tuple[str, Any, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Qwen3VlSpec(ModelSpec):
+class Qwen3VlSpec(PackedSpec):
     """Qwen3-VL. The dimensions of the base are those of the language model.
 
     Attributes:
         text: the language model.
-        tower: the vision tower.
         deepstack: layers of the tower whose output goes to the first layers of the language model, in their order.
     """
 
     text: Any
-    tower: PackedTower
     deepstack: tuple[int, ...]
-
-    @property
-    def image_tokens(self) -> int:
-        """Tokens of the sequence that an image takes."""
-        return self.tower.tokens
-
-    @property
-    def image_pixels(self) -> str:
-        """Width and height of an image."""
-        return self.tower.pixels
 
     @property
     def num_experts(self) -> int:
@@ -108,10 +95,6 @@ class Qwen3VlSpec(ModelSpec):
     def top_k(self) -> int:
         """Experts of a token, 0 without experts."""
         return int(getattr(self.text, "top_k", 0))
-
-    def sized(self, image_size: tuple[int, int]) -> "Qwen3VlSpec":
-        """The model as it reads images of a height and a width [pixels]."""
-        return replace(self, tower=packed_tower.sized(self.id, self.tower, image_size))
 
 
 def read(id: str, config: ConfigReader) -> Qwen3VlSpec:
