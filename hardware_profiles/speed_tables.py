@@ -46,6 +46,7 @@ class ProductTimes:
     log_seconds: tuple[tuple[tuple[float, ...], ...], ...]
     large_rate: float
     _known: dict[tuple[int, int, int], float] = field(default_factory=dict)
+    _arrays: Any = None
 
     def seconds(self, rows: Any, columns: Any, inner: Any) -> Any:
         """Of one product, or of arrays of them.
@@ -73,15 +74,16 @@ class ProductTimes:
     def _many(self, sizes: tuple[Any, Any, Any]) -> Any:
         import numpy as np
 
-        table = np.asarray(self.log_seconds)
+        if self._arrays is None:
+            self._arrays = np.asarray(self.log_seconds), [np.log2(np.asarray(axis, dtype=float)) for axis in self.axes]
+        table, axes = self._arrays
         total: Any = 0.0
         places = []
-        for size, axis in zip(sizes, self.axes, strict=True):
-            known = np.log2(np.asarray(axis, dtype=float))
+        for size, known in zip(sizes, axes, strict=True):
             asked = np.log2(np.asarray(size, dtype=float))
             inside = np.clip(asked, known[0], known[-1])
             total = total + np.maximum(asked - inside, 0.0)
-            index = np.clip(np.searchsorted(known, inside, side="right"), 1, len(axis) - 1) - 1
+            index = np.clip(np.searchsorted(known, inside, side="right"), 1, len(known) - 1) - 1
             places.append((index, (inside - known[index]) / (known[index + 1] - known[index])))
         (i, u), (j, v), (k, w) = places
         for di, wu in ((0, 1 - u), (1, u)):

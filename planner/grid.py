@@ -91,15 +91,19 @@ class Grid:
             for way in ways
             if method.allows(replace(way, micro_batch_size=1))
         }
-        kinds, made = [], []
+        again = [own for way, own in networks.items() if way != "off"]
+        if "off" in networks and again and self._pruned:
+            networks["off"].recomputing = again[0]
+        found: dict[tuple[Split, str], _Series] = {}
         for split in cards.splits:
-            for way, own in networks.items():
-                if own.has(split.layout):
-                    kinds.append((split, way))
-                    made.append(_series(job, own, split, cards, self._pruned))
+            for way in sorted(networks, key=lambda way: way == "off"):  # for which less is evaluated once the others are known
+                if networks[way].has(split.layout):
+                    found[split, way] = _series(job, networks[way], split, cards, self._pruned)
             self.count(split.candidates * len(networks) * len(job.optimizers))
-        if not kinds:
+        if not found:
             return None
+        kinds = [(split, way) for split in cards.splits for way in networks if (split, way) in found]
+        made = [found[kind] for kind in kinds]
         every = (len(cards.cards) * len(cards.counts), len(cards.sizes))  # a number of a card is a card to `choose`
 
         def flat(name: str) -> Any:
@@ -191,7 +195,7 @@ def _series(job: Job, networks: Networks, split: Split, cards: Cards, pruned: bo
     """All candidates of a split of the model and a kind of checkpointing.
 
     `pruned`: of the stages of sharding those are passed over that nobody needs, because an earlier one fits, and those whose
-    weights alone do not fit on any card that does. Neither changes what is taken where anything fits.
+    weights or activations alone do not fit on any card that does. None of it changes what is taken where anything fits.
     """
     shape = (len(job.optimizers), len(cards.stages), len(cards.cards), len(cards.counts), len(cards.sizes))
     device, hours, cost = (np.full(shape, np.inf) for _ in range(3))
@@ -205,9 +209,11 @@ def _series(job: Job, networks: Networks, split: Split, cards: Cards, pruned: bo
         if pruned:
             rows = split.rows[places]
             wanted = cards.asked[:, rows] & ~fits[:, :, rows].all(0)  # (card, place): where nothing fits yet
-            hopeless = wanted & (weights > cards.usable[..., 0]) & split.goes_on(stage)[places] & (number < WHOLE_UP_TO)
-            passed = wanted.any(0) & ~(wanted & ~hopeless).any(0)
-            least[:, rows[passed]] = np.minimum(least[:, rows[passed]], weights - cards.usable[..., 0])
+            kept = networks.least_saved(split.sharding_of(places, number)) if len(places) else 0
+            needed = (weights if number < WHOLE_UP_TO else 0) + kept - cards.usable[..., 0]
+            others = split.goes_on(stage)[places] | (kept > 0)  # else a miss is wanted, to show how much is missing
+            passed = wanted.any(0) & ~(wanted & ~((needed > 0) & others)).any(0)
+            least[:, rows[passed]] = np.minimum(least[:, rows[passed]], needed)
             places = places[wanted.any(0) & ~passed]
         if not len(places):
             continue

@@ -12,6 +12,7 @@ from tuneplan.planner.errors import InputError
 from tuneplan.planner.fragmentation import allowance
 from tuneplan.planner.graph.tensor import BITS, OPTIMIZER_STATES, WEIGHTS
 from tuneplan.planner.job import Job
+from tuneplan.planner.lifetimes import least_saved
 from tuneplan.planner.memory import Known, StepMemory, finds_gradients, step_memory
 from tuneplan.planner.methods.formats import QUANTIZED
 from tuneplan.planner.methods.method import Method
@@ -151,7 +152,11 @@ def _whole(value: Any, shape: tuple[int, ...]) -> Ints:
 
 
 class Networks:
-    """A method under one kind of checkpointing, for cards of one class: its networks under any split."""
+    """A method under one kind of checkpointing, for cards of one class: its networks under any split.
+
+    Attributes:
+        recomputing: where no layer runs again, the networks of the same method whose layers do; None where there are none.
+    """
 
     def __init__(
         self, job: Job, method: Method, settings: Settings, cards: CardColumns, known: dict[object, dict[Any, Any]]
@@ -163,9 +168,13 @@ class Networks:
         self._whole: dict[bool, Network] = {}
         self._local: dict[tuple[object, bool], tuple[Network, Known]] = {}
         self._walks: dict[tuple[Sharding, bool], Walks] = {}
+        self._saved: dict[bool, int] = {}
+        self.recomputing: Networks | None = None
 
     def has(self, split: Sharding) -> bool:
         """Whether the model can be split so. Raises InputError where the method does not fit the model at all."""
+        if not split.splits_model and self.recomputing is not None:  # with these it was found out
+            return True
         whole = self._of_one_gpu(self._settings)
         if not split.splits_model:
             return True
@@ -175,6 +184,21 @@ class Networks:
             return False
         return True
 
+    def least_saved(self, sharding: Sharding) -> int:
+        """Bytes that every rank has of its activations at any micro-batch; 0 if none are known before the network is built.
+
+        They are read off the network whose layers run again in the backward, if that was built.
+        """
+        if self.recomputing is None or sharding.splits_model:
+            return 0
+        return self.recomputing.saved(self._of(sharding).gathered_cast)
+
+    def saved(self, cast: bool) -> int:
+        """`least_saved` by `Settings.gathered_cast`; 0 where no such network was built."""
+        if cast in self._whole and cast not in self._saved:
+            self._saved[cast] = int(np.min(least_saved(self._whole[cast])))
+        return self._saved.get(cast, 0)
+
     def least(self, split: Sharding) -> int:
         """Bytes that every rank has under the stages of sharding before the third, at any micro-batch; 0 if none are known.
 
@@ -182,14 +206,15 @@ class Networks:
         """
         if split.splits_model:
             return 0
+        if self.recomputing is not None:
+            return self.recomputing.least(split)
         layers = [p for p in self._of_one_gpu(self._settings).parameters if "*" in p.name and not (p.adapter or p.buffer)]
         quantized = sum(packed_bytes(p)[0] * p.count for p in layers if p.storage in QUANTIZED)
         return quantized + sum(p.numel * BITS[p.storage] // 8 for p in layers if p.storage not in QUANTIZED)
 
     def walks(self, sharding: Sharding, split: Sharding) -> Walks:
         """The networks as ranks under a sharding run them: engines that keep fp32 weights themselves have their own."""
-        settings = sharding.settings(self._settings)
-        settings = replace(settings, gathered_cast=settings.gathered_cast and self._narrows)
+        settings = self._of(sharding)
         key = split, settings.gathered_cast
         if key not in self._walks:
             whole = self._of_one_gpu(settings)
@@ -199,6 +224,11 @@ class Networks:
                 part.network.known = self._known.setdefault(_of_weights(part.network), part.network.known)
             self._walks[key] = Walks(self._job, local_settings(settings, split), whole, parts, self._cards)
         return self._walks[key]
+
+    def _of(self, sharding: Sharding) -> Settings:
+        """What a rank runs under a sharding."""
+        settings = sharding.settings(self._settings)
+        return replace(settings, gathered_cast=settings.gathered_cast and self._narrows)
 
     def _of_one_gpu(self, settings: Settings) -> Network:
         if settings.gathered_cast not in self._whole:

@@ -6,7 +6,7 @@ before it, and its backward comes when that of its own stack is over.
 
 from dataclasses import dataclass
 
-from tuneplan.planner.graph.tensor import TEMPORARY, Storage
+from tuneplan.planner.graph.tensor import TEMPORARY, Size, Storage
 from tuneplan.planner.models.network import Network, Run
 
 
@@ -163,3 +163,26 @@ def gradient_uses(network: Network) -> dict[int, int]:
 def kept_outputs(run: Run) -> tuple[Storage, ...]:
     """What a loop that keeps the model's outputs, and with them the loss's graph, holds of one block between steps."""
     return run.block.outputs + run.block.leaves
+
+
+def least_saved(network: Network) -> Size:
+    """What layers that run again in the backward would save at least if they did not: bytes that stand when a forward is over.
+
+    Nothing is counted of a stack's first layer that trains anything, nor of those before it: without a gradient of what enters
+    them they save less, or nothing.
+    """
+    trained = {p.name for p in network.parameters if p.trainable}
+    total: Size = 0
+    flows = False
+    for run in network.runs:
+        if not run.layered:
+            flows = False
+        elif run.checkpointed:
+            trains = any(name in trained for name in run.block.parameters)
+            count = run.count if flows else (run.count - 1) * trains
+            flows = flows or trains
+            saved = {id(storage): storage for op in run.block.ops for storage in op.saved}
+            gone = {id(storage) for op in run.block.ops for storage in op.discards}
+            for storage in run.block.made(tuple([saved[key] for key in saved if key not in gone])):
+                total = total + count * storage.nbytes
+    return total

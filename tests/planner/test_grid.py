@@ -19,15 +19,21 @@ from tuneplan.planner.errors import InputError
 from tuneplan.planner.grid import Grid
 from tuneplan.planner.grid_found import Choice, Found, every
 from tuneplan.planner.job import Job
+from tuneplan.planner.lifetimes import least_saved
+from tuneplan.planner.memory import walk
 from tuneplan.planner.methods.compose import parse
+from tuneplan.planner.models.config import ConfigReader
 from tuneplan.planner.models.lookup import load
+from tuneplan.planner.models.network import build
 from tuneplan.planner.models.registry import read_spec
+from tuneplan.planner.parallel.step import sequence
 from tuneplan.planner.plan import Plan, Rejected, front, rank
 from tuneplan.planner.search import Search, find
 from tuneplan.planner.target import targets
 from tuneplan.planner.training.optimizers import OPTIMIZERS
 from tuneplan.planner.training.settings import Settings
 from tuneplan.planner.wall_clock import Overheads, run_seconds, wall_clock
+from tuneplan.profiling import small_models
 
 TODAY = date(2026, 9, 1)
 JOB = Job(
@@ -91,6 +97,37 @@ def test_what_is_passed_over_changes_nothing(name: str) -> None:
             assert not any((expected.fits, expected.over, found.fits, found.over))
             assert 0 < found.short_by_bytes <= expected.short_by_bytes
     assert any(sure)
+
+
+@pytest.mark.parametrize("method", ["full", "dora", "pfeiffer", "partial_layers", "ia3"])
+def test_what_layers_save_at_least(method: str) -> None:
+    """Of every family: what is read off layers that run again is no more than what a forward leaves where they do not."""
+    compared = 0
+    for name in small_models.names():
+        model = small_models.load(name)
+        spec = read_spec(model.name, ConfigReader(model.config, model.name), model.task)
+        run = Settings(2, 64, gradient_checkpointing="off", image_size=model.image_size)
+        again = replace(run, gradient_checkpointing="non-reentrant")
+        try:
+            least = least_saved(build(spec, parse(method), again))
+        except InputError:
+            continue
+        left = sequence(walk(build(spec, parse(method), run), run).forward)
+        assert 0 <= least <= sum(left.delta), name
+        compared += least > 0
+    assert compared > 10
+
+
+def test_methods_of_the_same_parts_are_evaluated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stands in the answer with figures of its own."""
+    job = replace(JOB, methods=tuple(parse(name) for name in ("lora", "ia3", "lora_plus")), targets=JOB.targets[:1])
+    assert grid_workers.firsts(job.methods) == [0, 1, 0]
+    told: list[int] = []
+    found, evaluated = grid_workers.found(Search(job, TODAY), told.append)
+    alone, count = grid_workers.found(Search(replace(job, methods=job.methods[2:]), TODAY))
+    assert evaluated == sum(told) == 3 * count
+    choices = [choice for choice in every(found, job) if choice.method.name == "lora_plus"]
+    assert choices == every(alone, replace(job, methods=job.methods[2:]))
 
 
 def test_a_miss_that_is_shown_is_worked_out() -> None:
