@@ -30,7 +30,7 @@ class ArrayMeter(Meter):
             both (None). One walk is then two segments.
     """
 
-    __slots__ = ("_events", "_shape", "_table")
+    __slots__ = ("_events", "_shape", "_table", "_whole")
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         """`shape`: of the arrays."""
@@ -38,6 +38,7 @@ class ArrayMeter(Meter):
         self._shape = shape
         self._events: list[tuple[Size, int, int, str, bool | None]] = []
         self._table: Ints | None = None
+        self._whole: tuple[int, Segment] | None = None  # both kinds of backward alike, with so many events
 
     def add(self, size_bytes: Size, category: int) -> None:
         """A birth."""
@@ -56,6 +57,8 @@ class ArrayMeter(Meter):
         """What was counted so far, in backwards that find gradients or in those that find none."""
         if not self._events:
             return super().segment()
+        if self._whole is not None and self._whole[0] == len(self._events):
+            return self._whole[1]
         sizes, signs, categories, names, only = zip(*self._events, strict=True)
         if self._table is None or len(self._table) != len(sizes):
             table: Ints = np.empty((len(sizes), *self._shape), np.int64)
@@ -79,7 +82,10 @@ class ArrayMeter(Meter):
         peak: Any = (own @ (flat * before)).reshape(whole)
         total: Any = running.max(0).reshape(self._shape)
         first = int(at[0]) - 1
-        return Segment(delta, peak, total, "" if first < 0 else names[first if rows is None else rows[first]])
+        segment = Segment(delta, peak, total, "" if first < 0 else names[first if rows is None else rows[first]])
+        if rows is None:
+            self._whole = len(sizes), segment
+        return segment
 
 
 def chain(pieces: "Sequence[Piece]", shape: tuple[int, ...]) -> Segment:

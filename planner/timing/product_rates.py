@@ -63,14 +63,24 @@ class ShapeColumns:
     of_card: "NDArray[np.int64]"
     known: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def of(self, dims: Dims) -> Any:
-        """Shape (card,) or (card, size) for one product, of numbers or of arrays; found once."""
-        key = tuple([size if isinstance(size, int) else size.tobytes() for size in dims])
-        if key not in self.known:
-            if len(self.known) >= MOST_SHAPES:
-                self.known.clear()
-            self.known[key] = self.share(dims)
-        return self.known[key]
+    def of(self, every: Sequence[Dims]) -> list[Any]:
+        """Of several products, of numbers or of arrays: shape (card,) or (card, size) each; found once."""
+        keys = [tuple([size if isinstance(size, int) else size.tobytes() for size in dims]) for dims in every]
+        if len(self.known) + len(keys) > MOST_SHAPES:
+            self.known.clear()
+        self._find({key: dims for key, dims in zip(keys, every, strict=True) if key not in self.known})
+        return [self.known[key] for key in keys]
+
+    def _find(self, new: dict[tuple[Any, ...], Dims]) -> None:
+        """Those of as many sizes all at once."""
+        import numpy as np
+
+        groups: dict[tuple[int, ...], list[tuple[Any, ...]]] = {}
+        for key, dims in new.items():
+            groups.setdefault(np.broadcast_shapes(*[np.shape(size) for size in dims]), []).append(key)
+        for shape, keys in groups.items():
+            sizes = [np.stack([np.broadcast_to(new[key][axis], shape) for key in keys]) for axis in range(3)]
+            self.known.update(zip(keys, np.moveaxis(self.share(sizes), 1, 0), strict=True))
 
     def share(self, dims: Sequence[Any]) -> Any:
         """Shape (card, product, ...) for dims of shape (product, ...); 1 for cards without."""

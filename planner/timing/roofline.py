@@ -239,7 +239,7 @@ def _by_shape(products: Sequence[Product], rates: Rates, alike: tuple[int, ...])
     known = [index for index, p in enumerate(products) if has_shape(p)]
     if not isinstance(rates.shapes, ShapeColumns) or not known:
         return shares, starts
-    every = [rates.shapes.of(p.dims) for p in products if p.dims is not None and has_shape(p)]  # each (card, ...)
+    every = rates.shapes.of([p.dims for p in products if p.dims is not None and has_shape(p)])  # each (card, ...)
     most = max(one.ndim for one in every)
     found = np.stack(np.broadcast_arrays(*[one.reshape(cards, *(1,) * (most - one.ndim), *one.shape[1:]) for one in every]))
     found = found.reshape(*found.shape[:2], *(1,) * (width + 1 - found.ndim), *found.shape[2:])

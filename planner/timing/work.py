@@ -5,7 +5,7 @@ larger of two times each.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from tuneplan.planner.graph.block import Block
@@ -43,6 +43,10 @@ class Product:
     attention: bool
     count: int
     dims: Dims | None = None
+
+    def times(self, count: int) -> "Product":
+        """So many of it."""
+        return Product(self.flops, self.moved, self.dtype, self.attention, count, self.dims)
 
 
 @dataclass(slots=True)
@@ -118,7 +122,7 @@ def together(works: Sequence[Work]) -> Work:
             key = _key(moved)
             streams.setdefault(key, moved)
             counts[key] = counts.get(key, 0) + count
-    whole.products = [replace(p, count=counts[of]) for of, p in products.items()]
+    whole.products = [p.times(counts[of]) for of, p in products.items()]
     whole.streams = [(moved, counts[key]) for key, moved in streams.items()]
     return whole
 
@@ -165,7 +169,7 @@ class _Tally:
         """All of it."""
         for key, moved in self._streams.items():
             self._work.stream(moved, self._counts[key])
-        self._work.products = [replace(product, count=self._counts[key]) for key, product in self._products.items()]
+        self._work.products = [product.times(self._counts[key]) for key, product in self._products.items()]
         return self._work
 
 
