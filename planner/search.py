@@ -49,6 +49,8 @@ class Search:
         self.job = job
         self.today = today
         self.evaluated = 0
+        self._first: dict[object, str] = {}  # by parts
+        self._alike: dict[str, str] = {}
         self._networks: dict[tuple[str, Settings], Network] = {}
         self._known: dict[tuple[str, Settings], dict[Hashable, Any]] = {}  # of weights, which the batch does not change
         self._walks: dict[tuple[str, Settings], Walked] = {}
@@ -157,18 +159,23 @@ class Search:
             raise found
         return found
 
-    @staticmethod
-    def _key(method: Method, settings: Settings) -> tuple[str, Settings]:
+    def _name(self, method: Method) -> str:
+        """The name of the first method made of the same parts: such methods are one network."""
+        if method.name not in self._alike:
+            self._alike[method.name] = self._first.setdefault(method.parts, method.name)
+        return self._alike[method.name]
+
+    def _key(self, method: Method, settings: Settings) -> tuple[str, Settings]:
         """What a network is remembered by: without fp32 adapters there is nothing that is cast as it is gathered."""
         if settings.gathered_cast and not any(getattr(part, "autocast_adapter_dtype", False) for part in method.parts):
             settings = replace(settings, gathered_cast=False)
-        return method.name, settings
+        return self._name(method), settings
 
     def _network(self, method: Method, settings: Settings) -> Network:
         key = self._key(method, replace(settings, accumulating=False))
         if key not in self._networks:
             network = self._networks[key] = build(self.job.spec, method, settings)
-            network.known = self._known.setdefault((method.name, replace(key[1], micro_batch_size=1)), network.known)
+            network.known = self._known.setdefault((key[0], replace(key[1], micro_batch_size=1)), network.known)
         return self._networks[key]
 
     def _walked(self, method: Method, settings: Settings) -> Walked:
@@ -288,7 +295,7 @@ class Search:
         if plan.target.gpu is None:
             return plan
         request = replace(plan.request, settings=job.typical(plan.request.settings))
-        key = (request.method.name, request.settings)
+        key = (self._name(request.method), request.settings)
         network = self._network(request.method, request.settings)
         own, work = network, None
         if not request.sharding.splits_model:
