@@ -85,10 +85,11 @@ def _forked(search: "Search", workers: int) -> Iterator[Iterator[Own]]:
     """The same, found by so many processes."""
     global _inherited  # noqa: PLW0603 (what a forked process inherits need not be sent to it)
     _inherited = search
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"))
     try:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
-            yield map(_unpacked, pool.map(_in_worker, sorted(set(firsts(search.job.methods)))))
+        yield map(_unpacked, pool.map(_in_worker, sorted(set(firsts(search.job.methods)))))
     finally:
+        pool.shutdown(cancel_futures=True)  # after an error nobody wants the rest
         _inherited = None
 
 
