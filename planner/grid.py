@@ -85,24 +85,21 @@ class Grid:
 
         job = self.job
         batches: Any = cards.sizes
-        ways = [replace(settings, gradient_checkpointing=way, micro_batch_size=batches) for way in job.checkpointing]
-        networks = {
-            way.gradient_checkpointing: Networks(job, method, way, cards.columns, self._known)
-            for way in ways
-            if method.allows(replace(way, micro_batch_size=1))
-        }
-        again = [own for way, own in networks.items() if way != "off"]
-        if "off" in networks and again and self._pruned:
-            networks["off"].recomputing = again[0]
+        networks: dict[str, Networks] = {}
+        for way in sorted(job.checkpointing, key=lambda way: way == "off"):  # less of it is built once the others are known
+            own = replace(settings, gradient_checkpointing=way, micro_batch_size=batches)
+            if method.allows(replace(own, micro_batch_size=1)):
+                others = next(iter(networks.values()), None) if way == "off" and self._pruned else None
+                networks[way] = Networks(job, method, own, cards.columns, self._known, others)
         found: dict[tuple[Split, str], _Series] = {}
         for split in cards.splits:
-            for way in sorted(networks, key=lambda way: way == "off"):  # for which less is evaluated once the others are known
-                if networks[way].has(split.layout):
-                    found[split, way] = _series(job, networks[way], split, cards, self._pruned)
+            for way, of_way in networks.items():
+                if of_way.has(split.layout):
+                    found[split, way] = _series(job, of_way, split, cards, self._pruned)
             self.count(split.candidates * len(networks) * len(job.optimizers))
         if not found:
             return None
-        kinds = [(split, way) for split in cards.splits for way in networks if (split, way) in found]
+        kinds = [(split, way) for split in cards.splits for way in job.checkpointing if (split, way) in found]
         made = [found[kind] for kind in kinds]
         every = (len(cards.cards) * len(cards.counts), len(cards.sizes))  # a number of a card is a card to `choose`
 

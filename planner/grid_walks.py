@@ -152,16 +152,27 @@ def _whole(value: Any, shape: tuple[int, ...]) -> Ints:
 
 
 class Networks:
-    """A method under one kind of checkpointing, for cards of one class: its networks under any split.
-
-    Attributes:
-        recomputing: where no layer runs again, the networks of the same method whose layers do; None where there are none.
-    """
+    """A method under one kind of checkpointing, for cards of one class: its networks under any split."""
 
     def __init__(
-        self, job: Job, method: Method, settings: Settings, cards: CardColumns, known: dict[object, dict[Any, Any]]
+        self,
+        job: Job,
+        method: Method,
+        settings: Settings,
+        cards: CardColumns,
+        known: dict[object, dict[Any, Any]],
+        recomputing: "Networks | None" = None,
     ) -> None:
-        """`settings`: micro-batches as an array. `known`: what was found out about weights like these; see `Network.known`."""
+        """Builds nothing yet.
+
+        Args:
+            job: whose networks they are.
+            method: the method.
+            settings: micro-batches as an array.
+            cards: of the class.
+            known: what was found out about weights like these; see `Network.known`.
+            recomputing: where no layer runs again, the networks of the same method whose layers do, if bounds are read off them.
+        """
         self._job, self._method, self._settings, self._cards = job, method, settings, cards
         self._known = known
         self._narrows = any(getattr(part, "autocast_adapter_dtype", False) for part in method.parts)
@@ -169,11 +180,11 @@ class Networks:
         self._local: dict[tuple[object, bool], tuple[Network, Known]] = {}
         self._walks: dict[tuple[Sharding, bool], Walks] = {}
         self._saved: dict[bool, int] = {}
-        self.recomputing: Networks | None = None
+        self._recomputing = recomputing
 
     def has(self, split: Sharding) -> bool:
         """Whether the model can be split so. Raises InputError where the method does not fit the model at all."""
-        if not split.splits_model and self.recomputing is not None:  # with these it was found out
+        if not split.splits_model and self._recomputing is not None:  # with these it was found out
             return True
         whole = self._of_one_gpu(self._settings)
         if not split.splits_model:
@@ -189,9 +200,9 @@ class Networks:
 
         They are read off the network whose layers run again in the backward, if that was built.
         """
-        if self.recomputing is None or sharding.splits_model:
+        if self._recomputing is None or sharding.splits_model:
             return 0
-        return self.recomputing.saved(self._of(sharding).gathered_cast)
+        return self._recomputing.saved(self._of(sharding).gathered_cast)
 
     def saved(self, cast: bool) -> int:
         """`least_saved` by `Settings.gathered_cast`; 0 where no such network was built."""
@@ -206,8 +217,8 @@ class Networks:
         """
         if split.splits_model:
             return 0
-        if self.recomputing is not None:
-            return self.recomputing.least(split)
+        if self._recomputing is not None:
+            return self._recomputing.least(split)
         layers = [p for p in self._of_one_gpu(self._settings).parameters if "*" in p.name and not (p.adapter or p.buffer)]
         quantized = sum(packed_bytes(p)[0] * p.count for p in layers if p.storage in QUANTIZED)
         return quantized + sum(p.numel * BITS[p.storage] // 8 for p in layers if p.storage not in QUANTIZED)
