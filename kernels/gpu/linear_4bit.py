@@ -1,12 +1,12 @@
 """A few tokens times a 4-bit weight, the weight decoded inside: `y = x W^T`.
 
-Legend: M tokens, N out_features, K in_features, W 32-bit words of eight values along K, P places in a word, S splits of K.
+Legend: M tokens, N out_features, K in_features, W 32-bit words of eight values along K, S splits of K.
 
-The vector program (one token) takes ROWS rows of the weight and walks along K: a word's eight values are looked up,
-multiplied with fp32 copies of x and added up before the word's scale is applied once. The matrix program (up to 64 tokens) makes
-the weight the left operand of the tensor cores; even and odd values are two half products, so that nothing is interleaved, and
-the scale of a block comes after its product. K is split where the rows alone do not fill the card; partial sums are added in
-a fixed order.
+The vector program (one token) takes ROWS rows of the weight and walks along K: a word's eight values are looked up
+two at a time (a lookup waits for its whole program twice), multiplied with fp32 copies of x and added up before the word's scale
+is applied once. The matrix program (up to 64 tokens) makes the weight the left operand of the tensor cores; even and odd values
+are two half products, so that nothing is interleaved, and the scale of a block comes after its product. K is split where the rows
+alone do not fill the card; partial sums are added in a fixed order.
 """
 
 import torch
@@ -61,12 +61,18 @@ def _vector(
         there_RW = there_R[:, None] & there_W[None, :]
         at_RW = (row_R * words)[:, None] + column_W[None, :]
         packed_RW = tl.load(data.to(tl.pointer_type(tl.int32)) + first * words + at_RW, mask=there_RW, other=0)
+        # the high and the low halves of four bytes at once, so that a value is cut out by one instruction
+        high_RW = (packed_RW >> 4) & 0x0F0F0F0F
+        low_RW = packed_RW & 0x0F0F0F0F
         part_RW = tl.zeros((ROWS, WORDS), dtype=tl.float32)
-        for place in tl.static_range(8):
-            nibble_RW = (packed_RW >> ((place // 2) * 8 + (1 - place % 2) * 4)) & 15
-            value_RW = tl.reshape(tl.gather(table_16, tl.reshape(nibble_RW, (ROWS * WORDS,)), 0), (ROWS, WORDS))
-            x_W = tl.load(x + column_W * 8 + place, mask=there_W, other=0.0).to(tl.float32)
-            part_RW += x_W[None, :] * value_RW
+        for byte in tl.static_range(4):
+            at_W2 = (column_W * 8 + byte * 2)[:, None] + tl.arange(0, 2)[None, :]
+            x_even_W, x_odd_W = tl.split(tl.load(x + at_W2, mask=there_W[:, None], other=0.0).to(tl.float32))
+            nibble_RW2 = tl.join((high_RW >> (byte * 8)) & 255, (low_RW >> (byte * 8)) & 255)
+            value_V = tl.gather(table_16, tl.reshape(nibble_RW2, (ROWS * WORDS * 2,)), 0)
+            even_RW, odd_RW = tl.split(tl.reshape(value_V, (ROWS, WORDS, 2)))
+            part_RW += x_even_W[None, :] * even_RW
+            part_RW += x_odd_W[None, :] * odd_RW
         absmax_RW = scales(absmax, code2, absmax2, offset, first_block, at_RW // BLOCK_WORDS, there_RW, NESTED, BLOCK2)
         sum_RW += part_RW * absmax_RW
     y_R = tl.sum(sum_RW, axis=1)

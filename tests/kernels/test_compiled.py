@@ -23,7 +23,7 @@ MOST_INSTRUCTIONS = {
     "dequantize_4bit, rows apart": 13.0,
     "dequantize_8bit": 8.0,
     "dequantize_8bit_rows": 5.5,
-    "linear_4bit, 1 token": 8.0,
+    "linear_4bit, 1 token": 7.0,
     "linear_4bit, 16 tokens": 8.0,
     "linear_4bit, 64 tokens": 14.0,
     "lora_grad, rank 16, bf16 adapter": 4.0,
