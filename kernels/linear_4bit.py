@@ -51,7 +51,8 @@ def linear_4bit(
         raise KernelInputError(f"x lies on {x.device}, the weight on {packed.device}")
     if bias is not None and (bias.shape != (features,) or bias.device != x.device or bias.dtype not in FLOATS):
         raise KernelInputError(
-            f"bias must be [{features}] on {x.device}, but is {list(bias.shape)} of {bias.dtype} on {bias.device}"
+            f"bias must be [{features}] of fp32, fp16 or bf16 on {x.device}, "
+            f"but is {list(bias.shape)} of {bias.dtype} on {bias.device}"
         )
     rows = x.detach().reshape(-1, width).contiguous()
     fused = 0 < rows.shape[0] <= MOST_TOKENS and width % packed.blocksize == 0 and chosen(backend, x.device) == "triton"

@@ -61,7 +61,7 @@ def _vector(
         there_RW = there_R[:, None] & there_W[None, :]
         at_RW = (row_R * words)[:, None] + column_W[None, :]
         packed_RW = tl.load(data.to(tl.pointer_type(tl.int32)) + first * words + at_RW, mask=there_RW, other=0)
-        # the high and the low halves of four bytes at once, so that a value is cut out by one instruction
+        # the halves of all four bytes at once: what is left of a byte is then one value, taken out by one instruction
         high_RW = (packed_RW >> 4) & 0x0F0F0F0F
         low_RW = packed_RW & 0x0F0F0F0F
         part_RW = tl.zeros((ROWS, WORDS), dtype=tl.float32)

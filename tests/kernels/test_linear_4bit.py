@@ -27,6 +27,25 @@ def test_error_against_fp64(tokens: int, blocksize: int, nested: bool) -> None:
         assert largest > relative_error(y, x.double() @ weight.t() + bias.double())
 
 
+@pytest.mark.parametrize("nested", [True, False])
+def test_one_token_in_several_turns(nested: bool) -> None:
+    """The program of one token walks along in_features in several turns, of which the last is not full."""
+    data, state = quantized(11, 2 * 1024 + 448, nested=nested)
+    weight = reference(Packed4bit.of(data, state), torch.float32).double()
+    for dtype, largest in LARGEST_ERROR.items():
+        x = torch.randn(1, weight.shape[1], device=DEVICE).to(dtype)
+        assert largest > relative_error(linear_4bit(x, data, state, backend="triton"), x.double() @ weight.t())
+
+
+def test_one_token_that_begins_within_a_word() -> None:
+    """A token is read in pairs, also one that is not aligned to them."""
+    data, state = quantized(16, 64)
+    x = torch.randn(1 + 64, device=DEVICE).half()[1:].view(1, 64)
+    assert x.data_ptr() % 4
+    exact = x.double() @ reference(Packed4bit.of(data, state), torch.float32).double().t()
+    assert LARGEST_ERROR[torch.float16] > relative_error(linear_4bit(x, data, state, backend="triton"), exact)
+
+
 def test_other_paths_multiply_the_decoded_weight() -> None:
     """More than 64 tokens, rows that are not whole blocks, no tokens at all, and plain torch."""
     for rows, columns, tokens in ((16, 64, 65), (16, 48, 2), (16, 64, 0)):
