@@ -54,6 +54,7 @@ class Count:
     shared_bytes: int
     spilled: bool
     loads_128_bits: int
+    loads_64_bits: int
     stores_128_bits: int
     stores_narrower: int
     tensor_core: int
@@ -144,6 +145,7 @@ def counts(architectures: tuple[int, ...] = ARCHITECTURES) -> Iterator[Count]:
                 made.shared_bytes,
                 made.spilled,
                 made.count("LDG.E.128", "LDGSTS.E.BYPASS.128"),
+                made.count("LDG.E.64"),
                 wide,
                 made.count("STG") - wide,
                 made.count("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA", "TCGEN"),

@@ -223,6 +223,12 @@ def other_kernels(machine: Machine) -> None:
             for tokens in (1, 2, 5, 17, 33, 64, 65)
             for kind in ("bf16", "fp16")
         ),
+        *(
+            Case("linear_4bit", Shape(2500 if machine.on_gpu else 40, 2496), format, tokens=tokens, dtype=kind)
+            for format in ("nf4", "fp4")
+            for tokens in (1, 16)
+            for kind in DTYPES
+        ),
         *(Case("linear_4bit", Shape(40, 96), tokens=tokens) for tokens in (1, 3)),
         *(Case("lora_linear", Shape(72, 128), tokens=tokens, rank=rank) for tokens in (1, 33) for rank in (4, 16)),
     ]

@@ -54,7 +54,7 @@ SWEEPS = (
     Sweep(
         "linear_4bit",
         [Case("linear_4bit", shape, tokens=1) for shape in (_WIDE, _SQUARE)],
-        {"VECTOR_ROWS": (2, 4, 8, 16), "VECTOR_WORDS": (64, 128, 256), "VECTOR_WARPS": (2, 4, 8)},
+        {"VECTOR_ROWS": (4, 8, 16, 32), "VECTOR_WORDS": (64, 128, 256), "VECTOR_WARPS": (2, 4, 8)},
     ),
     Sweep(
         "dequantize_8bit",

@@ -1,31 +1,49 @@
 """A few tokens times a 4-bit weight, the weight decoded inside: `y = x W^T`.
 
-Legend: M tokens, N out_features, K in_features, W 32-bit words of eight values along K, S splits of K.
+Legend: M tokens, N out_features, K in_features, W 32-bit words of eight values along K, S blocks that share a scale.
 
-The vector program (one token) takes ROWS rows of the weight and walks along K: a word's eight values are looked up
-two at a time (a lookup waits for its whole program twice), multiplied with fp32 copies of x and added up before the word's scale
-is applied once. The matrix program (up to 64 tokens) makes the weight the left operand of the tensor cores; even and odd values
-are two half products, so that nothing is interleaved, and the scale of a block comes after its product. K is split where the rows
-alone do not fill the card; partial sums are added in a fixed order.
+The vector program (one token) takes ROWS rows of the weight and walks along K: the eight values of a word are multiplied with
+fp32 copies of x and added up before the word's scale is applied once. The matrix program (up to 64 tokens) makes the weight the
+left operand of the tensor cores; even and odd values are two half products, so that nothing is interleaved, and the scale of a
+block comes after its product. K is split where the rows alone do not fill the card; partial sums are added in a fixed order.
+
+Values are looked up in registers as fp16 (one token) or in the type of x (more); for an x in fp32 they are gathered as they are.
 """
 
 import torch
 import triton
 import triton.language as tl
 
+from tuneplan.kernels.gpu.lookup import IN_REGISTERS, kept, table_of, values_of_bytes, values_of_words
 from tuneplan.kernels.gpu.rounding import BY_HAND, rounded, store
 from tuneplan.kernels.gpu.scales import scales, weight_arguments
 from tuneplan.kernels.packed import Packed4bit
 
-VECTOR_ROWS = 8
+VECTOR_ROWS = 16
 VECTOR_WORDS = 128
-VECTOR_WARPS = 4
+VECTOR_WARPS = 8
 MATRIX_ROWS = 128
 MATRIX_WARPS = 4
 """Of programs of up to 32 tokens, twice as many beyond. From counts of instructions and registers
 (`python -m tuneplan.kernels.compiled_programs`); not timed on a GPU yet."""
 PROGRAMS = 264
-"""Of the matrix program at least, before K is no longer split: two for each multiprocessor of an H200."""
+"""Of the matrix program at least, before K is no longer split: two for each multiprocessor of an H200. Of the vector program
+half as many, before its rows are no longer halved."""
+FEWEST_ROWS = 4
+
+
+@triton.jit
+def _two_of(x, column_W, pair: tl.constexpr, there_W):
+    """fp32 values 2 pair and 2 pair + 1 of those that belong to each word."""
+    kind: tl.constexpr = x.dtype.element_ty
+    if kind == tl.float32:
+        even_W = tl.load(x + column_W * 8 + pair * 2, mask=there_W, other=0.0)
+        odd_W = tl.load(x + column_W * 8 + pair * 2 + 1, mask=there_W, other=0.0)
+    else:
+        both_W = tl.load(x.to(tl.pointer_type(tl.int32)) + column_W * 4 + pair, mask=there_W, other=0)
+        even_W = both_W.to(tl.int16).to(kind, bitcast=True).to(tl.float32)
+        odd_W = (both_W >> 16).to(tl.int16).to(kind, bitcast=True).to(tl.float32)
+    return even_W, odd_W
 
 
 @triton.jit
@@ -49,32 +67,49 @@ def _vector(
     WORDS: tl.constexpr,
 ):
     BLOCK_WORDS: tl.constexpr = BLOCK // 8
+    SCALES: tl.constexpr = WORDS // BLOCK_WORDS if WORDS > BLOCK_WORDS else 1
+    HALVES: tl.constexpr = x.dtype.element_ty != tl.float32
     first = tl.program_id(0).to(tl.int64) * ROWS
     row_R = tl.arange(0, ROWS)
     there_R = row_R < features - first
-    table_16 = tl.load(code + tl.arange(0, 16))
-    first_block = first * words // BLOCK_WORDS
+    row_blocks = words // BLOCK_WORDS
+    first_block = first * row_blocks
+    if IN_REGISTERS and HALVES:
+        table = kept(table_of(code, tl.float16))
+    else:
+        code_16 = tl.load(code + tl.arange(0, 16))
+        table = rounded(code_16, tl.float16) if HALVES else code_16
     sum_RW = tl.zeros((ROWS, WORDS), dtype=tl.float32)
     for start in range(0, words, WORDS):
-        column_W = start + tl.arange(0, WORDS)
+        # a thread takes two words side by side, not four, so that what it reads of x serves twice as many rows
+        column_W = tl.max_contiguous(start + tl.arange(0, WORDS), 2)
         there_W = column_W < words
-        there_RW = there_R[:, None] & there_W[None, :]
         at_RW = (row_R * words)[:, None] + column_W[None, :]
+        there_RW = there_R[:, None] & there_W[None, :]
         packed_RW = tl.load(data.to(tl.pointer_type(tl.int32)) + first * words + at_RW, mask=there_RW, other=0)
-        # the halves of all four bytes at once: what is left of a byte is then one value, taken out by one instruction
-        high_RW = (packed_RW >> 4) & 0x0F0F0F0F
-        low_RW = packed_RW & 0x0F0F0F0F
+        if IN_REGISTERS and HALVES:
+            values = values_of_words(packed_RW, table)
         part_RW = tl.zeros((ROWS, WORDS), dtype=tl.float32)
-        for byte in tl.static_range(4):
-            at_W2 = (column_W * 8 + byte * 2)[:, None] + tl.arange(0, 2)[None, :]
-            x_even_W, x_odd_W = tl.split(tl.load(x + at_W2, mask=there_W[:, None], other=0.0).to(tl.float32))
-            nibble_RW2 = tl.join((high_RW >> (byte * 8)) & 255, (low_RW >> (byte * 8)) & 255)
-            value_V = tl.gather(table_16, tl.reshape(nibble_RW2, (ROWS * WORDS * 2,)), 0)
-            even_RW, odd_RW = tl.split(tl.reshape(value_V, (ROWS, WORDS, 2)))
+        for pair in tl.static_range(4):
+            x_even_W, x_odd_W = _two_of(x, column_W, pair, there_W)
+            if IN_REGISTERS and HALVES:
+                even_RW = values[2 * pair]
+                odd_RW = values[2 * pair + 1]
+            else:
+                byte_V = tl.reshape(packed_RW >> (pair * 8), (ROWS * WORDS,))
+                even_RW = tl.reshape(tl.gather(table, (byte_V >> 4) & 15, 0), (ROWS, WORDS))
+                odd_RW = tl.reshape(tl.gather(table, byte_V & 15, 0), (ROWS, WORDS))
             part_RW += x_even_W[None, :] * even_RW
             part_RW += x_odd_W[None, :] * odd_RW
-        absmax_RW = scales(absmax, code2, absmax2, offset, first_block, at_RW // BLOCK_WORDS, there_RW, NESTED, BLOCK2)
-        sum_RW += part_RW * absmax_RW
+        block_S = start // BLOCK_WORDS + tl.arange(0, SCALES)
+        at_RS = (row_R * row_blocks)[:, None] + block_S[None, :]
+        there_RS = there_R[:, None] & (block_S < row_blocks)[None, :]
+        absmax_RS = scales(absmax, code2, absmax2, offset, first_block, at_RS, there_RS, NESTED, BLOCK2)
+        if SCALES > 1:
+            absmax_RSW = tl.broadcast_to(absmax_RS[:, :, None], (ROWS, SCALES, BLOCK_WORDS))
+            sum_RW += part_RW * tl.reshape(absmax_RSW, (ROWS, WORDS))
+        else:
+            sum_RW += part_RW * absmax_RS
     y_R = tl.sum(sum_RW, axis=1)
     if BIAS:
         y_R += tl.load(bias + first + row_R, mask=there_R, other=0.0).to(tl.float32)
@@ -113,17 +148,25 @@ def _matrix(
     pair_K = tl.arange(0, HALF)
     there_N = row_N < features - first
     there_M = token_M < tokens
-    code_16 = tl.load(code + tl.arange(0, 16))
-    table_16 = rounded(code_16, kind) if BY_HAND else code_16
+    REGISTERS: tl.constexpr = IN_REGISTERS and kind != tl.float32
+    if REGISTERS:
+        table = kept(table_of(code, kind))
+    else:
+        code_16 = tl.load(code + tl.arange(0, 16))
+        table = rounded(code_16, kind) if BY_HAND else code_16
     sum_NM = tl.zeros((ROWS, TOKENS), dtype=tl.float32)
     begin = tl.program_id(1) * split_blocks * VALUES
     end = tl.minimum(begin + split_blocks * VALUES, width)
     first_block = first * width // BLOCK
     for start in range(begin, end, VALUES):
         at_NK = row_N[:, None] * (width // 2) + (start // 2 + pair_K)[None, :]
-        byte_NK = tl.load(data + first * (width // 2) + at_NK, mask=there_N[:, None], other=0).to(tl.int32)
-        high_NK = tl.reshape(tl.gather(table_16, tl.reshape(byte_NK >> 4, (ROWS * HALF,)), 0), (ROWS, HALF))
-        low_NK = tl.reshape(tl.gather(table_16, tl.reshape(byte_NK & 15, (ROWS * HALF,)), 0), (ROWS, HALF))
+        byte_NK = tl.load(data + first * (width // 2) + at_NK, mask=there_N[:, None], other=0)
+        if REGISTERS:
+            high_NK, low_NK = values_of_bytes(byte_NK, table, x)
+        else:
+            byte_V = tl.reshape(byte_NK, (ROWS * HALF,)).to(tl.int32)
+            high_NK = tl.reshape(tl.gather(table, byte_V >> 4, 0), (ROWS, HALF))
+            low_NK = tl.reshape(tl.gather(table, byte_V & 15, 0), (ROWS, HALF))
         at_KM = token_M[None, :] * width + (start + pair_K * 2)[:, None]
         if BY_HAND or kind == tl.float32:
             even_KM = tl.load(x + at_KM, mask=there_M[None, :], other=0.0)
@@ -170,13 +213,16 @@ def linear(x: torch.Tensor, packed: Packed4bit, bias: torch.Tensor | None, out: 
     constants["BIAS"] = bias is not None
     with torch.cuda.device_of(x):
         if tokens == 1:
-            _vector[(triton.cdiv(features, VECTOR_ROWS),)](
+            rows = VECTOR_ROWS
+            while rows > FEWEST_ROWS and triton.cdiv(features, rows) < PROGRAMS // 2:
+                rows //= 2
+            _vector[(triton.cdiv(features, rows),)](
                 *tensors,
                 out,
                 features,
                 width // 8,
                 **constants,
-                ROWS=VECTOR_ROWS,
+                ROWS=rows,
                 WORDS=VECTOR_WORDS,
                 num_warps=VECTOR_WARPS,
                 enable_fp_fusion=True,

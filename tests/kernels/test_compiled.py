@@ -24,14 +24,16 @@ MOST_INSTRUCTIONS = {
     "dequantize_8bit": 8.0,
     "dequantize_8bit_rows": 5.5,
     "linear_4bit, 1 token": 7.0,
-    "linear_4bit, 16 tokens": 8.0,
-    "linear_4bit, 64 tokens": 14.0,
+    "linear_4bit, 16 tokens": 6.5,
+    "linear_4bit, 64 tokens": 13.0,
     "lora_grad, rank 16, bf16 adapter": 4.0,
     "lora_grad, rank 32, bf16 adapter": 4.5,
     "lora_grad, rank 16, fp32 adapter": 9.5,
     "lora_grad, rank 32, fp32 adapter": 17.0,
 }
 """A value of the weight, or of the gradient. An H200 has time for 17.5 while it decodes to bf16; bitsandbytes 0.50 takes 26.3."""
+LOADS_OF_64_BITS = ("linear_4bit, 1 token",)
+"""Whose threads take two words side by side: a warp reads 256 bytes at once, and what it reads of x serves twice as many rows."""
 
 
 def compiled(architecture: int) -> dict[str, Any]:
@@ -51,7 +53,9 @@ def test_programs(architecture: int) -> None:
     rows = compiled(architecture)
     assert set(MOST_INSTRUCTIONS) == set(rows)
     assert [] == [name for name, most in MOST_INSTRUCTIONS.items() if rows[name]["instructions_a_value"] > most]
-    assert [] == [name for name, row in rows.items() if row["spilled"] or not row["loads_128_bits"]]
+    assert [] == [name for name, row in rows.items() if row["spilled"]]
+    widths = {name: "loads_64_bits" if name in LOADS_OF_64_BITS else "loads_128_bits" for name in rows}
+    assert [] == [name for name, row in rows.items() if not row[widths[name]]]
     decoders = [row for name, row in rows.items() if name.startswith("dequantize")]
     assert [] == [row for row in decoders if not row["stores_128_bits"] or row["stores_narrower"] or row["contracted"]]
     products = [row for name, row in rows.items() if name.endswith("tokens") or name.startswith("lora_grad")]

@@ -1,11 +1,15 @@
 """A few tokens times a 4-bit weight: near the exact product, for every path."""
 
+import ptx
 import pytest
 import torch
+import triton.language as tl
 from kernel_cases import DEVICE, quantized, relative_error
+from triton.runtime.interpreter import InterpreterBuilder
 
 from tuneplan.kernels.dequantize_4bit import reference
 from tuneplan.kernels.errors import KernelInputError
+from tuneplan.kernels.gpu import linear_4bit as gpu
 from tuneplan.kernels.linear_4bit import linear_4bit
 from tuneplan.kernels.packed import Packed4bit, operator_parts
 
@@ -30,7 +34,7 @@ def test_error_against_fp64(tokens: int, blocksize: int, nested: bool) -> None:
 @pytest.mark.parametrize("nested", [True, False])
 def test_one_token_in_several_turns(nested: bool) -> None:
     """The program of one token walks along in_features in several turns, of which the last is not full."""
-    data, state = quantized(11, 2 * 1024 + 448, nested=nested)
+    data, state = quantized(35, 2 * 1024 + 448, nested=nested)
     weight = reference(Packed4bit.of(data, state), torch.float32).double()
     for dtype, largest in LARGEST_ERROR.items():
         x = torch.randn(1, weight.shape[1], device=DEVICE).to(dtype)
@@ -39,11 +43,25 @@ def test_one_token_in_several_turns(nested: bool) -> None:
 
 def test_one_token_that_begins_within_a_word() -> None:
     """A token is read in pairs, also one that is not aligned to them."""
-    data, state = quantized(16, 64)
+    data, state = quantized(35, 64)
     x = torch.randn(1 + 64, device=DEVICE).half()[1:].view(1, 64)
     assert x.data_ptr() % 4
     exact = x.double() @ reference(Packed4bit.of(data, state), torch.float32).double().t()
     assert LARGEST_ERROR[torch.float16] > relative_error(linear_4bit(x, data, state, backend="triton"), exact)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the programs run as they are")
+@pytest.mark.parametrize(("tokens", "dtype"), [(1, torch.float16), (1, torch.bfloat16), (20, torch.float16)])
+def test_values_from_registers(tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The programs as a GPU runs them, their assembler computed; the interpreter has no products of bf16."""
+    monkeypatch.setattr(InterpreterBuilder, "create_inline_asm", ptx.create_inline_asm)
+    monkeypatch.setattr(gpu, "IN_REGISTERS", tl.constexpr(True))
+    monkeypatch.setattr(gpu, "BY_HAND", tl.constexpr(False))
+    for quant_type, nested in (("nf4", True), ("fp4", False)):
+        data, state = quantized(70, 1024 + 448, quant_type, nested=nested)
+        weight = reference(Packed4bit.of(data, state), torch.float32).double()
+        x = torch.randn(tokens, weight.shape[1]).to(dtype)
+        assert LARGEST_ERROR[dtype] > relative_error(linear_4bit(x, data, state, backend="triton"), x.double() @ weight.t())
 
 
 def test_other_paths_multiply_the_decoded_weight() -> None:
