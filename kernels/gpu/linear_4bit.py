@@ -30,6 +30,8 @@ PROGRAMS = 264
 """Of the matrix program at least, before K is no longer split: two for each multiprocessor of an H200. Of the vector program
 half as many, before its rows are no longer halved."""
 FEWEST_ROWS = 4
+ADDED_VALUES = 512
+"""Results that a program of the second launch adds up; with the default of four warps, one 128-bit load a thread and split."""
 
 
 @triton.jit
@@ -193,6 +195,20 @@ def _matrix(
     store(out + at_NM, sum_NM, there_N[:, None] & there_M[None, :])
 
 
+@triton.jit
+def _added_up(sums, bias, out, splits, values, features, BIAS: tl.constexpr, VALUES: tl.constexpr):
+    at_V = tl.program_id(0).to(tl.int64) * VALUES + tl.arange(0, VALUES)
+    there_V = at_V < values
+    sum_V = tl.zeros((VALUES,), dtype=tl.float32)
+    part_V = sums + at_V
+    for _ in range(splits):
+        sum_V += tl.load(part_V, mask=there_V, other=0.0)
+        part_V += values
+    if BIAS:
+        sum_V += tl.load(bias + at_V % features, mask=there_V, other=0.0).to(tl.float32)
+    store(out + at_V, sum_V, there_V)
+
+
 def linear(x: torch.Tensor, packed: Packed4bit, bias: torch.Tensor | None, out: torch.Tensor) -> None:
     """`out = x W^T + bias` on the current stream.
 
@@ -250,5 +266,6 @@ def linear(x: torch.Tensor, packed: Packed4bit, bias: torch.Tensor | None, out: 
             enable_fp_fusion=True,
         )
         if splits > 1:
-            total = sums.sum(dim=0)
-            out.copy_(total if bias is None else total.add_(bias))
+            _added_up[(triton.cdiv(out.numel(), ADDED_VALUES),)](
+                sums, tensors[-1], out, splits, out.numel(), features, BIAS=bias is not None, VALUES=ADDED_VALUES
+            )
