@@ -21,6 +21,7 @@ from tuneplan.kernels.bench.rows import FAILED, MEASURED, NOT_RUN, WRONG, Row, r
 from tuneplan.kernels.bench.shapes import Shape
 from tuneplan.kernels.bench.weights import NESTED_BLOCK, packed_4bit
 from tuneplan.kernels.dequantize_4bit import dequantize_4bit, reference
+from tuneplan.kernels.linear_4bit import linear_4bit
 from tuneplan.kernels.packed import NestedScales, Packed4bit
 
 Check = Callable[[Machine], None]
@@ -191,6 +192,28 @@ def captured(machine: Machine) -> None:
     _expect(out, reference(replace(second, nested=packed.nested), torch.bfloat16), "a replay")
 
 
+def products_captured(machine: Machine) -> None:
+    """Products of 1 and 16 tokens in a CUDA graph and in torch.compile: the bits of a plain call, for tokens that came later."""
+    _gpu(machine)
+    packed = packed_4bit(_case(1024, 4096), machine.device, SEED)
+    torch.manual_seed(SEED)
+    for tokens in (1, 16):
+        x, later = (torch.randn(tokens, 4096, dtype=torch.bfloat16, device=machine.device) for _ in range(2))
+        right = linear_4bit(later, packed.data, packed)
+        linear_4bit(x, packed.data, packed)
+        torch.cuda.synchronize(machine.device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = linear_4bit(x, packed.data, packed)
+        x.copy_(later)
+        graph.replay()
+        torch.cuda.synchronize(machine.device)
+        _expect(out, right, f"a replay with {tokens} tokens")
+        torch.compiler.reset()
+        compiled = torch.compile(lambda x: linear_4bit(x, packed.data, packed) * 1, fullgraph=True)
+        _expect(compiled(later), right, f"torch.compile with {tokens} tokens")
+
+
 def compiled_whole(machine: Machine) -> None:
     """Inside torch.compile without a break of the graph."""
     _gpu(machine)
@@ -256,6 +279,7 @@ CHECKS: dict[str, Check] = {
         other_stream,
         captured,
         compiled_whole,
+        products_captured,
         beyond_32_bits,
         second_device,
     )
