@@ -20,9 +20,9 @@ from tuneplan.planner.graph.tensor import TEMPORARY
 from tuneplan.planner.report.document import SCHEMA_VERSION
 from tuneplan.planner.units import format_gib
 from tuneplan.profiling.files import write_atomic
-from tuneplan.profiling.quantize import quantization_state
 from tuneplan.profiling.regression.versions import installed
 from tuneplan.profiling.regression.watch import watch
+from tuneplan.profiling.tracker import quantization_state
 
 logger = logging.getLogger("tuneplan")
 _TOKENS = ("input_ids", "inputs_embeds", "pixel_values")

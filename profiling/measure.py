@@ -25,13 +25,12 @@ from tuneplan.profiling.failures import Failure, failure_of
 from tuneplan.profiling.losses import REAL_LOSSES
 from tuneplan.profiling.measured import Measured, Timing
 from tuneplan.profiling.meters import CudaMeter, PhaseMemory, ResidentMeter, device_in_use_bytes, resident_bytes, stored_bytes
-from tuneplan.profiling.quantize import quantization_state
 from tuneplan.profiling.ranks import ALONE, Ranks, check, gather, group, spread
 from tuneplan.profiling.step import run_step, trace_step
 from tuneplan.profiling.subject import Subject
 from tuneplan.profiling.timeline import Timeline
 from tuneplan.profiling.trace import count
-from tuneplan.profiling.tracker import StorageTracker
+from tuneplan.profiling.tracker import StorageTracker, quantization_state
 
 Told = Callable[[str, int, int], None]
 MOST_STEPS = 10_000

@@ -1,6 +1,5 @@
 """bitsandbytes' 4-bit layers with packed weights: on the meta device, or random ones quantized layer by layer."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -131,15 +130,3 @@ def _packed(rows: int, columns: int, dtype: torch.dtype, quant_type: str, nested
     )
     layer.quant_state = state
     return weight
-
-
-def quantization_state(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Tensors of bitsandbytes' quantization state, which are neither parameters nor buffers."""
-    for module in model.modules():
-        state = getattr(module, "quant_state", None)
-        while state is not None:
-            for name in ("absmax", "code", "offset"):
-                tensor = getattr(state, name, None)
-                if isinstance(tensor, torch.Tensor):
-                    yield tensor
-            state = state.state2

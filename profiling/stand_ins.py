@@ -1,10 +1,11 @@
-"""What the meta device lacks, so that code written for CUDA runs on it."""
+"""What other devices lack or do otherwise, so that code written for CUDA runs on them as it does there."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
 
 @contextmanager
@@ -25,3 +26,18 @@ def autocast_regions() -> Iterator[None]:
         yield
     finally:
         anything.autocast = original
+
+
+@contextmanager
+def cuda_dropout() -> Iterator[None]:
+    """Dropout as CUDA runs it: one fused kernel that keeps a boolean mask, where other devices keep the noise."""
+    original = nn.functional.dropout
+
+    def fused(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+        return torch.native_dropout(input, p, True)[0] if training and p else input
+
+    nn.functional.dropout = fused
+    try:
+        yield
+    finally:
+        nn.functional.dropout = original

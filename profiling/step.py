@@ -1,7 +1,7 @@
 """One training step after the other as transformers' Trainer runs them, with every storage tracked, on any device."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,9 @@ from tuneplan.profiling.autocast import CudaAutocast
 from tuneplan.profiling.build import DTYPES, Built, Loss
 from tuneplan.profiling.image_batches import GIVEN
 from tuneplan.profiling.losses import LOSSES
-from tuneplan.profiling.quantize import quantization_state
-from tuneplan.profiling.stand_ins import autocast_regions
+from tuneplan.profiling.stand_ins import autocast_regions, cuda_dropout
 from tuneplan.profiling.timeline import PhasePeak, Timeline
-from tuneplan.profiling.tracker import StorageTracker
+from tuneplan.profiling.tracker import StorageTracker, quantization_state
 
 STEP_PHASES = ("forward", "backward", "optimizer_step")
 
@@ -43,21 +42,6 @@ class StepTrace:
     def peak_phase(self) -> str:
         """The phase of that peak."""
         return max(self.phases, key=lambda name: self.phases[name].peak_bytes)
-
-
-@contextmanager
-def cuda_dropout() -> Iterator[None]:
-    """Dropout as CUDA runs it: one fused kernel that keeps a boolean mask, where other devices keep the noise."""
-    original = nn.functional.dropout
-
-    def fused(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
-        return torch.native_dropout(input, p, True)[0] if training and p else input
-
-    nn.functional.dropout = fused
-    try:
-        yield
-    finally:
-        nn.functional.dropout = original
 
 
 def run_step(

@@ -8,7 +8,7 @@ invisible here, but for bitsandbytes' 4-bit product, whose inner buffers are kno
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import CodeType, FrameType
@@ -35,14 +35,10 @@ _SCATTERED = torch.ops.aten.masked_scatter_backward.default
 _GROUPED = torch.ops.aten._grouped_mm.default
 _CHECKED = torch.ops.aten._is_all_true.default
 _ITEM = torch.ops.aten._local_scalar_dense.default
+_GEMM_4BIT = "gemm_4bit.default"
+"""By name: who tracks code that quantizes nothing need not have bitsandbytes, nor wait for its import."""
 _LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
 _native: Any = torch._C  # its stubs lack what is used here
-try:
-    import bitsandbytes  # noqa: F401  # defines the operator
-
-    _GEMM_4BIT: Any = torch.ops.bitsandbytes.gemm_4bit.default
-except (ImportError, AttributeError):
-    _GEMM_4BIT = None
 
 
 @dataclass(slots=True, eq=False)
@@ -292,7 +288,7 @@ class StorageTracker(TorchDispatchMode):
         for leaf in tree_iter(out):
             if isinstance(leaf, torch.Tensor):
                 self._see(leaf, func.__name__)
-        if func is _GEMM_4BIT:
+        if func.__name__ == _GEMM_4BIT and func.namespace == "bitsandbytes":
             self.touch(_dequantized_bytes(args, kwargs or {}), func.__name__)
         return out
 
@@ -338,3 +334,15 @@ def _dequantized_bytes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     size: int = rows * columns * args[0].element_size()
     nested = kwargs.get("absmax_8bit", args[7] if len(args) > 7 else None)
     return size + (4 * nested.numel() if nested is not None else 0)
+
+
+def quantization_state(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Tensors of bitsandbytes' quantization state, which are neither parameters nor buffers."""
+    for module in model.modules():
+        state = getattr(module, "quant_state", None)
+        while state is not None:
+            for name in ("absmax", "code", "offset"):
+                tensor = getattr(state, name, None)
+                if isinstance(tensor, torch.Tensor):
+                    yield tensor
+            state = state.state2

@@ -16,9 +16,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils._pytree import tree_iter
 
 from tuneplan.planner.graph.tensor import GRADIENTS, OPTIMIZER_STATES, WEIGHTS
-from tuneplan.profiling.quantize import quantization_state
 from tuneplan.profiling.regression.tracked import ProjectTracker
-from tuneplan.profiling.step import cuda_dropout
+from tuneplan.profiling.stand_ins import cuda_dropout
+from tuneplan.profiling.tracker import quantization_state
 
 FORWARD, BACKWARD, UPDATE = "forward", "backward", "optimizer_step"
 

@@ -53,11 +53,10 @@ def run(entry_point: str, device: str, root: Path) -> Reading:
     where = "cuda" if device == "gpu" else device
     function = find(entry_point, root)
     _seed()
-    if device == "meta":
-        _as_on_a_card()
     with torch.device(where):
         made = _made(function(), entry_point)
         if device == "meta":
+            _as_on_a_card()
             _foreach(made.optimizer)
         found = {parameter.device.type for parameter in made.model.parameters()}
         if found != {where}:
@@ -155,12 +154,12 @@ def _seed() -> None:
 
 def _as_on_a_card() -> None:
     """The sdpa of transformers allocates what CUDA's kernels would; the meta device has only the slow one."""
-    try:
-        from transformers import AttentionInterface
-
-        from tuneplan.profiling import attention
-    except ImportError:  # a project of plain torch
+    if "transformers" not in sys.modules:  # a project of plain torch
         return
+    from transformers import AttentionInterface
+
+    from tuneplan.profiling import attention
+
     attention.register()
     AttentionInterface.register("sdpa", AttentionInterface()[attention.SDPA])
 
