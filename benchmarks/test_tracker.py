@@ -17,10 +17,10 @@ pytest.importorskip("transformers")
 
 from tuneplan.planner.methods.compose import parse
 from tuneplan.planner.training.settings import Settings
+from tuneplan.profiling import small_models
 from tuneplan.profiling.build import build
 from tuneplan.profiling.step import run_step, trace_step
 from tuneplan.profiling.subject import Subject
-from tuneplan.profiling.validation import small
 
 STEP = Settings(micro_batch_size=2, seq_len=256, dtype="fp32", gradient_checkpointing="off", attention="eager")
 ROUNDS = 5
@@ -28,7 +28,7 @@ ROUNDS = 5
 
 def test_overhead(benchmark: Any) -> None:
     """Seconds of two tracked steps; `overhead` in the extra info is their ratio to two steps alone, less one."""
-    built = build(Subject("small", small("llama"), parse("lora"), settings=STEP), "eager", "cpu")
+    built = build(Subject("small", small_models.config("llama"), parse("lora"), settings=STEP), "eager", "cpu")
 
     def alone() -> float:
         start = time.perf_counter()

@@ -24,7 +24,7 @@ from tuneplan.kernels.backend import interpreted
 from tuneplan.kernels.errors import KernelUnavailableError
 
 _DISASSEMBLER = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
-_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);")
+_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);")
 _LABEL = re.compile(r"^(\.L_x_\d+):")
 _TARGET = re.compile(r"\.L_x_\d+")
 _IDLE = ("NOP", "BRA", "EXIT")
@@ -40,6 +40,7 @@ class Assembly:
         registers: of a thread, the highest that is named.
         shared_bytes: a program's.
         spilled: whether registers went to local memory.
+        partial_shuffles: shuffles under a predicate, which threads may miss that others wait for.
     """
 
     instructions: Counter[str]
@@ -47,6 +48,7 @@ class Assembly:
     registers: int
     shared_bytes: int
     spilled: bool
+    partial_shuffles: int
 
     def count(self, *prefixes: str) -> int:
         """Instructions whose name begins with one of the prefixes, in the whole program."""
@@ -96,6 +98,7 @@ def assembly(
 
 def _parsed(text: str, shared_bytes: int) -> Assembly:
     names: list[str] = []
+    partial_shuffles = 0
     labels: dict[str, int] = {}
     loops: list[tuple[int, int]] = []
     for line in text.splitlines():
@@ -105,10 +108,12 @@ def _parsed(text: str, shared_bytes: int) -> Assembly:
         found = _INSTRUCTION.search(line)
         if not found:
             continue
-        target = _TARGET.search(found.group(2))
-        if found.group(1).startswith("BRA") and target and labels.get(target.group(), len(names)) < len(names):
+        predicate, name, operands = found.groups()
+        target = _TARGET.search(operands)
+        if name.startswith("BRA") and target and labels.get(target.group(), len(names)) < len(names):
             loops.append((labels[target.group()], len(names)))
-        names.append(found.group(1))
+        partial_shuffles += bool(predicate) and name.startswith("SHFL")
+        names.append(name)
     inner = [one for one in loops if not any(other != one and one[0] <= other[0] and other[1] <= one[1] for other in loops)]
     first, last = max(inner, key=lambda one: one[1] - one[0], default=(0, 0))
     registers = max((int(number) for number in re.findall(r"\bR(\d+)\b", text)), default=-1) + 1
@@ -119,4 +124,5 @@ def _parsed(text: str, shared_bytes: int) -> Assembly:
         registers,
         shared_bytes,
         any(name.startswith(("LDL", "STL")) for name in kept),
+        partial_shuffles,
     )

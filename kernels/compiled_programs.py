@@ -54,18 +54,19 @@ class Count:
     shared_bytes: int
     spilled: bool
     loads_128_bits: int
-    loads_64_bits: int
     stores_128_bits: int
     stores_narrower: int
     tensor_core: int
     lookups: int
+    shuffles: int
+    partial_shuffles: int
     contracted: int
 
 
 def programs() -> dict[str, Program]:
     """The programs by name: nf4 with double quantization to bf16, int8 to bf16, and a few tokens times nf4."""
     words, values = dequantize_4bit.WORDS, dequantize_8bit.VALUES
-    layout = {**_NESTED, "WORDS": words, "GATHER": dequantize_4bit.GATHER}
+    layout = {**_NESTED, "WORDS": words}
     scaled = {**_SCALED, "absmax": "*u8"}
     decoding = {**scaled, "words": "i32", "row_words": "i32", "row_stride": "i32"}
     rows = {"data": "*i8", "scale": "*fp32", "out": "*bf16", "rows": "i32", "columns": "i32", "row_stride": "i32"}
@@ -145,11 +146,12 @@ def counts(architectures: tuple[int, ...] = ARCHITECTURES) -> Iterator[Count]:
                 made.shared_bytes,
                 made.spilled,
                 made.count("LDG.E.128", "LDGSTS.E.BYPASS.128"),
-                made.count("LDG.E.64"),
                 wide,
                 made.count("STG") - wide,
                 made.count("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA", "TCGEN"),
                 made.count("LDS"),
+                made.count("SHFL.IDX"),
+                made.partial_shuffles,
                 made.count("FFMA"),
             )
 

@@ -24,8 +24,8 @@ def linear_4bit(
 
     On a GPU, up to 64 tokens run in one launch (two, and fp32 sums, where in_features are split); more tokens, and weights whose
     rows are not whole blocks, decode the weight and multiply. Products and sums are fp32 or those of the tensor cores, with
-    values looked up in the dtype of x (in fp16 for one token in bf16): within 3e-3 (bf16), 4e-4 (fp16) and 1e-6 (fp32) of the
-    exact product, in relative Frobenius norm.
+    values looked up in the dtype of x (in fp32 for one token): within 3e-3 (bf16), 4e-4 (fp16) and 1e-6 (fp32) of the exact
+    product, in relative Frobenius norm.
 
     Args:
         x: [..., in_features], fp32, fp16 or bf16.

@@ -49,7 +49,7 @@ SWEEPS = (
     Sweep(
         "dequantize_4bit",
         [Case("dequantize_4bit", shape) for shape in (_WIDE, _LARGE, _SQUARE)],
-        {"WORDS": (256, 512, 1024, 2048, 4096), "WARPS": (2, 4, 8), "GATHER": (True, False)},
+        {"WORDS": (256, 512, 1024, 2048, 4096), "WARPS": (2, 4, 8)},
     ),
     Sweep(
         "linear_4bit",

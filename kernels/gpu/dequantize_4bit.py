@@ -1,8 +1,8 @@
 """4-bit weights to dense ones in one launch, scales decoded on the way.
 
-A program takes WORDS consecutive 32-bit words, eight values each: 128-bit loads, 128-bit stores, one lookup in a table of 16
-and one multiplication a value; a scale is decoded once for its block. Values that do not fill a word, and data that is
-not aligned to words, go through a program that takes bytes.
+A program takes WORDS consecutive 32-bit words, eight values each. A thread takes single words, so that a word's values are one
+store of 128 bits; a value is one lookup by a shuffle and one multiplication, and a scale is decoded once for its block. Values
+that do not fill a word, and data that is not aligned to words, go through a program that takes bytes.
 
 Fused multiply-add stays off: `code2 * absmax2 + offset` is rounded after each step, as bitsandbytes does it.
 """
@@ -11,14 +11,14 @@ import torch
 import triton
 import triton.language as tl
 
+from tuneplan.kernels.gpu.lookup import table_of, values_of_words
 from tuneplan.kernels.gpu.rounding import store
 from tuneplan.kernels.gpu.scales import scales, weight_arguments
 from tuneplan.kernels.packed import Packed4bit
 
 WORDS = 1024
 WARPS = 4
-GATHER = True
-"""Of the shapes tried, the fewest instructions a value that leave registers for 24 warps a multiprocessor
+"""Of the shapes tried, the fewest instructions a value that leave registers for 64 warps a multiprocessor
 (`python -m tuneplan.kernels.compiled_programs`); not timed on a GPU yet."""
 BYTES = 1024
 """Of a program that takes bytes."""
@@ -41,24 +41,23 @@ def _from_words(
     BLOCK2: tl.constexpr,
     STRIDED: tl.constexpr,
     WORDS: tl.constexpr,
-    GATHER: tl.constexpr,
 ):
     BLOCK_WORDS: tl.constexpr = BLOCK // 8
     SCALES: tl.constexpr = WORDS // BLOCK_WORDS if WORDS > BLOCK_WORDS else 1
     start = tl.program_id(0).to(tl.int64) * WORDS
     left = tl.minimum(words - start, WORDS).to(tl.int32)
-    word_W = tl.arange(0, WORDS)
+    # threads take single words: four side by side would have to be exchanged before they are stored
+    word_W = tl.max_contiguous(tl.arange(0, WORDS), 1)
     packed_W = tl.load(data.to(tl.pointer_type(tl.int32)) + start + word_W, mask=word_W < left, other=0)
 
     scale_S = tl.arange(0, SCALES)
     there_S = scale_S * BLOCK_WORDS < left
     absmax_S = scales(absmax, code2, absmax2, offset, start // BLOCK_WORDS, scale_S, there_S, NESTED, BLOCK2)
 
-    # little-endian words: the first value is the high half of the lowest byte
-    place_8 = tl.arange(0, 8)
-    nibble_W8 = (packed_W[:, None] >> ((place_8 // 2) * 8 + (1 - place_8 % 2) * 4)[None, :]) & 15
-    nibble_V = tl.reshape(nibble_W8, (WORDS * 8,))
-    value_V = tl.gather(tl.load(code + tl.arange(0, 16)), nibble_V, 0) if GATHER else tl.load(code + nibble_V)
+    v0, v1, v2, v3, v4, v5, v6, v7 = values_of_words(packed_W, table_of(code))
+    even_W22 = tl.join(tl.join(v0, v4), tl.join(v2, v6))
+    odd_W22 = tl.join(tl.join(v1, v5), tl.join(v3, v7))
+    value_V = tl.reshape(tl.join(even_W22, odd_W22), (WORDS * 8,))
     if SCALES > 1:
         value_V = value_V * tl.reshape(tl.broadcast_to(absmax_S[:, None], (SCALES, BLOCK)), (WORDS * 8,))
     else:
@@ -69,7 +68,7 @@ def _from_words(
         column_W = (start - first_row * row_words).to(tl.int32) + word_W
         row_W = column_W // row_words
         at_W = (first_row + row_W) * row_stride + (column_W - row_W * row_words) * 8
-        store(out + at_W[:, None] + place_8[None, :], tl.reshape(value_V, (WORDS, 8)), (word_W < left)[:, None])
+        store(out + at_W[:, None] + tl.arange(0, 8)[None, :], tl.reshape(value_V, (WORDS, 8)), (word_W < left)[:, None])
     else:
         at_V = tl.arange(0, WORDS * 8)
         store(out + start * 8 + at_V, value_V, at_V < left * 8)
@@ -104,7 +103,7 @@ def _from_bytes(
     store(out + row_V * row_stride + (value_V - row_V * row_values), tl.load(code + nibble_V) * absmax_V, there_V)
 
 
-def dequantize(packed: Packed4bit, out: torch.Tensor, words: int = WORDS, warps: int = WARPS, gather: bool = GATHER) -> None:
+def dequantize(packed: Packed4bit, out: torch.Tensor, words: int = WORDS, warps: int = WARPS) -> None:
     """Decode a weight into `out` on the current stream.
 
     Args:
@@ -112,7 +111,6 @@ def dequantize(packed: Packed4bit, out: torch.Tensor, words: int = WORDS, warps:
         out: [rows, columns] or any shape if contiguous; rows may be apart, values in a row not; checked already.
         words: 32-bit words a program takes, a power of two.
         warps: warps of a program.
-        gather: the table of values lies in shared memory; else it is read through the first cache.
     """
     values = packed.values
     if not values:
@@ -133,7 +131,6 @@ def dequantize(packed: Packed4bit, out: torch.Tensor, words: int = WORDS, warps:
                 **constants,
                 STRIDED=apart,
                 WORDS=words,
-                GATHER=gather,
                 num_warps=warps,
                 enable_fp_fusion=False,
             )

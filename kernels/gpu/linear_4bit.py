@@ -7,14 +7,14 @@ fp32 copies of x and added up before the word's scale is applied once. The matri
 left operand of the tensor cores; even and odd values are two half products, so that nothing is interleaved, and the scale of a
 block comes after its product. K is split where the rows alone do not fill the card; partial sums are added in a fixed order.
 
-Values are looked up in registers as fp16 (one token) or in the type of x (more); for an x in fp32 they are gathered as they are.
+Values are looked up in other threads' registers, for one token as they are, for more in the type of x.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from tuneplan.kernels.gpu.lookup import IN_REGISTERS, kept, table_of, values_of_bytes, values_of_words
+from tuneplan.kernels.gpu.lookup import table_of, values_of_bytes, values_of_words
 from tuneplan.kernels.gpu.rounding import BY_HAND, rounded, store
 from tuneplan.kernels.gpu.scales import scales, weight_arguments
 from tuneplan.kernels.packed import Packed4bit
@@ -35,17 +35,22 @@ ADDED_VALUES = 512
 
 
 @triton.jit
-def _two_of(x, column_W, pair: tl.constexpr, there_W):
-    """fp32 values 2 pair and 2 pair + 1 of those that belong to each word."""
+def _four_of(x, column_W, half: tl.constexpr, there_W):
+    """fp32 values 4 half to 4 half + 3 of those that belong to each word; 16-bit ones in one load."""
     kind: tl.constexpr = x.dtype.element_ty
     if kind == tl.float32:
-        even_W = tl.load(x + column_W * 8 + pair * 2, mask=there_W, other=0.0)
-        odd_W = tl.load(x + column_W * 8 + pair * 2 + 1, mask=there_W, other=0.0)
+        at_W = x + column_W * 8 + half * 4
+        a_W = tl.load(at_W, mask=there_W, other=0.0)
+        b_W = tl.load(at_W + 1, mask=there_W, other=0.0)
+        c_W = tl.load(at_W + 2, mask=there_W, other=0.0)
+        d_W = tl.load(at_W + 3, mask=there_W, other=0.0)
     else:
-        both_W = tl.load(x.to(tl.pointer_type(tl.int32)) + column_W * 4 + pair, mask=there_W, other=0)
-        even_W = both_W.to(tl.int16).to(kind, bitcast=True).to(tl.float32)
-        odd_W = (both_W >> 16).to(tl.int16).to(kind, bitcast=True).to(tl.float32)
-    return even_W, odd_W
+        all_W = tl.load(x.to(tl.pointer_type(tl.int64)) + column_W * 2 + half, mask=there_W, other=0)
+        a_W = all_W.to(tl.int16).to(kind, bitcast=True).to(tl.float32)
+        b_W = (all_W >> 16).to(tl.int16).to(kind, bitcast=True).to(tl.float32)
+        c_W = (all_W >> 32).to(tl.int16).to(kind, bitcast=True).to(tl.float32)
+        d_W = (all_W >> 48).to(tl.int16).to(kind, bitcast=True).to(tl.float32)
+    return a_W, b_W, c_W, d_W
 
 
 @triton.jit
@@ -70,17 +75,12 @@ def _vector(
 ):
     BLOCK_WORDS: tl.constexpr = BLOCK // 8
     SCALES: tl.constexpr = WORDS // BLOCK_WORDS if WORDS > BLOCK_WORDS else 1
-    HALVES: tl.constexpr = x.dtype.element_ty != tl.float32
     first = tl.program_id(0).to(tl.int64) * ROWS
     row_R = tl.arange(0, ROWS)
     there_R = row_R < features - first
     row_blocks = words // BLOCK_WORDS
     first_block = first * row_blocks
-    if IN_REGISTERS and HALVES:
-        table = kept(table_of(code, tl.float16))
-    else:
-        code_16 = tl.load(code + tl.arange(0, 16))
-        table = rounded(code_16, tl.float16) if HALVES else code_16
+    table = table_of(code)
     sum_RW = tl.zeros((ROWS, WORDS), dtype=tl.float32)
     for start in range(0, words, WORDS):
         # a thread takes two words side by side, not four, so that what it reads of x serves twice as many rows
@@ -89,20 +89,12 @@ def _vector(
         at_RW = (row_R * words)[:, None] + column_W[None, :]
         there_RW = there_R[:, None] & there_W[None, :]
         packed_RW = tl.load(data.to(tl.pointer_type(tl.int32)) + first * words + at_RW, mask=there_RW, other=0)
-        if IN_REGISTERS and HALVES:
-            values = values_of_words(packed_RW, table)
+        values = values_of_words(packed_RW, table)
         part_RW = tl.zeros((ROWS, WORDS), dtype=tl.float32)
-        for pair in tl.static_range(4):
-            x_even_W, x_odd_W = _two_of(x, column_W, pair, there_W)
-            if IN_REGISTERS and HALVES:
-                even_RW = values[2 * pair]
-                odd_RW = values[2 * pair + 1]
-            else:
-                byte_V = tl.reshape(packed_RW >> (pair * 8), (ROWS * WORDS,))
-                even_RW = tl.reshape(tl.gather(table, (byte_V >> 4) & 15, 0), (ROWS, WORDS))
-                odd_RW = tl.reshape(tl.gather(table, byte_V & 15, 0), (ROWS, WORDS))
-            part_RW += x_even_W[None, :] * even_RW
-            part_RW += x_odd_W[None, :] * odd_RW
+        for half in tl.static_range(2):
+            x4 = _four_of(x, column_W, half, there_W)
+            for place in tl.static_range(4):
+                part_RW += x4[place][None, :] * values[4 * half + place]
         block_S = start // BLOCK_WORDS + tl.arange(0, SCALES)
         at_RS = (row_R * row_blocks)[:, None] + block_S[None, :]
         there_RS = there_R[:, None] & (block_S < row_blocks)[None, :]
@@ -150,12 +142,7 @@ def _matrix(
     pair_K = tl.arange(0, HALF)
     there_N = row_N < features - first
     there_M = token_M < tokens
-    REGISTERS: tl.constexpr = IN_REGISTERS and kind != tl.float32
-    if REGISTERS:
-        table = kept(table_of(code, kind))
-    else:
-        code_16 = tl.load(code + tl.arange(0, 16))
-        table = rounded(code_16, kind) if BY_HAND else code_16
+    table = rounded(table_of(code), kind) if BY_HAND else table_of(code)
     sum_NM = tl.zeros((ROWS, TOKENS), dtype=tl.float32)
     begin = tl.program_id(1) * split_blocks * VALUES
     end = tl.minimum(begin + split_blocks * VALUES, width)
@@ -163,12 +150,7 @@ def _matrix(
     for start in range(begin, end, VALUES):
         at_NK = row_N[:, None] * (width // 2) + (start // 2 + pair_K)[None, :]
         byte_NK = tl.load(data + first * (width // 2) + at_NK, mask=there_N[:, None], other=0)
-        if REGISTERS:
-            high_NK, low_NK = values_of_bytes(byte_NK, table, x)
-        else:
-            byte_V = tl.reshape(byte_NK, (ROWS * HALF,)).to(tl.int32)
-            high_NK = tl.reshape(tl.gather(table, byte_V >> 4, 0), (ROWS, HALF))
-            low_NK = tl.reshape(tl.gather(table, byte_V & 15, 0), (ROWS, HALF))
+        high_NK, low_NK = values_of_bytes(byte_NK, table, x)
         at_KM = token_M[None, :] * width + (start + pair_K * 2)[:, None]
         if BY_HAND or kind == tl.float32:
             even_KM = tl.load(x + at_KM, mask=there_M[None, :], other=0.0)
@@ -223,8 +205,9 @@ def linear(x: torch.Tensor, packed: Packed4bit, bias: torch.Tensor | None, out: 
     if not features:
         return
     (data, *scaling), constants = weight_arguments(packed)
-    # both are read as 32-bit words
-    data, x = (tensor if tensor.data_ptr() % 4 == 0 else tensor.clone() for tensor in (data, x))
+    # read four bytes at a time, and four values
+    data = data if data.data_ptr() % 4 == 0 else data.clone()
+    x = x if x.data_ptr() % 8 == 0 else x.clone()
     tensors = (data, *scaling, x, packed.code if bias is None else bias)
     constants["BIAS"] = bias is not None
     with torch.cuda.device_of(x):

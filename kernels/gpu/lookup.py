@@ -1,11 +1,10 @@
-"""Half bytes to values of a table that lies in registers: bytes permuted instead of memory read.
+"""Half bytes to values of a table of 16: each thread holds one value of the table, and asks the thread that holds its own.
 
-A table of 16 values of 16 bits is held as eight 32-bit numbers, the high bytes of the values in four and the low ones in four.
-One permutation of bytes (PTX ISA, `prmt.b32`) takes four bytes out of eight, each by three bits of a half byte; a second takes
-them out of the other half of the table, and a third chooses between the two by the fourth bit. High and low bytes are then put
-together: 2.6 instructions a value, none of which reads memory or waits for another thread.
+A shuffle (PTX ISA, `shfl.sync.idx`) reads a register of another thread of the warp, chosen by the five low bits of a number. Two
+threads hold each value, so that the fifth bit does not matter: a shift and a shuffle a value, no memory, no wait for other warps.
+All threads of a warp take part: what calls these functions has no branch that only some of them take.
 
-Triton's interpreter knows no assembler; there, and for fp32, the programs gather values instead.
+Triton's interpreter knows no assembler, and other cards none of this; there, values are gathered.
 """
 
 import torch
@@ -14,121 +13,99 @@ import triton.language as tl
 
 from tuneplan.kernels.backend import interpreted
 
-IN_REGISTERS = tl.constexpr(not interpreted() and torch.version.hip is None)
-"""Whether tables of 16-bit values are looked up so. Read once, when the programs are decorated."""
+SHUFFLED = tl.constexpr(not interpreted() and torch.version.hip is None)
+"""Whether values are looked up so. Read once, when the programs are decorated."""
+_SHIFTS = (4, 0, 12, 8, 20, 16, 28, 24)
+"""Of the half bytes of a word, in the order of its values: the high half of the lowest byte comes first."""
 
 
-def _permuted(word: str, high: list[str], low: list[str], taken: list[str]) -> str:
-    """The assembler of one word: `even$n` and `odd$n` in `taken` get the values of bytes 2n and 2n + 1, as pairs of 16 bits.
-
-    Args:
-        word: operand of the eight half bytes.
-        high: operands of the high bytes of the table, values 0-3, 4-7, 8-11 and 12-15.
-        low: those of the low bytes.
-        taken: what follows each half word, with `{even}` for the pair of high half bytes, which come first, and `{odd}`.
-    """
-    lines = [
-        ".reg .b32 three, fourth, below, above, highs, lows, even, odd;",
-        ".reg .b16 first, second;",
-        f"and.b32 three, {word}, 0x77777777;",
-        # 0 to 3 where the fourth bit is clear, 4 to 7 where it is set: the bytes of `below` and of `above`
-        f"shr.u32 fourth, {word}, 1;",
-        "lop3.b32 fourth, fourth, 0x44444444, 0x32103210, 0xEA;",
-    ]
-    for half in taken:
-        for bytes_, table in (("highs", high), ("lows", low)):
-            lines += [
-                f"prmt.b32 below, {table[0]}, {table[1]}, three;",
-                f"prmt.b32 above, {table[2]}, {table[3]}, three;",
-                f"prmt.b32 {bytes_}, below, above, fourth;",
-            ]
-        lines += ["prmt.b32 even, lows, highs, 0x7351;", "prmt.b32 odd, lows, highs, 0x6240;", half]
-        if half != taken[-1]:
-            lines += ["shr.u32 three, three, 16;", "shr.u32 fourth, fourth, 16;"]
-    return "\n".join(["{", *lines, "}"])
+def _shuffled(into: str, table: str, word: str, shift: int) -> str:
+    """`into` gets the value that belongs to four bits of `word`."""
+    if not shift:
+        return f"shfl.sync.idx.b32 {into}, {table}, {word}, 31, 0xffffffff;"
+    return f"shr.u32 at, {word}, {shift};\nshfl.sync.idx.b32 {into}, {table}, at, 31, 0xffffffff;"
 
 
-def _word_assembly() -> str:
-    """Eight fp32 values of a word, in order: outputs $0 to $7, the word $8, the table $9 to $16 (fp16)."""
-    to_fp32 = "mov.b32 {{first, second}}, {pair};\ncvt.f32.f16 ${at}, first;\ncvt.f32.f16 ${then}, second;"
-    halves = []
-    for half in range(2):
-        pairs = [("even", 4 * half), ("odd", 4 * half + 1)]
-        halves.append("\n".join(to_fp32.format(pair=pair, at=at, then=at + 2) for pair, at in pairs))
-    return _permuted("$8", [f"${9 + number}" for number in range(4)], [f"${13 + number}" for number in range(4)], halves)
+def _each(outputs: list[int], word: str, table: str) -> str:
+    """Assembler that puts the values of a word, in their order, into outputs of 32 bits."""
+    lines = [_shuffled(f"${number}", table, word, shift) for number, shift in zip(outputs, _SHIFTS, strict=True)]
+    return "\n".join(["{", ".reg .b32 at;", *lines, "}"])
 
 
-def _bytes_assembly() -> str:
-    """Values of four bytes, $4: high halves in $0 and $1, low ones in $2 and $3; each number of the table comes four times."""
-    high, low = ([f"${first + 4 * number}" for number in range(4)] for first in (5, 21))
-    halves = [f"mov.b32 ${half}, even;\nmov.b32 ${half + 2}, odd;" for half in range(2)]
-    return _permuted("$4", high, low, halves)
+def _pairs() -> str:
+    """Assembler that puts the values of $4 into pairs of 16 bits: of high halves into $0 and $1, of low ones into $2 and $3."""
+    lines = []
+    for output, (one, other) in enumerate(((4, 12), (20, 28), (0, 8), (16, 24))):
+        lines += [_shuffled("first", "$5", "$4", one), _shuffled("second", "$5", "$4", other)]
+        lines.append(f"prmt.b32 ${output}, first, second, 0x5410;")
+    return "\n".join(["{", ".reg .b32 at, first, second;", *lines, "}"])
 
 
-WORD = tl.constexpr(_word_assembly())
-WORD_OPERANDS = tl.constexpr(",".join(["=&f"] * 8 + ["r"] * 9))
-BYTES = tl.constexpr(_bytes_assembly())
-BYTES_OPERANDS = tl.constexpr(",".join(["=&r"] * 4 + ["r"] * 33))
-ZERO = tl.constexpr("mov.u32 $0, %lanemask_lt;\nshr.u32 $0, $0, 31;")
-"""Nought, of which the assembler does not know that it is the same in all threads: a table that it knows to be the same
-lies in uniform registers, from which each permutation has to copy it."""
+OWN = tl.constexpr(
+    "{\n.reg .b32 lane;\n.reg .b64 at;\nmov.u32 lane, %laneid;\nand.b32 lane, lane, 15;\n"
+    "mad.wide.u32 at, lane, 4, $1;\nld.global.nc.f32 $0, [at];\n}"
+)
+WORD = tl.constexpr(_each(list(range(8)), "$8", "$9"))
+WORD_OPERANDS = tl.constexpr(",".join(["=&f"] * 8 + ["r", "f"]))
+PAIRS = tl.constexpr(_pairs())
+PAIRS_OPERANDS = tl.constexpr(",".join(["=&r"] * 4 + ["r"] * 5))
+BYTES = tl.constexpr(_each([0, 4, 1, 5, 2, 6, 3, 7], "$8", "$9"))
+BYTES_OPERANDS = tl.constexpr(",".join(["=&f"] * 8 + ["r"] + ["f"] * 4))
 
 
 @triton.jit
-def _bits(code, at: tl.constexpr, kind: tl.constexpr):
-    return tl.load(code + at).to(kind).to(tl.int16, bitcast=True).to(tl.int32)
-
-
-@triton.jit
-def _four(code, at: tl.constexpr, kind: tl.constexpr):
-    """The high bytes of four values, and the low ones."""
-    a = _bits(code, at, kind)
-    b = _bits(code, at + 1, kind)
-    c = _bits(code, at + 2, kind)
-    d = _bits(code, at + 3, kind)
-    high = ((a >> 8) & 0xFF) | (b & 0xFF00) | ((c & 0xFF00) << 8) | ((d & 0xFF00) << 16)
-    low = (a & 0xFF) | ((b & 0xFF) << 8) | ((c & 0xFF) << 16) | ((d & 0xFF) << 24)
-    return high, low
-
-
-@triton.jit
-def table_of(code, kind: tl.constexpr):
-    """Eight int32: the high bytes of a table of 16 fp32 values rounded to fp16 or bf16, then the low ones."""
-    h0, l0 = _four(code, 0, kind)
-    h1, l1 = _four(code, 4, kind)
-    h2, l2 = _four(code, 8, kind)
-    h3, l3 = _four(code, 12, kind)
-    return h0, h1, h2, h3, l0, l1, l2, l3
-
-
-@triton.jit
-def kept(table):
-    """The table in registers of each thread."""
-    zero = tl.inline_asm_elementwise(ZERO, "=&r", [], dtype=tl.int32, is_pure=True, pack=1)
-    h0, h1, h2, h3, l0, l1, l2, l3 = table
-    return h0 | zero, h1 | zero, h2 | zero, h3 | zero, l0 | zero, l1 | zero, l2 | zero, l3 | zero
+def table_of(code):
+    """What the functions below take for a table of 16 fp32 values: of each thread one, or all of them in a tensor."""
+    if SHUFFLED:
+        table = tl.inline_asm_elementwise(OWN, "=f,l", [code], dtype=tl.float32, is_pure=True, pack=1)
+    else:
+        table = tl.load(code + tl.arange(0, 16))
+    return table
 
 
 @triton.jit
 def values_of_words(word, table):
-    """Eight fp32 tensors, the values of each int32 in their order: the high half of the lowest byte first. `table` is of fp16."""
-    h0, h1, h2, h3, l0, l1, l2, l3 = table
-    operands = [word, h0, h1, h2, h3, l0, l1, l2, l3]
-    return tl.inline_asm_elementwise(WORD, WORD_OPERANDS, operands, dtype=(tl.float32,) * 8, is_pure=True, pack=1)
+    """Eight fp32 tensors of the shape of the int32 `word`: its values in their order."""
+    if SHUFFLED:
+        values = tl.inline_asm_elementwise(WORD, WORD_OPERANDS, [word, table], dtype=(tl.float32,) * 8, is_pure=False, pack=1)
+    else:
+        values = (
+            _gathered(word >> 4, table),
+            _gathered(word, table),
+            _gathered(word >> 12, table),
+            _gathered(word >> 8, table),
+            _gathered(word >> 20, table),
+            _gathered(word >> 16, table),
+            _gathered(word >> 28, table),
+            _gathered(word >> 24, table),
+        )
+    return values
 
 
 @triton.jit
 def values_of_bytes(byte, table, like):
-    """Two tensors of the type of the pointer `like`, fp16 or bf16: the values of the high and of the low half of each uint8."""
-    h0, h1, h2, h3, l0, l1, l2, l3 = table
-    operands = [byte, h0, h1, h2, h3, l0, l1, l2, l3]
+    """Two tensors of the shape of the uint8 `byte`: the values of its high and of its low half.
+
+    They have the type of the pointer `like`, rounded to it; where they are gathered they have that of the table, fp32.
+    """
     kind: tl.constexpr = like.dtype.element_ty
-    if kind == tl.bfloat16:
+    if not SHUFFLED:
+        high = _gathered(byte.to(tl.int32) >> 4, table)
+        low = _gathered(byte.to(tl.int32), table)
+    elif kind == tl.float32:
         high, low = tl.inline_asm_elementwise(
-            BYTES, BYTES_OPERANDS, operands, dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4
+            BYTES, BYTES_OPERANDS, [byte, table], dtype=(tl.float32, tl.float32), is_pure=False, pack=4
         )
     else:
+        bits = table.to(kind).to(tl.int16, bitcast=True).to(tl.int32)
         high, low = tl.inline_asm_elementwise(
-            BYTES, BYTES_OPERANDS, operands, dtype=(tl.float16, tl.float16), is_pure=True, pack=4
+            PAIRS, PAIRS_OPERANDS, [byte, bits], dtype=(tl.int16, tl.int16), is_pure=False, pack=4
         )
+        high = high.to(kind, bitcast=True)
+        low = low.to(kind, bitcast=True)
     return high, low
+
+
+@triton.jit
+def _gathered(number, table):
+    return tl.reshape(tl.gather(table, tl.reshape(number & 15, (number.numel,)), 0), number.shape)

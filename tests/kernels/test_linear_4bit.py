@@ -1,15 +1,11 @@
 """A few tokens times a 4-bit weight: near the exact product, for every path."""
 
-import ptx
 import pytest
 import torch
-import triton.language as tl
 from kernel_cases import DEVICE, quantized, relative_error
-from triton.runtime.interpreter import InterpreterBuilder
 
 from tuneplan.kernels.dequantize_4bit import reference
 from tuneplan.kernels.errors import KernelInputError
-from tuneplan.kernels.gpu import linear_4bit as gpu
 from tuneplan.kernels.linear_4bit import linear_4bit
 from tuneplan.kernels.packed import Packed4bit, operator_parts
 
@@ -48,20 +44,6 @@ def test_one_token_that_begins_within_a_word() -> None:
     assert x.data_ptr() % 4
     exact = x.double() @ reference(Packed4bit.of(data, state), torch.float32).double().t()
     assert LARGEST_ERROR[torch.float16] > relative_error(linear_4bit(x, data, state, backend="triton"), exact)
-
-
-@pytest.mark.skipif(DEVICE == "cuda", reason="the programs run as they are")
-@pytest.mark.parametrize(("tokens", "dtype"), [(1, torch.float16), (1, torch.bfloat16), (20, torch.float16)])
-def test_values_from_registers(tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The programs as a GPU runs them, their assembler computed; the interpreter has no products of bf16."""
-    monkeypatch.setattr(InterpreterBuilder, "create_inline_asm", ptx.create_inline_asm)
-    monkeypatch.setattr(gpu, "IN_REGISTERS", tl.constexpr(True))
-    monkeypatch.setattr(gpu, "BY_HAND", tl.constexpr(False))
-    for quant_type, nested in (("nf4", True), ("fp4", False)):
-        data, state = quantized(70, 1024 + 448, quant_type, nested=nested)
-        weight = reference(Packed4bit.of(data, state), torch.float32).double()
-        x = torch.randn(tokens, weight.shape[1]).to(dtype)
-        assert LARGEST_ERROR[dtype] > relative_error(linear_4bit(x, data, state, backend="triton"), x.double() @ weight.t())
 
 
 def test_other_paths_multiply_the_decoded_weight() -> None:

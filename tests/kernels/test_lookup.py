@@ -1,4 +1,4 @@
-"""Values looked up by permuted bytes. No GPU is needed: the assembler is computed, the table is made in Triton's interpreter."""
+"""Values looked up by shuffles. No GPU is needed: the assembler is computed, and the gathered values are what it must give."""
 
 import re
 
@@ -9,94 +9,96 @@ import torch
 import triton
 import triton.language as tl
 from kernel_cases import DEVICE
+from numpy.typing import NDArray
 
 from tuneplan.kernels.gpu import lookup
 
-CODES = {
-    "nf4": [
-        -1.0,
-        -0.6962,
-        -0.5251,
-        -0.3949,
-        -0.2844,
-        -0.1848,
-        -0.0911,
-        0.0,
-        0.0796,
-        0.1609,
-        0.2461,
-        0.3379,
-        0.4407,
-        0.5626,
-        0.7230,
-        1.0,
-    ],
-    "fp4": [0.0, 0.0052, 0.6667, 1.0, 0.3333, 0.5, 0.1667, 0.25, -0.0, -0.0052, -0.6667, -1.0, -0.3333, -0.5, -0.1667, -0.25],
-    "any bits": [float(number) for number in np.frombuffer(bytes(range(1, 33)), np.float16)],
-}
+CODE = torch.randn(16, generator=torch.Generator().manual_seed(0))
+TABLE = CODE.numpy().view(np.uint32)
 
 
-def planes(code: list[float], dtype: torch.dtype) -> list[np.uint32]:
-    """Eight numbers: the high bytes of 16 values, four to a number, and the low ones."""
-    bits = torch.tensor(code).to(dtype).view(torch.uint8).reshape(16, 2).numpy()
-    return [np.frombuffer(bits[four : four + 4, part].tobytes(), np.uint32)[0] for part in (1, 0) for four in range(0, 16, 4)]
-
-
-def words() -> np.ndarray:
+def words() -> NDArray[np.uint32]:
     """All half words beside random ones, in both places."""
     every = np.arange(2**16, dtype=np.uint32)
     other = np.random.default_rng(0).integers(0, 2**16, 2**16, dtype=np.uint32)
     return np.concatenate([every | other << 16, other | every << 16])
 
 
-@pytest.mark.parametrize("code", CODES.values(), ids=CODES)
-def test_values_of_words(code: list[float]) -> None:
-    """Eight fp32 values, the high half of each byte before the low one: those of the table, rounded to fp16."""
-    word = words()
-    table = {f"${9 + number}": np.full_like(word, plane) for number, plane in enumerate(planes(code, torch.float16))}
-    after = ptx.run(lookup.WORD.value, {"$8": word, **table})
-    rounded = np.array(code, np.float32).astype(np.float16).astype(np.float32).view(np.uint32)
-    for place in range(8):
-        nibble = (word >> (place // 2 * 8 + (1 - place % 2) * 4)) & 15
-        assert np.array_equal(rounded[nibble], after[f"${place}"])
+def own(threads: int) -> NDArray[np.uint32]:
+    """The value that each thread holds."""
+    base = np.zeros(threads, np.uint32)
+    return ptx.run(lookup.OWN.value, {"$1": base}, CODE.numpy())["$0"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("code", CODES.values(), ids=CODES)
-def test_values_of_bytes(code: list[float], dtype: torch.dtype) -> None:
-    """Two values for each of four bytes, as pairs of 16 bits; each number of the table is given once for each byte."""
+def nibbles(word: NDArray[np.uint32]) -> list[NDArray[np.uint32]]:
+    """Of each word the eight half bytes in the order of its values."""
+    return [(word >> (place // 2 * 8 + (1 - place % 2) * 4)) & 15 for place in range(8)]
+
+
+def test_own_value() -> None:
+    """Two threads of a warp hold each value."""
+    assert np.array_equal(np.tile(TABLE, 8), own(128))
+
+
+def test_values_of_words() -> None:
+    """Eight fp32 values, the high half of each byte before the low one."""
     word = words()
-    table = {
-        f"${5 + 4 * number + copy}": np.full_like(word, plane)
-        for number, plane in enumerate(planes(code, dtype))
-        for copy in range(4)
-    }
-    after = ptx.run(lookup.BYTES.value, {"$4": word, **table})
-    bits = torch.tensor(code).to(dtype).view(torch.int16).numpy().view(np.uint16).astype(np.uint32)
-    for half, shift in ((0, 4), (2, 0)):
-        for pair in range(2):
-            first, second = ((word >> (byte * 8 + shift)) & 15 for byte in (2 * pair, 2 * pair + 1))
-            assert np.array_equal(bits[first] | bits[second] << 16, after[f"${half + pair}"])
+    after = ptx.run(lookup.WORD.value, {"$8": word, "$9": own(word.size)})
+    for place, nibble in enumerate(nibbles(word)):
+        assert np.array_equal(TABLE[nibble], after[f"${place}"])
+
+
+def test_values_of_bytes() -> None:
+    """Four bytes: in fp32 the high halves and then the low ones; in 16 bits the same as pairs."""
+    word = words()
+    after = ptx.run(lookup.BYTES.value, {"$8": word, **{f"${number}": own(word.size) for number in range(9, 13)}})
+    order = [after[f"${number}"] for pair in zip(range(4), range(4, 8), strict=True) for number in pair]
+    for got, nibble in zip(order, nibbles(word), strict=True):
+        assert np.array_equal(TABLE[nibble], got)
+
+    # what lies above the 16 bits of a value is no part of it
+    half = own(word.size) >> 16 | np.uint32(0xFFFF0000)
+    after = ptx.run(lookup.PAIRS.value, {"$4": word, **{f"${number}": half for number in range(5, 9)}})
+    bits = TABLE >> 16
+    n = nibbles(word)
+    for number, (first, second) in enumerate(((0, 2), (4, 6), (1, 3), (5, 7))):
+        assert np.array_equal(bits[n[first]] | bits[n[second]] << 16, after[f"${number}"])
 
 
 def test_operands() -> None:
     """As many as the assembler names; outputs are written before all inputs are read, and marked so."""
-    for text, operands in ((lookup.WORD, lookup.WORD_OPERANDS), (lookup.BYTES, lookup.BYTES_OPERANDS)):
+    for text, operands in (
+        (lookup.WORD, lookup.WORD_OPERANDS),
+        (lookup.PAIRS, lookup.PAIRS_OPERANDS),
+        (lookup.BYTES, lookup.BYTES_OPERANDS),
+    ):
         named = operands.value.split(",")
         assert len(named) > max(int(number) for number in re.findall(r"\$(\d+)", text.value))
         assert all(one.startswith("=&") for one in named if one.startswith("="))
 
 
 @triton.jit
-def _tables(code, out):
-    table = lookup.table_of(code, tl.float16)
-    for number in tl.static_range(8):
-        tl.store(out + number, table[number])
+def _both(word, byte, code, of_words, of_bytes, COUNT: tl.constexpr):
+    table = lookup.table_of(code)
+    at = tl.arange(0, COUNT)
+    values = lookup.values_of_words(tl.load(word + at), table)
+    for place in tl.static_range(8):
+        tl.store(of_words + at * 8 + place, values[place])
+    at_bytes = tl.arange(0, COUNT * 4)
+    high, low = lookup.values_of_bytes(tl.load(byte + at_bytes), table, of_bytes)
+    tl.store(of_bytes + at_bytes * 2, high)
+    tl.store(of_bytes + at_bytes * 2 + 1, low)
 
 
-@pytest.mark.parametrize("code", CODES.values(), ids=CODES)
-def test_table(code: list[float]) -> None:
-    """The eight numbers that a program makes of the 16 values."""
-    out = torch.zeros(8, dtype=torch.int32, device=DEVICE)
-    _tables[(1,)](torch.tensor(code, device=DEVICE), out)
-    assert planes(code, torch.float16) == out.cpu().numpy().view(np.uint32).tolist()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_programs(dtype: torch.dtype) -> None:
+    """What a program makes of words and of their bytes, on a GPU by shuffles, in the interpreter by gathering."""
+    word = torch.from_numpy(np.random.default_rng(1).integers(0, 2**32, 512, dtype=np.uint32).view(np.int32)).to(DEVICE)
+    of_words = torch.zeros(512 * 8, device=DEVICE)
+    kind = torch.float32 if DEVICE == "cpu" else dtype  # gathered values have the table's
+    of_bytes = torch.zeros(512 * 8, dtype=kind, device=DEVICE)
+    _both[(1,)](word, word.view(torch.uint8), CODE.to(DEVICE), of_words, of_bytes, COUNT=512)
+    nibble = torch.from_numpy(np.stack(nibbles(word.cpu().numpy().view(np.uint32)), 1).astype(np.int64))
+    expected = CODE[nibble].reshape(-1)
+    assert torch.equal(expected, of_words.cpu())
+    assert torch.equal(expected.to(kind), of_bytes.cpu())

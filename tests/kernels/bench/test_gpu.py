@@ -153,8 +153,8 @@ def test_constants_are_put_back() -> None:
     """A sweep's choice reaches the module and the defaults of its launches, and both are as before afterwards."""
     module = pytest.importorskip("tuneplan.kernels.gpu.dequantize_4bit")
     before = module.WORDS, module.dequantize.__defaults__
-    with sweep.constants(module, {"WORDS": 256, "GATHER": False}):
-        assert (256, (256, before[1][1], False)) == (module.WORDS, module.dequantize.__defaults__)
+    with sweep.constants(module, {"WORDS": 256, "WARPS": 16}):
+        assert (256, (256, 16)) == (module.WORDS, module.dequantize.__defaults__)
     assert before == (module.WORDS, module.dequantize.__defaults__)
 
 
