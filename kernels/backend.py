@@ -13,7 +13,7 @@ BACKENDS = ("auto", "triton", "torch")
 FIRST_CAPABILITY = (7, 5)
 """Compute capability from which Triton compiles for a card."""
 FIRST_TRITON = (3, 6)
-"""Whose `tl.gather` takes a table of 16 values; the programs were compiled with 3.6 and 3.9."""
+"""Whose `tl.gather` takes a table that threads share; the programs were compiled with 3.6 and 3.9."""
 
 
 def _without_triton() -> str | None:

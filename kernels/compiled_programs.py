@@ -54,10 +54,12 @@ class Count:
     shared_bytes: int
     spilled: bool
     loads_128_bits: int
+    loads_64_bits: int
+    loads_32_bits: int
+    loads_narrower: int
     stores_128_bits: int
     stores_narrower: int
     tensor_core: int
-    lookups: int
     shuffles: int
     partial_shuffles: int
     contracted: int
@@ -146,10 +148,12 @@ def counts(architectures: tuple[int, ...] = ARCHITECTURES) -> Iterator[Count]:
                 made.shared_bytes,
                 made.spilled,
                 made.count("LDG.E.128", "LDGSTS.E.BYPASS.128"),
+                made.count("LDG.E.64"),
+                made.instructions["LDG.E"],
+                made.count("LDG.E.U8", "LDG.E.S8", "LDG.E.U16", "LDG.E.S16"),
                 wide,
                 made.count("STG") - wide,
                 made.count("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA", "TCGEN"),
-                made.count("LDS"),
                 made.count("SHFL.IDX"),
                 made.partial_shuffles,
                 made.count("FFMA"),

@@ -14,6 +14,7 @@ import torch
 from tuneplan.kernels.bench.cases import DTYPES, Case
 from tuneplan.kernels.bench.clocks import free
 from tuneplan.kernels.bench.implementations.dequantize_4bit import bitsandbytes_refuses
+from tuneplan.kernels.bench.implementations.linear_4bit import BOUNDS
 from tuneplan.kernels.bench.kernel import same
 from tuneplan.kernels.bench.machine import Machine
 from tuneplan.kernels.bench.registry import KERNELS
@@ -102,16 +103,28 @@ def rows_apart(machine: Machine) -> None:
 
 
 def beyond_32_bits(machine: Machine) -> None:
-    """More than 2^31 values: the first rows, those around the border and the last ones."""
+    """More than 2^31 values: the first rows, those around the border and the last ones; side by side, apart, and multiplied."""
     _gpu(machine)
     columns = 2**14
     size = 2**17 + 64
     packed = packed_4bit(_case(size, columns), machine.device, SEED)
     out = dequantize_4bit(packed.data, packed, out=_poisoned(packed, torch.bfloat16))
+    wide = torch.full((size, columns + 8), float("nan"), dtype=torch.bfloat16, device=machine.device)
+    dequantize_4bit(packed.data, packed, out=wide[:, :columns])
+    torch.manual_seed(SEED)
+    tokens = [torch.randn(number, columns, dtype=torch.bfloat16, device=machine.device) for number in (1, 16)]
+    products = [linear_4bit(x, packed.data, packed) for x in tokens]
     border = 2**31 // columns
     for first in (0, border - 32, size - 64):
-        part = rows_of(packed, first, first + 64)
-        _expect(out[first : first + 64], reference(part, torch.bfloat16), f"rows from {first}")
+        rows = slice(first, first + 64)
+        right = reference(rows_of(packed, first, first + 64), torch.bfloat16)
+        _expect(out[rows], right, f"rows from {first}")
+        _expect(wide[rows, :columns].contiguous(), right, f"rows apart from {first}")
+        exact = reference(rows_of(packed, first, first + 64), torch.float32).double().t()
+        for x, product in zip(tokens, products, strict=True):
+            error = float((product[:, rows].double() - x.double() @ exact).norm() / (x.double() @ exact).norm())
+            if not error < 2 * BOUNDS["bf16"]:
+                raise WrongError(f"{len(x)} tokens times rows from {first}: off by {error:.2e} of the exact product")
 
 
 def rows_of(packed: Packed4bit, first: int, last: int) -> Packed4bit:

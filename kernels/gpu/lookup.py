@@ -55,7 +55,11 @@ BYTES_OPERANDS = tl.constexpr(",".join(["=&f"] * 8 + ["r"] + ["f"] * 4))
 
 @triton.jit
 def table_of(code):
-    """What the functions below take for a table of 16 fp32 values: of each thread one, or all of them in a tensor."""
+    """What the functions below take for a table of 16 fp32 values: of each thread one, or all of them in a tensor.
+
+    To Triton the one value is a scalar, the same in all threads, which it is not: give it to nothing but these functions, and
+    keep them out of what Triton hands from warp to warp (`warp_specialize`).
+    """
     if SHUFFLED:
         table = tl.inline_asm_elementwise(OWN, "=f,l", [code], dtype=tl.float32, is_pure=True, pack=1)
     else:

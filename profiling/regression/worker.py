@@ -53,10 +53,10 @@ def run(entry_point: str, device: str, root: Path) -> Reading:
     where = "cuda" if device == "gpu" else device
     function = find(entry_point, root)
     _seed()
+    as_on_a_card = device != "meta" or _as_on_a_card()
     with torch.device(where):
         made = _made(function(), entry_point)
         if device == "meta":
-            _as_on_a_card()
             _foreach(made.optimizer)
         found = {parameter.device.type for parameter in made.model.parameters()}
         if found != {where}:
@@ -67,6 +67,7 @@ def run(entry_point: str, device: str, root: Path) -> Reading:
         starts = []
         with watch(root, where, [made.model], [made.optimizer], made.batch) as tracker:
             for _ in range(STEPS):
+                as_on_a_card = as_on_a_card or _as_on_a_card()
                 starts.append(len(tracker.log))
                 _step(made, tracker)
         log = list(tracker.log)
@@ -152,16 +153,29 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def _as_on_a_card() -> None:
-    """The sdpa of transformers allocates what CUDA's kernels would; the meta device has only the slow one."""
-    if "transformers" not in sys.modules:  # a project of plain torch
-        return
-    from transformers import AttentionInterface
+def _as_on_a_card() -> bool:
+    """The sdpa of transformers allocates what CUDA's kernels would; the meta device has only the slow one.
 
-    from tuneplan.profiling import attention
+    False while nobody has imported transformers: a project of plain torch need not have it, nor wait for it. An sdpa of the
+    project's own stays. Raises InputError for a transformers that cannot be told.
+    """
+    library = sys.modules.get("transformers")
+    if library is None:
+        return False
+    try:
+        from transformers import AttentionInterface
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+        from tuneplan.profiling import attention
+    except ImportError as error:
+        version = getattr(library, "__version__", "of this version")
+        raise InputError(
+            f"transformers {version} cannot be told what attention allocates on a card ({error}); update it, or use device 'cpu'"
+        ) from None
     attention.register()
-    AttentionInterface.register("sdpa", AttentionInterface()[attention.SDPA])
+    if AttentionInterface()["sdpa"] is sdpa_attention_forward:
+        AttentionInterface.register("sdpa", AttentionInterface()[attention.SDPA])
+    return True
 
 
 def _foreach(optimizer: Any) -> None:

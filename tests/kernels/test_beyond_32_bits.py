@@ -18,7 +18,7 @@ ROWS, COLUMNS, LAST = 2**20 + 8, 2**11, 4
 BLOCKS = LAST * COLUMNS // 64
 
 pytestmark = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="a GPU runs whole grids: `tuneplan.kernels.bench.checks` does it there"
+    torch.cuda.is_available(), reason="a GPU runs whole grids; `beyond_32_bits` of `tuneplan.kernels.bench.checks` is for it"
 )
 
 

@@ -57,6 +57,9 @@ def test_programs(architecture: int) -> None:
     assert [] == [name for name, most in MOST_INSTRUCTIONS.items() if rows[name]["instructions_a_value"] > most]
     assert [] == [name for name, row in rows.items() if row["spilled"]]
     assert set(NARROWER_LOADS) == {name for name, row in rows.items() if not row["loads_128_bits"]}
+    assert [] == [name for name, bits in NARROWER_LOADS.items() if not rows[name][f"loads_{bits}_bits"]]
+    # the scales are bytes, one for each 64 values; the weight is not read so
+    assert [] == [name for name in NARROWER_LOADS if rows[name]["loads_narrower"] > 2]
     decoders = [row for name, row in rows.items() if name.startswith("dequantize")]
     assert [] == [row for row in decoders if not row["stores_128_bits"] or row["stores_narrower"] or row["contracted"]]
     assert {0} == {row["partial_shuffles"] for row in rows.values()}

@@ -37,11 +37,12 @@ def test_one_token_in_several_turns(nested: bool) -> None:
         assert largest > relative_error(linear_4bit(x, data, state, backend="triton"), x.double() @ weight.t())
 
 
-def test_one_token_that_begins_within_a_word() -> None:
-    """A token is read in pairs, also one that is not aligned to them."""
+@pytest.mark.parametrize("skipped", [1, 2])
+def test_one_token_that_begins_anywhere(skipped: int) -> None:
+    """A token is read four values at a time, also one that is not aligned to them."""
     data, state = quantized(35, 64)
-    x = torch.randn(1 + 64, device=DEVICE).half()[1:].view(1, 64)
-    assert x.data_ptr() % 4
+    x = torch.randn(skipped + 64, device=DEVICE).half()[skipped:].view(1, 64)
+    assert x.data_ptr() % 8 == 2 * skipped
     exact = x.double() @ reference(Packed4bit.of(data, state), torch.float32).double().t()
     assert LARGEST_ERROR[torch.float16] > relative_error(linear_4bit(x, data, state, backend="triton"), exact)
 

@@ -167,6 +167,14 @@ def test_constants_of_sweeps_exist() -> None:
         assert len(names) == len(set(names))
 
 
+def test_swept_rows_are_those_that_run() -> None:
+    """The launch halves rows that would not fill a card: a sweep that offered them would time others under their name."""
+    module = pytest.importorskip("tuneplan.kernels.gpu.linear_4bit")
+    swept = [one for one in sweep.SWEEPS if "VECTOR_ROWS" in one.choices]
+    for case, rows in [(case, rows) for one in swept for case in one.cases for rows in one.choices["VECTOR_ROWS"]]:
+        assert -(-case.shape.out_features // rows) >= module.PROGRAMS // 2, (case.label, rows)
+
+
 def test_the_step_has_the_shapes_of_the_model() -> None:
     """Transformers' default of a Llama is the 7B model whose shapes the catalog has."""
     config = pytest.importorskip("transformers").LlamaConfig()

@@ -1,6 +1,10 @@
 """Entry points that are not what they should be: each gives one clear line, and none leaves a process behind."""
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -51,6 +55,17 @@ def elsewhere():
     with torch.device("cpu"):
         return fine()
 """
+
+
+@pytest.fixture(autouse=True)
+def sdpa() -> Iterator[Any]:
+    """Transformers' interface with its own sdpa, before and after what runs here in the process of the tests."""
+    transformers = pytest.importorskip("transformers")
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    transformers.AttentionInterface.register("sdpa", sdpa_attention_forward)
+    yield transformers.AttentionInterface
+    transformers.AttentionInterface.register("sdpa", sdpa_attention_forward)
 
 
 @pytest.fixture
@@ -116,3 +131,49 @@ def test_the_same_code_needs_the_same_bytes(folder: Path) -> None:
         assert first == second
         assert first.peak_bytes > 0
         assert first.kept_per_step_bytes == 0
+
+
+ATTENTION = """
+import sys
+import torch
+import script
+
+def late():
+    made = script.fine()
+    def step(model, batch, optimizer):
+        sys.modules["transformers"] = sys.there  # imported by the step for the first time
+        made["step"](model, batch, optimizer)
+    return {**made, "step": step}
+"""
+
+
+def test_transformers_that_comes_with_the_first_step(folder: Path, sdpa: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sdpa allocates as on a card from the second step on; the reading is of the last ones."""
+    monkeypatch.syspath_prepend(folder)
+    (folder / "attention.py").write_text(ATTENTION)
+    own = sdpa()["sdpa"]
+    monkeypatch.setattr(sys, "there", sys.modules["transformers"], raising=False)
+    with monkeypatch.context() as blocked:
+        blocked.setitem(sys.modules, "transformers", None)
+        worker.run("script.py:fine", "meta", folder)
+        assert sdpa()["sdpa"] is own
+        worker.run("attention.py:late", "meta", folder)
+    assert sdpa()["sdpa"] is not own
+
+
+def test_an_sdpa_of_the_project_stays(folder: Path, sdpa: Any) -> None:
+    """What the project registers is its own code, also for attention."""
+
+    def mine() -> None:
+        return None
+
+    sdpa.register("sdpa", mine)
+    worker.run("script.py:fine", "meta", folder)
+    assert sdpa()["sdpa"] is mine
+
+
+def test_transformers_that_is_too_old(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said as that, not as an error of the entry point."""
+    monkeypatch.setitem(sys.modules, "transformers", ModuleType("transformers"))
+    with pytest.raises(InputError, match="transformers of this version cannot be told what attention allocates on a card"):
+        worker.run("script.py:fine", "meta", folder)
