@@ -35,8 +35,8 @@ def _each(outputs: list[int], word: str, table: str) -> str:
 def _pairs() -> str:
     """Assembler that puts the values of $4 into pairs of 16 bits: of high halves into $0 and $1, of low ones into $2 and $3."""
     lines = []
-    for output, (one, other) in enumerate(((4, 12), (20, 28), (0, 8), (16, 24))):
-        lines += [_shuffled("first", "$5", "$4", one), _shuffled("second", "$5", "$4", other)]
+    for output, place in enumerate((0, 4, 1, 5)):
+        lines += [_shuffled("first", "$5", "$4", _SHIFTS[place]), _shuffled("second", "$5", "$4", _SHIFTS[place + 2])]
         lines.append(f"prmt.b32 ${output}, first, second, 0x5410;")
     return "\n".join(["{", ".reg .b32 at, first, second;", *lines, "}"])
 

@@ -53,10 +53,10 @@ def run(entry_point: str, device: str, root: Path) -> Reading:
     where = "cuda" if device == "gpu" else device
     function = find(entry_point, root)
     _seed()
-    as_on_a_card = device != "meta" or _as_on_a_card()
     with torch.device(where):
         made = _made(function(), entry_point)
         if device == "meta":
+            _as_on_a_card()
             _foreach(made.optimizer)
         found = {parameter.device.type for parameter in made.model.parameters()}
         if found != {where}:
@@ -67,9 +67,10 @@ def run(entry_point: str, device: str, root: Path) -> Reading:
         starts = []
         with watch(root, where, [made.model], [made.optimizer], made.batch) as tracker:
             for _ in range(STEPS):
-                as_on_a_card = as_on_a_card or _as_on_a_card()
                 starts.append(len(tracker.log))
                 _step(made, tracker)
+                if device == "meta":
+                    _as_on_a_card()  # where a step was the first to import transformers
         log = list(tracker.log)
     return read(log, starts[-1], len(log), root, tracker.callers, facts(made), starts[-2])
 
@@ -153,15 +154,15 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def _as_on_a_card() -> bool:
+def _as_on_a_card() -> None:
     """The sdpa of transformers allocates what CUDA's kernels would; the meta device has only the slow one.
 
-    False while nobody has imported transformers: a project of plain torch need not have it, nor wait for it. An sdpa of the
-    project's own stays. Raises InputError for a transformers that cannot be told.
+    A project of plain torch need not have transformers, nor wait for it. An sdpa of the project's own stays. Raises InputError
+    for a transformers that cannot be told.
     """
     library = sys.modules.get("transformers")
     if library is None:
-        return False
+        return
     try:
         from transformers import AttentionInterface
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -175,7 +176,6 @@ def _as_on_a_card() -> bool:
     attention.register()
     if AttentionInterface()["sdpa"] is sdpa_attention_forward:
         AttentionInterface.register("sdpa", AttentionInterface()[attention.SDPA])
-    return True
 
 
 def _foreach(optimizer: Any) -> None:

@@ -10,12 +10,12 @@ import torch
 from kernel_cases import relative_error
 from triton.runtime import interpreter
 
+from tuneplan.kernels.bench.checks import rows_of
 from tuneplan.kernels.dequantize_4bit import reference
 from tuneplan.kernels.gpu import dequantize_4bit, linear_4bit
 from tuneplan.kernels.packed import NestedScales, Packed4bit
 
-ROWS, COLUMNS, LAST = 2**20 + 8, 2**11, 4
-BLOCKS = LAST * COLUMNS // 64
+ROWS, COLUMNS, LAST = 2**20 + 8, 2**11, 8
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="a GPU runs whole grids; `beyond_32_bits` of `tuneplan.kernels.bench.checks` is for it"
@@ -53,13 +53,8 @@ def packed(shape: tuple[int, ...], nested: bool) -> Packed4bit:
 
 
 def last_rows(weight: Packed4bit) -> Packed4bit:
-    """The last rows as a weight of their own, with flat scales."""
-    absmax = weight.absmax[-BLOCKS:]
-    if weight.nested:
-        block = torch.arange(weight.absmax.numel() - BLOCKS, weight.absmax.numel())
-        absmax = weight.nested.code[absmax.long()] * weight.nested.absmax[block // 256] + weight.nested.offset
-    data = weight.data[-LAST * COLUMNS // 2 :].clone()
-    return Packed4bit(data, absmax.clone(), weight.code, 64, torch.Size((LAST, COLUMNS)), torch.bfloat16)
+    """Those that are looked at, as a weight of their own."""
+    return rows_of(weight, ROWS - LAST, ROWS)
 
 
 @pytest.mark.parametrize("nested", [True, False])

@@ -74,31 +74,22 @@ def test_budgets(folder: Path) -> None:
     assert "test_that_tracks_nothing has a memory_budget and tracked nothing" in out
 
 
-SIZES = {f"test_it.py::test_remembered[{rows}]": 2 * rows * 1024 for rows in (10, 20)}
-
-
-def test_baseline_by_test_id(folder: Path) -> None:
-    """Recorded under the test's id; growth fails, and the same passes."""
-    chosen = ("-k", "remembered")
+@pytest.mark.parametrize("workers", [(), ("-p", "xdist", "-n", "2")])
+def test_baseline_by_test_id(folder: Path, workers: tuple[str, ...]) -> None:
+    """Recorded under the test's id, in one process or in several; growth fails, and the same passes."""
+    pytest.importorskip("xdist")
+    chosen = ("-k", "remembered", *workers)
     assert "is not in tuneplan-tests.toml; run pytest --memory-update" in pytest_run(folder, *chosen).stdout
 
     assert 0 == pytest_run(folder, *chosen, "--memory-update").returncode
-    assert SIZES == dict(read(folder / "tuneplan-tests.toml").tests)
+    sizes = {f"test_it.py::test_remembered[{rows}]": 2 * rows * 1024 for rows in (10, 20)}
+    assert sizes == dict(read(folder / "tuneplan-tests.toml").tests)
     assert 0 == pytest_run(folder, *chosen).returncode
 
     (folder / "test_it.py").write_text(TESTS.replace("return made + 1", "return (made + 1, made + 2)"))
     out = pytest_run(folder, *chosen).stdout
     assert "30,720 bytes (30720 B) at the peak, 20,480 allowed" in out or "30,720 bytes" in out
     assert "2 failed" in out
-
-
-def test_baseline_of_several_processes(folder: Path) -> None:
-    """What xdist's workers measure comes together in one file, which they read."""
-    pytest.importorskip("xdist")
-    chosen = ("-k", "remembered", "-p", "xdist", "-n", "2")
-    assert 0 == pytest_run(folder, *chosen, "--memory-update").returncode
-    assert SIZES == dict(read(folder / "tuneplan-tests.toml").tests)
-    assert "2 passed" in pytest_run(folder, *chosen).stdout
 
 
 def test_a_broken_baseline(folder: Path) -> None:
