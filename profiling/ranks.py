@@ -1,6 +1,7 @@
 """The processes that torchrun starts: which one this is, the model spread over them, and their figures brought together."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from tuneplan.planner.training.sharding import Sharding
 from tuneplan.profiling.build import DTYPES, Built
 from tuneplan.profiling.optimizers import make_optimizer
 from tuneplan.profiling.subject import Subject
+
+GLOO_SECONDS = 0.1
+"""For gloo's threads to free the last tensors they sent: one that does so while Python ends aborts the process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,8 @@ def group(ranks: Ranks, device: torch.device) -> Iterator[None]:
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", device_id=bound)
     yield
     distributed.destroy_process_group()  # not after an error: it would wait for ranks that wait for this one
+    if bound is None:
+        time.sleep(GLOO_SECONDS)
 
 
 def spread(built: Built, subject: Subject, sharding: Sharding, ranks: Ranks, device: torch.device) -> Built:

@@ -93,6 +93,7 @@ def main():
                 parameter.data = parameter.data.to(torch.float32)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     trainer.save_model(training.output_dir)
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
