@@ -1,4 +1,4 @@
-"""The programs of `tuneplan.kernels.gpu` as the compiler leaves them, for four generations of cards. Needs no GPU.
+"""The programs of `tuneplan.kernels.gpu` as the compiler leaves them, for five generations of cards. Needs no GPU.
 
     python -m tuneplan.kernels.compiled_programs [--json] [--architecture 90]
 
@@ -15,8 +15,8 @@ from typing import Any
 from tuneplan.kernels.compiled import assembly
 from tuneplan.kernels.gpu import dequantize_4bit, dequantize_8bit, linear_4bit, lora_grad
 
-ARCHITECTURES = (80, 89, 90, 100)
-"""A100; RTX 40 and L40S; H100 and H200; B200."""
+ARCHITECTURES = (80, 89, 90, 100, 120)
+"""A100; RTX 40 and L40S; H100 and H200; B200; RTX 50."""
 _SCALED = {"data": "*u8", "code": "*fp32", "code2": "*fp32", "absmax2": "*fp32", "offset": "*fp32", "out": "*bf16"}
 _NESTED = {"NESTED": True, "BLOCK": 64, "BLOCK2": 256}
 _FLAT = {"NESTED": False, "BLOCK": 256, "BLOCK2": 1}
@@ -70,7 +70,7 @@ def programs() -> dict[str, Program]:
     words, values = dequantize_4bit.WORDS, dequantize_8bit.VALUES
     layout = {**_NESTED, "WORDS": words}
     scaled = {**_SCALED, "absmax": "*u8"}
-    decoding = {**scaled, "words": "i32", "row_words": "i32", "row_stride": "i32"}
+    decoding = {**scaled, "words": "i32", "row_words": "i32", "row_steps": "i32"}
     rows = {"data": "*i8", "scale": "*fp32", "out": "*bf16", "rows": "i32", "columns": "i32", "row_stride": "i32"}
     tile = {"ROWS": dequantize_8bit.ROWS, "COLUMNS": dequantize_8bit.COLUMNS}
     vector = {**scaled, "x": "*bf16", "bias": "*fp32", "features": "i32", "words": "i32"}
@@ -79,10 +79,10 @@ def programs() -> dict[str, Program]:
     few = {"BIAS": False, "SPLIT": True, "ROWS": linear_4bit.MATRIX_ROWS, "VALUES": 64}
     found = {
         "dequantize_4bit": Program(
-            dequantize_4bit._from_words, decoding, {**layout, "STRIDED": False}, dequantize_4bit.WARPS, words * 8
+            dequantize_4bit._from_words, decoding, {**layout, "STEP": 0}, dequantize_4bit.WARPS, words * 8
         ),
         "dequantize_4bit, rows apart": Program(
-            dequantize_4bit._from_words, decoding, {**layout, "STRIDED": True}, dequantize_4bit.WARPS, words * 8
+            dequantize_4bit._from_words, decoding, {**layout, "STEP": 8}, dequantize_4bit.WARPS, words * 8
         ),
         "dequantize_8bit": Program(
             dequantize_8bit._blockwise,

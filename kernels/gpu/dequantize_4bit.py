@@ -35,11 +35,11 @@ def _from_words(
     out,
     words,
     row_words,
-    row_stride,
+    row_steps,
     NESTED: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK2: tl.constexpr,
-    STRIDED: tl.constexpr,
+    STEP: tl.constexpr,
     WORDS: tl.constexpr,
 ):
     BLOCK_WORDS: tl.constexpr = BLOCK // 8
@@ -62,12 +62,12 @@ def _from_words(
         value_V = value_V * tl.reshape(tl.broadcast_to(absmax_S[:, None], (SCALES, BLOCK)), (WORDS * 8,))
     else:
         value_V = value_V * tl.broadcast_to(absmax_S, (WORDS * 8,))
-    if STRIDED:
-        # rows are whole words; a row's first word is found once for each word
+    if STEP:
+        # rows are whole words, `row_steps * STEP` values apart; a row's first word is found once for each word
         first_row = start // row_words
         column_W = (start - first_row * row_words).to(tl.int32) + word_W
         row_W = column_W // row_words
-        at_W = (first_row + row_W) * row_stride + (column_W - row_W * row_words) * 8
+        at_W = (first_row + row_W) * row_steps * STEP + (column_W - row_W * row_words) * 8
         store(out + at_W[:, None] + tl.arange(0, 8)[None, :], tl.reshape(value_V, (WORDS, 8)), (word_W < left)[:, None])
     else:
         at_V = tl.arange(0, WORDS * 8)
@@ -119,6 +119,10 @@ def dequantize(packed: Packed4bit, out: torch.Tensor, words: int = WORDS, warps:
     columns, row_stride = (out.shape[-1], out.stride(-2)) if apart else (values, values)
     in_words = packed.data.data_ptr() % 4 == 0 and not (apart and columns % 8)
     whole = values // 8 if in_words else 0
+    step = 0
+    if apart:
+        step = 8 if row_stride % 8 == 0 and out.data_ptr() % 16 == 0 else 1
+        words = words if step == 8 else words // 2  # values are stored one by one, and a thread holds a pointer for each
     weight, constants = weight_arguments(packed)
     with torch.cuda.device_of(packed.data):
         if whole:
@@ -127,9 +131,9 @@ def dequantize(packed: Packed4bit, out: torch.Tensor, words: int = WORDS, warps:
                 out,
                 whole,
                 columns // 8,
-                row_stride,
+                row_stride // max(step, 1),
                 **constants,
-                STRIDED=apart,
+                STEP=step,
                 WORDS=words,
                 num_warps=warps,
                 enable_fp_fusion=False,

@@ -1,4 +1,4 @@
-"""The programs as the compiler leaves them, for four generations of cards, without any of them.
+"""The programs as the compiler leaves them, for five generations of cards, without any of them.
 
 A kernel that spills, loads bytes one by one or needs more instructions than the memory leaves time for is slow on every card;
 that is seen here before it is timed anywhere.
@@ -36,6 +36,9 @@ NARROWER_LOADS = {"dequantize_4bit": 32, "dequantize_4bit, rows apart": 32, "lin
 """Bits that a thread loads of the weight, where it is not 128: a warp reads 128 or 256 bytes at once all the same. What a thread
 decodes is then one store of 128 bits, and what it reads of x serves twice as many rows."""
 
+SHARED_BYTES = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+"""Shared memory that a block may have (CUDA C++ Programming Guide, technical specifications per compute capability)."""
+
 
 def compiled(architecture: int) -> dict[str, Any]:
     """Each program, compiled in a process of its own: this one interprets."""
@@ -56,6 +59,7 @@ def test_programs(architecture: int) -> None:
     assert set(MOST_INSTRUCTIONS) == set(rows)
     assert [] == [name for name, most in MOST_INSTRUCTIONS.items() if rows[name]["instructions_a_value"] > most]
     assert [] == [name for name, row in rows.items() if row["spilled"]]
+    assert [] == [name for name, row in rows.items() if row["shared_bytes"] > SHARED_BYTES[architecture]]
     assert set(NARROWER_LOADS) == {name for name, row in rows.items() if not row["loads_128_bits"]}
     assert [] == [name for name, bits in NARROWER_LOADS.items() if not rows[name][f"loads_{bits}_bits"]]
     # the scales are bytes, one for each 64 values; the weight is not read so

@@ -26,15 +26,25 @@ def test_triton_equals_the_reference_bit_by_bit(shape: tuple[int, int]) -> None:
             assert torch.equal(bits(expected), bits(dequantize_4bit(data, state, dtype=dtype, backend="triton")))
 
 
-@pytest.mark.parametrize("columns", [64, 33])
-def test_rows_may_be_apart(columns: int) -> None:
-    """A part of a wider buffer is written, and nothing beside it: in whole words, and where rows are not whole words."""
+@pytest.mark.parametrize(("columns", "gap"), [(64, 9), (64, 8), (33, 9)])
+def test_rows_may_be_apart(columns: int, gap: int) -> None:
+    """A part of a wider buffer is written, and nothing beside it: in whole words that lie well or not, and where rows are not."""
     data, state = quantized(70, columns)
     for dtype, backend in itertools.product(FLOATS, ("triton", "torch")):
-        whole, part = apart(70, columns, dtype)
+        whole, part = apart(70, columns, dtype, gap)
         assert part is dequantize_4bit(data, state, out=part, backend=backend)
         assert torch.equal(bits(reference(Packed4bit.of(data, state), dtype)), bits(part))
         assert whole[:, columns:].isnan().all()
+
+
+def test_rows_apart_that_begin_anywhere() -> None:
+    """The first value does not lie at a multiple of 16 bytes, though rows are whole words apart."""
+    data, state = quantized(70, 64)
+    for dtype in FLOATS:
+        whole = torch.full((70, 72), float("nan"), dtype=dtype, device=DEVICE)
+        dequantize_4bit(data, state, out=whole[:, 1:65], backend="triton")
+        assert torch.equal(bits(reference(Packed4bit.of(data, state), dtype)), bits(whole[:, 1:65].contiguous()))
+        assert whole[:, [0, *range(65, 72)]].isnan().all()
 
 
 def test_more_than_one_program() -> None:

@@ -115,7 +115,7 @@ def run_ranks(folder: Path, ranks: int, *more: str) -> dict[str, Any]:
 
 
 def leave() -> None:
-    """End a rank that has done its work, without Python's own end: a thread of gloo that frees a tensor then aborts the process."""
+    """End a rank that is done, without Python's own end: a thread of gloo that frees a tensor meanwhile aborts the process."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
