@@ -133,7 +133,7 @@ def test_trainers(
     assert peak == pytest.approx(found["peak"]["allocated_bytes"], rel=TOLERANCE)
 
 
-@pytest.mark.parametrize(("prompt", "at_once", "op"), [(112, 24, "prompts: "), (8, 96, "generate")])
+@pytest.mark.parametrize(("prompt", "at_once", "op"), [(112, 12, "prompts: "), (8, 48, "generate")])
 def test_rollouts(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], prompt: int, at_once: int, op: str) -> None:
     """Many completions at once, whose prompts, or whose cache of keys and values, need more than the training itself."""
     length = 16 if op != "generate" else 40
