@@ -4,6 +4,7 @@ Results lie in buffers that held no number before. Where the tensors lie on a CP
 needs a GPU is left out.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -102,12 +103,12 @@ def like_bitsandbytes(machine: Machine) -> None:
 
 def rows_apart(machine: Machine) -> None:
     """A buffer whose rows are apart gets the weight; what lies between the rows is left alone."""
-    for size in [(64, 256), (17, 40), (9, 33)]:
-        packed = packed_4bit(_case(*size), machine.device, SEED)
-        wide = torch.full((size[0], size[1] + 24), 7.0, dtype=torch.bfloat16, device=machine.device)
-        dequantize_4bit(packed.data, packed, out=wide[:, : size[1]])
-        _expect(wide[:, : size[1]].contiguous(), reference(packed, torch.bfloat16), f"rows of {size}")
-        _expect(wide[:, size[1] :].contiguous(), torch.full_like(wide[:, size[1] :], 7.0).contiguous(), "between the rows")
+    for (rows, columns), gap in itertools.product([(64, 256), (17, 40), (9, 33)], [24, 9]):
+        packed = packed_4bit(_case(rows, columns), machine.device, SEED)
+        wide = torch.full((rows, columns + gap), 7.0, dtype=torch.bfloat16, device=machine.device)
+        dequantize_4bit(packed.data, packed, out=wide[:, :columns])
+        _expect(wide[:, :columns].contiguous(), reference(packed, torch.bfloat16), f"{rows} x {columns}, {gap} apart")
+        _expect(wide[:, columns:].contiguous(), torch.full_like(wide[:, columns:], 7.0).contiguous(), "between the rows")
 
 
 def beyond_32_bits(machine: Machine) -> None:
