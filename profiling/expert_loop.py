@@ -17,7 +17,7 @@ from tuneplan.planner.models.expert_rows import hit, rows_of_experts
 
 def is_experts(module: nn.Module) -> bool:
     """Whether transformers chooses an implementation for the module (`use_experts_implementation` of integrations/moe.py)."""
-    return hasattr(module, "_is_expert_parallel") and hasattr(module, "is_transposed")
+    return hasattr(module, "has_gate") and hasattr(module, "is_transposed")
 
 
 def answer_routing(model: nn.Module, routing: str) -> None:

@@ -1,8 +1,9 @@
 """One training step after the other as transformers' Trainer runs them, with every storage tracked, on any device."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from traceback import clear_frames
 from typing import Any
 
 import torch
@@ -44,6 +45,24 @@ class StepTrace:
         return max(self.phases, key=lambda name: self.phases[name].peak_bytes)
 
 
+@contextmanager
+def let_go() -> Iterator[None]:
+    """After an error, what its frames hold is freed, whoever keeps the error.
+
+    Before 2.13, torch leaves the hooks of a checkpoint whose forward failed in place for as long as a frame holds them; the next
+    step in the process would run under them. On a device, those frames hold its memory too.
+    """
+    try:
+        yield
+    except BaseException as error:
+        told: BaseException | None = error
+        while told is not None:
+            clear_frames(told.__traceback__)
+            told = told.__cause__ or told.__context__
+        raise
+
+
+@let_go()
 def run_step(
     built: Built,
     settings: Settings,

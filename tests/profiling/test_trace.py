@@ -1,5 +1,6 @@
 """Traces of the real code: their document, their agreement with the planner, and the ways around what meta tensors cannot do."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -193,6 +194,32 @@ def test_holders_name_module_op_and_line() -> None:
     assert activations[0].size_bytes >= activations[1].size_bytes
     assert "layers.*" in activations[0].module
     assert activations[0].line.rpartition(":")[0].endswith(".py")
+
+
+def test_a_failed_step_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a forward has begun is over when its error comes out, even while somebody keeps the error."""
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    said: list[str] = []
+
+    def begun() -> Iterator[None]:
+        said.append("begun")
+        try:
+            yield
+        finally:
+            said.append("over")
+
+    def forward(self: Any, hidden: Any) -> None:
+        held = begun()  # as torch before 2.13 holds the hooks of a checkpoint
+        next(held)
+        raise RuntimeError("no")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(LlamaMLP, "forward", forward)
+        with pytest.raises(InputError, match="RuntimeError: no") as kept:
+            traced()
+        assert said.count("begun") == said.count("over") > 0
+        assert kept.value.__cause__ is not None
 
 
 @pytest.mark.parametrize(
