@@ -33,6 +33,7 @@ _IN_PLACE = {
 """What backward formulas do in place unless a dispatch mode is looking (`areAnyTensorSubclassLike` of FunctionsManual.cpp)."""
 _SCATTERED = torch.ops.aten.masked_scatter_backward.default
 _GROUPED = torch.ops.aten._grouped_mm.default
+_BINCOUNT = torch.ops.aten.bincount.default
 _CHECKED = torch.ops.aten._is_all_true.default
 _ITEM = torch.ops.aten._local_scalar_dense.default
 _GEMM_4BIT = "gemm_4bit.default"
@@ -282,6 +283,8 @@ class StorageTracker(TorchDispatchMode):
             out = _grouped_in_another_dtype(args, kwargs or {})
         elif func is _SCATTERED and args[0].device.type == "meta":  # it counts the places of the mask
             out = args[0].new_empty(args[2])
+        elif func is _BINCOUNT and args[0].device.type == "meta" and len(args) == 3 and args[1] is None and args[2]:
+            out = args[0].new_empty(args[2], dtype=torch.int64)  # of tokens by expert, say: no value is beyond the length named
         else:
             rows = masked_places.result(func, args, self.places)
             out = meta_results.run(func, args, kwargs or {}) if rows is None else rows

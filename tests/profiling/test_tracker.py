@@ -65,6 +65,17 @@ def test_items_of_meta_tensors_are_answered() -> None:
         assert torch.empty((), device="meta", dtype=torch.bool).item() == 1
 
 
+def test_counts_of_numbers_are_as_long_as_asked_for() -> None:
+    """Tokens by expert, say, which torch cannot count without values; where no length is named, it says so."""
+    tracker = StorageTracker("meta")
+    with tracker:
+        counted = torch.bincount(torch.zeros(64, dtype=torch.int64, device="meta"), minlength=8)
+        with pytest.raises(NotImplementedError):
+            torch.bincount(counted)
+    assert (counted.shape, counted.dtype) == ((8,), torch.int64)
+    assert ["bincount.default"] == [entry.op for birth, entry in tracker.log if birth and entry.op.startswith("bincount")]
+
+
 def test_rows_taken_and_put_by_a_mask() -> None:
     """On meta their number is told; the gradient of what was written over is a copy, as without a mode."""
     tracker = StorageTracker("meta")
