@@ -17,7 +17,8 @@ from tuneplan.profiling.optimizers import make_optimizer
 from tuneplan.profiling.subject import Subject
 
 GLOO_SECONDS = 0.1
-"""For gloo's threads to free the last tensors they sent: one that does so while Python ends aborts the process."""
+"""For gloo's threads to free the last tensors they sent, for which they need Python: the end of the group would wait for them and
+keep Python to itself, and after the end of Python they would abort the process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +92,9 @@ def group(ranks: Ranks, device: torch.device) -> Iterator[None]:
     bound = device if device.type == "cuda" else None
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", device_id=bound)
     yield
-    distributed.destroy_process_group()  # not after an error: it would wait for ranks that wait for this one
     if bound is None:
         time.sleep(GLOO_SECONDS)
+    distributed.destroy_process_group()  # not after an error: it would wait for ranks that wait for this one
 
 
 def spread(built: Built, subject: Subject, sharding: Sharding, ranks: Ranks, device: torch.device) -> Built:

@@ -37,7 +37,6 @@ for stage in ("0", "3"):
     layout = ("--data-parallel", "2", "--zero-stage", stage, "--out", f"{out}/{stage}.json")
     step = ("--attention", "eager", "--seq-len", "16", "--device", "cpu", "--warmup-steps", "1", "--steps", "1")
     assert run(["profile", "--model", model, "--method", "lora", *step, *layout, "--json"]) == 0
-distributed.destroy_process_group()
 leave()
 """
 LONGEST_SECONDS = 120
