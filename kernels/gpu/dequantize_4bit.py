@@ -119,7 +119,7 @@ def dequantize(packed: Packed4bit, out: torch.Tensor, words: int = WORDS, warps:
     columns, row_stride = (out.shape[-1], out.stride(-2)) if apart else (values, values)
     in_words = packed.data.data_ptr() % 4 == 0 and not (apart and columns % 8)
     whole = values // 8 if in_words else 0
-    step = 0
+    step = 0  # rows side by side
     if apart:
         step = 8 if row_stride % 8 == 0 and out.data_ptr() % 16 == 0 else 1
         words = words if step == 8 else words // 2  # values are stored one by one, and a thread holds a pointer for each

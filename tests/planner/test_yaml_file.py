@@ -72,7 +72,7 @@ def test_depth_is_bounded() -> None:
     """One level more than allowed is refused, and so are a hundred thousand."""
     parse_yaml("[" * DEEPEST + "1" + "]" * DEEPEST, "f")
     for depth in (DEEPEST + 1, 100_000):
-        with pytest.raises(InputError, match=r"levels|nesting depth"):
+        with pytest.raises(InputError, match="levels"):
             parse_yaml("[" * depth + "1" + "]" * depth, "f")
 
 

@@ -122,7 +122,7 @@ def test_two_processes(tmp_path: Path) -> None:
     for stage, document in ((0, replicated), (3, split)):
         assert [0, 1] == [rank["rank"] for rank in document["ranks"]]
         assert (2, stage) == (document["request"]["data_parallel"], document["request"]["zero_stage"])
-        # a rank frees what it sent when the other has it: now and then one holds gathered weights for longer, a fifth more
+        # a rank frees what it sent when the other has it: now and then one holds gathered weights for longer, a quarter more
         first, second = (rank["phases"]["backward"]["peak_bytes"] for rank in document["ranks"])
         assert first == pytest.approx(second, rel=0.3)
     ends = [document["phases"]["load"]["end_bytes"] for document in (replicated, split)]
