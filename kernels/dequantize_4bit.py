@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tuneplan.kernels.backend import calls_directly, chosen
+from tuneplan.kernels.on_cpu import decode
 from tuneplan.kernels.packed import PARTS, Packed4bit, check_out, decoded_scales, operator_parts, packed_4bit
 
 
@@ -62,18 +63,25 @@ def reference(packed: Packed4bit, dtype: torch.dtype) -> torch.Tensor:
     """
     count, size = packed.values, packed.blocksize
     byte = packed.data.reshape(-1).view(torch.uint8)[: (count + 1) // 2]
-    every = torch.arange(256, device=byte.device)
-    pairs = torch.stack((packed.code[every >> 4], packed.code[every & 15]), dim=1)
-    values = torch.nn.functional.embedding(byte.int(), pairs).reshape(-1)[:count]
+    values = torch.nn.functional.embedding(byte.int(), _pairs(packed.code)).reshape(-1)[:count]
     scales = decoded_scales(packed)
     full = count % size == 0
     values = values.view(-1, size) * scales[:, None] if full else values * scales.repeat_interleave(size)[:count]
     return values.to(dtype).reshape(packed.shape)
 
 
+def _pairs(code: torch.Tensor) -> torch.Tensor:
+    """[256, 2]: the two values that each byte stands for."""
+    byte = torch.arange(256, device=code.device)
+    return torch.stack((code[byte >> 4], code[byte & 15]), dim=1)
+
+
 def _run(packed: Packed4bit, out: torch.Tensor, backend: str) -> None:
     if chosen(backend, packed.device) == "torch":
-        out.copy_(reference(packed, out.dtype))
+        if packed.device.type == "cpu" and out.is_contiguous():
+            decode(packed.data, _pairs(packed.code), decoded_scales(packed), packed.blocksize, out)
+        else:
+            out.copy_(reference(packed, out.dtype))
         return
     from tuneplan.kernels.gpu.dequantize_4bit import dequantize
 

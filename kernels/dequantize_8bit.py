@@ -10,6 +10,7 @@ import torch
 
 from tuneplan.kernels.backend import calls_directly, chosen
 from tuneplan.kernels.errors import KernelInputError
+from tuneplan.kernels.on_cpu import decode, decode_rows
 from tuneplan.kernels.packed import PARTS, Packed8bit, check_out, decoded_scales, operator_parts, packed_8bit
 
 
@@ -91,7 +92,12 @@ def dequantize_8bit(
 
 def reference_rows(data: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """LLM.int8's weight in plain torch ops, [rows, columns]."""
-    return (data.float() * (scale * (1.0 / 127.0))[:, None]).to(dtype)
+    return (data.float() * _steps(scale)[:, None]).to(dtype)
+
+
+def _steps(scale: torch.Tensor) -> torch.Tensor:
+    """What a row's values are multiples of, [rows]."""
+    return scale * (1.0 / 127.0)
 
 
 def reference(packed: Packed8bit, dtype: torch.dtype) -> torch.Tensor:
@@ -102,7 +108,10 @@ def reference(packed: Packed8bit, dtype: torch.dtype) -> torch.Tensor:
 
 def _run_rows(data: torch.Tensor, scale: torch.Tensor, out: torch.Tensor, backend: str) -> None:
     if chosen(backend, data.device) == "torch":
-        out.copy_(reference_rows(data, scale, out.dtype))
+        if data.device.type == "cpu":
+            decode_rows(data, _steps(scale), out)
+        else:
+            out.copy_(reference_rows(data, scale, out.dtype))
         return
     from tuneplan.kernels.gpu.dequantize_8bit import dequantize_rows
 
@@ -111,7 +120,10 @@ def _run_rows(data: torch.Tensor, scale: torch.Tensor, out: torch.Tensor, backen
 
 def _run_blockwise(packed: Packed8bit, out: torch.Tensor, backend: str) -> None:
     if chosen(backend, packed.device) == "torch":
-        out.copy_(reference(packed, out.dtype))
+        if packed.device.type == "cpu":
+            decode(packed.data, packed.code, decoded_scales(packed), packed.blocksize, out)
+        else:
+            out.copy_(reference(packed, out.dtype))
         return
     from tuneplan.kernels.gpu.dequantize_8bit import dequantize_blockwise
 

@@ -17,13 +17,14 @@ CASES = list(itertools.product(SHAPES, ("nf4", "fp4"), (32, 64, 256, 4096), (Tru
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_triton_equals_the_reference_bit_by_bit(shape: tuple[int, int]) -> None:
+def test_backends_equal_the_reference_bit_by_bit(shape: tuple[int, int]) -> None:
     """NF4 and FP4, four block sizes, quantized scales or not, three types: whole words, tails, and rows shorter than a block."""
     for _, quant_type, blocksize, nested in (case for case in CASES if case[0] == shape):
         data, state = quantized(*shape, quant_type, blocksize, nested)
         for dtype in FLOATS:
             expected = reference(Packed4bit.of(data, state), dtype)
-            assert torch.equal(bits(expected), bits(dequantize_4bit(data, state, dtype=dtype, backend="triton")))
+            for backend in ("triton", "torch"):
+                assert torch.equal(bits(expected), bits(dequantize_4bit(data, state, dtype=dtype, backend=backend)))
 
 
 @pytest.mark.parametrize(("columns", "gap"), [(64, 9), (64, 8), (33, 9)])
@@ -47,12 +48,13 @@ def test_rows_apart_that_begin_anywhere() -> None:
         assert whole[:, [0, *range(65, 72)]].isnan().all()
 
 
-def test_more_than_one_program() -> None:
-    """A weight of several programs with a last one that is not full."""
-    data, state = quantized(33, 768)
+@pytest.mark.parametrize(("backend", "shape"), [("triton", (33, 768)), ("torch", (301, 2049)), ("torch", (256, 1024))])
+def test_more_than_one_program(backend: str, shape: tuple[int, int]) -> None:
+    """A weight of several programs, or of several pieces on a CPU, with a last one that is not full or just so."""
+    data, state = quantized(*shape)
     assert torch.equal(
         bits(reference(Packed4bit.of(data, state), torch.bfloat16)),
-        bits(dequantize_4bit(data, state, dtype=torch.bfloat16, backend="triton")),
+        bits(dequantize_4bit(data, state, dtype=torch.bfloat16, backend=backend)),
     )
 
 

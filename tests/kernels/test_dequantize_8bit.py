@@ -23,13 +23,14 @@ def rowwise(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_blockwise_bits(shape: tuple[int, int]) -> None:
-    """Triton, the reference and bitsandbytes agree: three block sizes, quantized scales or not, three types."""
+    """Both backends, the reference and bitsandbytes agree: three block sizes, quantized scales or not, three types."""
     for blocksize, nested, dtype in itertools.product((64, 256, 4096), (True, False), FLOATS):
         torch.manual_seed(blocksize)
         data, state = bnb.quantize_blockwise(torch.randn(*shape, device=DEVICE), nested=nested, blocksize=blocksize)
         state.dtype = dtype
         expected = reference(Packed8bit.of(data, state), dtype)
-        assert torch.equal(bits(expected), bits(dequantize_8bit(data, state, backend="triton")))
+        for backend in ("triton", "torch"):
+            assert torch.equal(bits(expected), bits(dequantize_8bit(data, state, backend=backend)))
         assert torch.equal(bits(expected), bits(bnb.dequantize_blockwise(data, state)))
 
 
@@ -40,11 +41,20 @@ def test_row_bits(shape: tuple[int, int]) -> None:
     for dtype in FLOATS:
         expected = data.to(dtype, copy=True).mul_(scale.unsqueeze(1).mul(1.0 / 127.0))
         assert torch.equal(bits(expected), bits(reference_rows(data, scale, dtype)))
-        assert torch.equal(bits(expected), bits(dequantize_8bit_rows(data, scale, dtype=dtype, backend="triton")))
-        whole, part = apart(*shape, dtype)
-        dequantize_8bit_rows(data, scale, out=part, backend="triton")
-        assert torch.equal(bits(expected), bits(part))
-        assert whole[:, shape[1] :].isnan().all()
+        for backend in ("triton", "torch"):
+            assert torch.equal(bits(expected), bits(dequantize_8bit_rows(data, scale, dtype=dtype, backend=backend)))
+            whole, part = apart(*shape, dtype)
+            dequantize_8bit_rows(data, scale, out=part, backend=backend)
+            assert torch.equal(bits(expected), bits(part))
+            assert whole[:, shape[1] :].isnan().all()
+
+
+def test_several_pieces_on_a_cpu() -> None:
+    """More values than are decoded at once, the last ones no full piece."""
+    data, scale = rowwise(301, 2049)
+    assert torch.equal(reference_rows(data, scale, torch.bfloat16), dequantize_8bit_rows(data, scale, dtype=torch.bfloat16))
+    flat, state = bnb.quantize_blockwise(torch.randn(301, 2049, device=DEVICE), blocksize=256)
+    assert torch.equal(reference(Packed8bit.of(flat, state), torch.float32), dequantize_8bit(flat, state))
 
 
 def test_ops_under_torch_tools() -> None:
