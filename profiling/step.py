@@ -1,5 +1,6 @@
 """One training step after the other as transformers' Trainer runs them, with every storage tracked, on any device."""
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -62,6 +63,22 @@ def let_go() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def only_new_objects_searched() -> Iterator[None]:
+    """Python's search for cycles passes over what exists already: the objects of a model and of its libraries.
+
+    They are searched again and again otherwise, which is a quarter of a trace's time. What a process has frozen itself stays so.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 @let_go()
 def run_step(
     built: Built,
@@ -106,6 +123,7 @@ def run_step(
     built.optimizer.zero_grad(set_to_none=True)
 
 
+@only_new_objects_searched()
 def trace_step(
     built: Built,
     settings: Settings,
