@@ -74,7 +74,6 @@ def programs() -> dict[str, Program]:
     rows = {"data": "*i8", "scale": "*fp32", "out": "*bf16", "rows": "i32", "columns": "i32", "row_stride": "i32"}
     tile = {"ROWS": dequantize_8bit.ROWS, "COLUMNS": dequantize_8bit.COLUMNS}
     vector = {**scaled, "x": "*bf16", "bias": "*fp32", "features": "i32", "words": "i32"}
-    vector_tile = {"ROWS": linear_4bit.VECTOR_ROWS, "WORDS": linear_4bit.VECTOR_WORDS}
     matrix = {"x": "*bf16", "bias": "*fp32", "tokens": "i32", "features": "i32", "width": "i32", "split_blocks": "i32"}
     few = {"BIAS": False, "SPLIT": True, "ROWS": linear_4bit.MATRIX_ROWS, "VALUES": 64}
     found = {
@@ -94,15 +93,17 @@ def programs() -> dict[str, Program]:
         "dequantize_8bit_rows": Program(
             dequantize_8bit._rowwise, rows, tile, dequantize_8bit.WARPS, tile["ROWS"] * tile["COLUMNS"]
         ),
-        "linear_4bit, 1 token": Program(
+    }
+    for name, features in (("1 token", 11008), ("1 token, 1024 rows", 1024)):
+        tile_rows, tile_words = linear_4bit.vector_tile(features, 4096 // 8)
+        found[f"linear_4bit, {name}"] = Program(
             linear_4bit._vector,
             vector,
-            {**_NESTED, "BIAS": False, **vector_tile},
+            {**_NESTED, "BIAS": False, "ROWS": tile_rows, "WORDS": tile_words},
             linear_4bit.VECTOR_WARPS,
-            vector_tile["ROWS"] * vector_tile["WORDS"] * 8,
+            tile_rows * tile_words * 8,
             fusion=True,
-        ),
-    }
+        )
     for tokens, warps in ((16, linear_4bit.MATRIX_WARPS), (64, 2 * linear_4bit.MATRIX_WARPS)):
         found[f"linear_4bit, {tokens} tokens"] = Program(
             linear_4bit._matrix,

@@ -44,7 +44,7 @@ class Sweep:
     choices: Mapping[str, Sequence[Any]]
 
 
-_WIDE, _LARGE, _SQUARE = Shape(11008, 4096), Shape(28672, 8192), Shape(4096, 4096)
+_WIDE, _LARGE, _SQUARE, _SHORT = Shape(11008, 4096), Shape(28672, 8192), Shape(4096, 4096), Shape(1024, 8192)
 SWEEPS = (
     Sweep(
         "dequantize_4bit",
@@ -60,6 +60,11 @@ SWEEPS = (
         "linear_4bit",
         [Case("linear_4bit", _SQUARE, tokens=1)],
         {"VECTOR_ROWS": (4, 8, 16), "VECTOR_WORDS": (64, 128, 256), "VECTOR_WARPS": (2, 4, 8)},
+    ),
+    Sweep(  # the keys and values of a 70B model, whose rows are halved until they fill the card or are this few
+        "linear_4bit",
+        [Case("linear_4bit", _SHORT, tokens=1)],
+        {"FEWEST_ROWS": (4, 8, 16), "VECTOR_WORDS": (64, 128), "VECTOR_WARPS": (4, 8)},
     ),
     Sweep(
         "dequantize_8bit",

@@ -191,6 +191,23 @@ def _added_up(sums, bias, out, splits, values, features, BIAS: tl.constexpr, VAL
     store(out + at_V, sum_V, there_V)
 
 
+def vector_tile(features: int, row_words: int) -> tuple[int, int]:
+    """Rows, and words of each, that a program of one token takes in a turn.
+
+    Where rows alone do not fill the card it takes half of them and goes twice as far along K: the same words a thread, in fewer
+    turns, each of which waits for the memory.
+
+    Args:
+        features: out_features.
+        row_words: 32-bit words of a row.
+    """
+    rows, words = VECTOR_ROWS, VECTOR_WORDS
+    while rows > FEWEST_ROWS and triton.cdiv(features, rows) < PROGRAMS // 2:
+        rows //= 2
+        words = words if words >= row_words else 2 * words
+    return rows, words
+
+
 def linear(x: torch.Tensor, packed: Packed4bit, bias: torch.Tensor | None, out: torch.Tensor) -> None:
     """`out = x W^T + bias` on the current stream.
 
@@ -212,9 +229,7 @@ def linear(x: torch.Tensor, packed: Packed4bit, bias: torch.Tensor | None, out: 
     constants["BIAS"] = bias is not None
     with torch.cuda.device_of(x):
         if tokens == 1:
-            rows = VECTOR_ROWS
-            while rows > FEWEST_ROWS and triton.cdiv(features, rows) < PROGRAMS // 2:
-                rows //= 2
+            rows, words = vector_tile(features, width // 8)
             _vector[(triton.cdiv(features, rows),)](
                 *tensors,
                 out,
@@ -222,7 +237,7 @@ def linear(x: torch.Tensor, packed: Packed4bit, bias: torch.Tensor | None, out: 
                 width // 8,
                 **constants,
                 ROWS=rows,
-                WORDS=VECTOR_WORDS,
+                WORDS=words,
                 num_warps=VECTOR_WARPS,
                 enable_fp_fusion=True,
             )

@@ -24,6 +24,7 @@ MOST_INSTRUCTIONS = {
     "dequantize_8bit": 8.0,
     "dequantize_8bit_rows": 5.5,
     "linear_4bit, 1 token": 5.0,
+    "linear_4bit, 1 token, 1024 rows": 6.0,
     "linear_4bit, 16 tokens": 6.5,
     "linear_4bit, 64 tokens": 11.0,
     "lora_grad, rank 16, bf16 adapter": 4.0,
@@ -32,7 +33,12 @@ MOST_INSTRUCTIONS = {
     "lora_grad, rank 32, fp32 adapter": 17.0,
 }
 """A value of the weight, or of the gradient. An H200 has time for 17.5 while it decodes to bf16; bitsandbytes 0.50 takes 26.3."""
-NARROWER_LOADS = {"dequantize_4bit": 32, "dequantize_4bit, rows apart": 32, "linear_4bit, 1 token": 64}
+NARROWER_LOADS = {
+    "dequantize_4bit": 32,
+    "dequantize_4bit, rows apart": 32,
+    "linear_4bit, 1 token": 64,
+    "linear_4bit, 1 token, 1024 rows": 64,
+}
 """Bits that a thread loads of the weight, where it is not 128: a warp reads 128 or 256 bytes at once all the same. What a thread
 decodes is then one store of 128 bits, and what it reads of x serves twice as many rows."""
 

@@ -37,6 +37,24 @@ def test_one_token_in_several_turns(nested: bool) -> None:
         assert largest > relative_error(linear_4bit(x, data, state, backend="triton"), x.double() @ weight.t())
 
 
+@pytest.mark.parametrize("features", [70, 600, 1100, 2200])
+def test_one_token_of_any_number_of_rows(features: int) -> None:
+    """Few rows are taken four or eight at once, along more of in_features, which need not fill a turn."""
+    data, state = quantized(features, 1024 + 320)
+    x = torch.randn(1, 1024 + 320, device=DEVICE)
+    exact = x.double() @ reference(Packed4bit.of(data, state), torch.float32).double().t()
+    assert LARGEST_ERROR[torch.float32] > relative_error(linear_4bit(x, data, state, backend="triton"), exact)
+
+
+def test_tiles_of_one_token() -> None:
+    """Rows and words of a turn: 16 x 128 where rows fill the card, else as many words, but no longer than a row."""
+    from tuneplan.kernels.gpu.linear_4bit import vector_tile
+
+    sizes = ((11008, 512), (4096, 512), (2048, 512), (1024, 512), (1024, 1024), (1024, 256), (512, 128), (256, 8))
+    expected = [(16, 128), (16, 128), (8, 256), (4, 512), (4, 512), (4, 256), (4, 128), (4, 128)]
+    assert expected == [vector_tile(*size) for size in sizes]
+
+
 @pytest.mark.parametrize("skipped", [1, 2])
 def test_one_token_that_begins_anywhere(skipped: int) -> None:
     """A token is read four values at a time, also one that is not aligned to them."""
