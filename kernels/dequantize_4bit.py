@@ -76,12 +76,17 @@ def _pairs(code: torch.Tensor) -> torch.Tensor:
     return torch.stack((code[byte >> 4], code[byte & 15]), dim=1)
 
 
+@torch.no_grad()
+def _run_in_torch(packed: Packed4bit, out: torch.Tensor) -> None:
+    if packed.device.type == "cpu" and out.is_contiguous():
+        decode(packed.data, _pairs(packed.code), decoded_scales(packed), packed.blocksize, out)
+    else:
+        out.copy_(reference(packed, out.dtype))
+
+
 def _run(packed: Packed4bit, out: torch.Tensor, backend: str) -> None:
     if chosen(backend, packed.device) == "torch":
-        if packed.device.type == "cpu" and out.is_contiguous():
-            decode(packed.data, _pairs(packed.code), decoded_scales(packed), packed.blocksize, out)
-        else:
-            out.copy_(reference(packed, out.dtype))
+        _run_in_torch(packed, out)
         return
     from tuneplan.kernels.gpu.dequantize_4bit import dequantize
 

@@ -106,12 +106,25 @@ def reference(packed: Packed8bit, dtype: torch.dtype) -> torch.Tensor:
     return (packed.code[packed.data.reshape(-1).int()] * blocks).to(dtype).reshape(packed.shape)
 
 
+@torch.no_grad()
+def _run_rows_in_torch(data: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> None:
+    if data.device.type == "cpu":
+        decode_rows(data, _steps(scale), out)
+    else:
+        out.copy_(reference_rows(data, scale, out.dtype))
+
+
+@torch.no_grad()
+def _run_blockwise_in_torch(packed: Packed8bit, out: torch.Tensor) -> None:
+    if packed.device.type == "cpu":
+        decode(packed.data, packed.code, decoded_scales(packed), packed.blocksize, out)
+    else:
+        out.copy_(reference(packed, out.dtype))
+
+
 def _run_rows(data: torch.Tensor, scale: torch.Tensor, out: torch.Tensor, backend: str) -> None:
     if chosen(backend, data.device) == "torch":
-        if data.device.type == "cpu":
-            decode_rows(data, _steps(scale), out)
-        else:
-            out.copy_(reference_rows(data, scale, out.dtype))
+        _run_rows_in_torch(data, scale, out)
         return
     from tuneplan.kernels.gpu.dequantize_8bit import dequantize_rows
 
@@ -120,10 +133,7 @@ def _run_rows(data: torch.Tensor, scale: torch.Tensor, out: torch.Tensor, backen
 
 def _run_blockwise(packed: Packed8bit, out: torch.Tensor, backend: str) -> None:
     if chosen(backend, packed.device) == "torch":
-        if packed.device.type == "cpu":
-            decode(packed.data, packed.code, decoded_scales(packed), packed.blocksize, out)
-        else:
-            out.copy_(reference(packed, out.dtype))
+        _run_blockwise_in_torch(packed, out)
         return
     from tuneplan.kernels.gpu.dequantize_8bit import dequantize_blockwise
 

@@ -3,8 +3,8 @@
 import torch
 
 PIECE = 1 << 18
-"""Values decoded at once, a multiple of every block size: 1 MiB of fp32. Within a fifth the best of 2^14 to 2^20 for 256 x 512
-to 11008 x 4096, on two cores of an AMD EPYC with torch 2.13; 2^20 is better for the largest and worse for 4096 x 4096 in bf16."""
+"""Values decoded at once, a multiple of every block size: 1 MiB of fp32. Of 2^14 to 2^20 what loses least: 1.23 times the best on
+average and 1.43 at most, over 256 x 512 to 11008 x 4096, 4 and 8 bits, bf16 and fp32 (AMD EPYC, two threads, torch 2.13)."""
 
 
 def decode(data: torch.Tensor, table: torch.Tensor, scales: torch.Tensor, blocksize: int, out: torch.Tensor) -> None:
@@ -21,20 +21,17 @@ def decode(data: torch.Tensor, table: torch.Tensor, scales: torch.Tensor, blocks
     per_byte = 1 if table.dim() == 1 else table.shape[1]
     # a byte's two values are moved as one of 64 bits, for which torch copies no slices
     entries = table if per_byte == 1 else table.view(torch.int64).view(-1)
-    longest = min(PIECE, flat.numel() + flat.numel() % per_byte)
+    longest = min(PIECE, -(-flat.numel() // blocksize) * blocksize)
     number = torch.empty(longest // per_byte, dtype=torch.int32, device=out.device)
     found = torch.empty(longest // per_byte, dtype=entries.dtype, device=out.device)
     values = found.view(torch.float32)
     for first in range(0, flat.numel(), PIECE):
         count = min(PIECE, flat.numel() - first)
-        bytes_here = -(-count // per_byte)
-        number[:bytes_here].copy_(byte[first // per_byte :][:bytes_here])
-        torch.index_select(entries, 0, number[:bytes_here], out=found[:bytes_here])
-        whole = count // blocksize * blocksize
-        scale = scales[first // blocksize :]
-        values[:whole].view(-1, blocksize).mul_(scale[: whole // blocksize, None])
-        if whole < count:
-            values[whole:count].mul_(scale[whole // blocksize])
+        part = byte[first // per_byte :][: -(-count // per_byte)]
+        torch.index_select(entries, 0, number[: part.numel()].copy_(part), out=found[: part.numel()])
+        blocks = -(-count // blocksize)
+        # whole blocks: what the last one has beyond the values is not copied
+        values[: blocks * blocksize].view(-1, blocksize).mul_(scales[first // blocksize :][:blocks, None])
         flat[first : first + count].copy_(values[:count])
 
 

@@ -67,7 +67,8 @@ def let_go() -> Iterator[None]:
 def only_new_objects_searched() -> Iterator[None]:
     """Python's search for cycles passes over what exists already: the objects of a model and of its libraries.
 
-    They are searched again and again otherwise, which is a quarter of a trace's time. What a process has frozen itself stays so.
+    They are searched again and again otherwise: to build and trace LoRA of Llama-2-7B then takes 1.34 s instead of 1.11 (medians
+    of six runs in turns, one thread of an AMD EPYC). What a process has frozen itself stays so.
     """
     if gc.get_freeze_count():
         yield

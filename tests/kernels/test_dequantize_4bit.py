@@ -1,6 +1,7 @@
 """4-bit dequantization: every implementation gives the same bits."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import bitsandbytes.functional as bnb
@@ -97,6 +98,18 @@ def test_bitsandbytes_gives_the_same_bits(case: Any) -> None:
     for dtype in FLOATS:
         state.dtype = dtype
         assert torch.equal(bnb.dequantize_4bit(data, state), dequantize_4bit(data, state, backend="torch"))
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_the_result_carries_no_gradient(backend: str) -> None:
+    """Also where a table or the scales are trained, into rows side by side and apart."""
+    packed = Packed4bit.of(*quantized(16, 64, nested=False))
+    trained = replace(packed, code=packed.code.clone().requires_grad_(), absmax=packed.absmax.clone().requires_grad_())
+    _, part = apart(16, 64, torch.float32)
+    for out in (None, part):
+        found = dequantize_4bit(trained.data, trained, dtype=torch.float32, out=out, backend=backend)
+        assert not found.requires_grad
+        assert torch.equal(reference(packed, torch.float32), found)
 
 
 def test_scales_are_rounded_after_each_step() -> None:

@@ -1,6 +1,7 @@
 """8-bit dequantization: blockwise tables and LLM.int8's rows, the bits of bitsandbytes."""
 
 import itertools
+from dataclasses import replace
 
 import bitsandbytes.functional as bnb
 import pytest
@@ -55,6 +56,20 @@ def test_several_pieces_on_a_cpu() -> None:
     assert torch.equal(reference_rows(data, scale, torch.bfloat16), dequantize_8bit_rows(data, scale, dtype=torch.bfloat16))
     flat, state = bnb.quantize_blockwise(torch.randn(301, 2049, device=DEVICE), blocksize=256)
     assert torch.equal(reference(Packed8bit.of(flat, state), torch.float32), dequantize_8bit(flat, state))
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_the_result_carries_no_gradient(backend: str) -> None:
+    """Also where the table or the scales are trained."""
+    data, scale = rowwise(16, 48)
+    rows = dequantize_8bit_rows(data, scale.clone().requires_grad_(), dtype=torch.float32, backend=backend)
+    flat, state = bnb.quantize_blockwise(torch.randn(16, 48, device=DEVICE), blocksize=64)
+    packed = Packed8bit.of(flat, state)
+    blocks = dequantize_8bit(flat, replace(packed, code=packed.code.clone().requires_grad_()), backend=backend)
+    assert not rows.requires_grad
+    assert not blocks.requires_grad
+    assert torch.equal(reference_rows(data, scale, torch.float32), rows)
+    assert torch.equal(reference(packed, torch.float32), blocks)
 
 
 def test_ops_under_torch_tools() -> None:

@@ -1,5 +1,6 @@
 """Traces of the real code: their document, their agreement with the planner, and the ways around what meta tensors cannot do."""
 
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -196,6 +197,19 @@ def test_holders_name_module_op_and_line() -> None:
     assert activations[0].line.rpartition(":")[0].endswith(".py")
 
 
+def test_what_python_searches_for_cycles_is_as_before() -> None:
+    """A trace keeps older objects out of the search while it runs; what its process keeps out stays so."""
+    traced()
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        traced()
+        assert frozen >= gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+
+
 def test_a_failed_step_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a forward has begun is over when its error comes out, even while somebody keeps the error."""
     from transformers.models.llama.modeling_llama import LlamaMLP
@@ -220,6 +234,7 @@ def test_a_failed_step_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) ->
             traced()
         assert said.count("begun") == said.count("over") > 0
         assert kept.value.__cause__ is not None
+    assert gc.get_freeze_count() == 0
 
 
 @pytest.mark.parametrize(
